@@ -1,1 +1,26 @@
-//! .
+//! Addresses and links of pods on this machine, and the routes to the pods of other machines.
+//!
+//! Every pod has one address of its node's subnet, as a /32 behind a routed veth: no bridge, so nothing
+//! depends on `br_netfilter`, and a Service address works between two pods of one node. Between nodes
+//! there are plain routes today: **not encrypted**, and only for nodes that share a link.
+//!
+//! Owns: links, addresses and routes that carry this crate's marks (interface names `sk…`, route
+//! protocol [`routes::PROTOCOL`]); it never touches any other. It imports nothing of ours and does not
+//! know what a pod is beyond its uid and its network namespace.
+//!
+//! Everything here blocks for milliseconds at most (netlink answers at once); call it from a blocking
+//! thread. It must run in the network namespace of the node.
+
+mod ipam;
+#[cfg(test)]
+mod kernel_tests;
+mod link;
+mod netlink;
+mod network;
+pub mod routes;
+mod subnet;
+
+pub use ipam::Ipam;
+pub use network::{Config, Error, Network};
+pub use routes::Peer;
+pub use subnet::{Subnet, SubnetError};

@@ -1,0 +1,184 @@
+//! The veth pair of one pod.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::sched::{CloneFlags, setns};
+
+use crate::netlink::{Mode, Netlink};
+use crate::routes::host_route;
+
+/// 1420 bytes pass through every path a pair of nodes may use later (WireGuard over IPv6, a QUIC
+/// datagram), so no pod has to be touched when its node changes the path.
+const MTU: u32 = 1420;
+/// The pod's gateway. Nobody owns it: a permanent neighbour entry leads to the host's end of the pair.
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// Locally administered, the same at every host end: each pair is a link of its own.
+const HOST_MAC: [u8; 6] = [0x0a, 0x58, 0xa9, 0xfe, 0x01, 0x01];
+/// In a network namespace that was just made, `lo` is 1 and the first device is 2.
+const POD_INDEX: u32 = 2;
+
+/// Gives the network namespace at `netns` an `eth0` with `address` and a default route, its other end
+/// as `host_end` in the caller's namespace, and routes `address` there. A leftover `host_end` goes first.
+///
+/// The peer is created inside the pod's namespace: moving a device there later waits for two RCU grace
+/// periods and queues behind every other move on the machine.
+pub(crate) fn attach(
+    netlink: &mut Netlink,
+    netns: &Path,
+    host_end: &str,
+    address: Ipv4Addr,
+) -> io::Result<()> {
+    detach(netlink, host_end)?;
+    let namespace = std::fs::File::open(netns)?;
+
+    let mut peer = LinkMessage::default();
+    peer.header.index = POD_INDEX;
+    peer.attributes = vec![
+        LinkAttribute::IfName("eth0".into()),
+        LinkAttribute::Mtu(MTU),
+        LinkAttribute::NetNsFd(namespace.as_raw_fd()),
+    ];
+    let mut pair = LinkMessage::default();
+    pair.header.flags = LinkFlags::Up;
+    pair.header.change_mask = LinkFlags::Up;
+    pair.attributes = vec![
+        LinkAttribute::IfName(host_end.into()),
+        LinkAttribute::Mtu(MTU),
+        LinkAttribute::Address(HOST_MAC.to_vec()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]),
+    ];
+    netlink.batch(vec![(RouteNetlinkMessage::NewLink(pair), Mode::Create)])?;
+
+    let mut inside = in_namespace(&namespace, Netlink::open)?;
+    inside.batch(vec![
+        (up(POD_INDEX), Mode::Plain),
+        (address_of(POD_INDEX, address, 32), Mode::Replace),
+        (gateway_neighbour(), Mode::Replace),
+        (gateway_route(), Mode::Replace),
+        (default_route(), Mode::Replace),
+    ])?;
+    let index = index_of(netlink, host_end)?.ok_or(io::ErrorKind::NotFound)?;
+    netlink.batch(vec![(host_route(address, index), Mode::Replace)])
+}
+
+/// Deletes `host_end` and with it the pod's end and the route; nothing to do if it is not there.
+pub(crate) fn detach(netlink: &mut Netlink, host_end: &str) -> io::Result<()> {
+    let Some(index) = index_of(netlink, host_end)? else { return Ok(()) };
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    match netlink.batch(vec![(RouteNetlinkMessage::DelLink(link), Mode::Plain)]) {
+        // It went with its pod's namespace between the two calls.
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENODEV) => Ok(()),
+        other => other,
+    }
+}
+
+/// Every link of the caller's namespace by name.
+pub(crate) fn names(netlink: &mut Netlink) -> io::Result<Vec<(String, u32)>> {
+    let links = netlink.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    Ok(links
+        .into_iter()
+        .filter_map(|message| match message {
+            RouteNetlinkMessage::NewLink(link) => {
+                let index = link.header.index;
+                link.attributes.into_iter().find_map(|attribute| match attribute {
+                    LinkAttribute::IfName(name) => Some((name, index)),
+                    _ => None,
+                })
+            }
+            _ => None,
+        })
+        .collect())
+}
+
+fn index_of(netlink: &mut Netlink, name: &str) -> io::Result<Option<u32>> {
+    Ok(names(netlink)?.into_iter().find_map(|(found, index)| (found == name).then_some(index)))
+}
+
+/// Runs `work` in another network namespace, on a thread of its own that ends with it: a thread that
+/// has changed its namespace must never go back to a pool.
+fn in_namespace<T: Send>(
+    namespace: impl AsFd + Sync,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let entered = scope.spawn(|| {
+            setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
+            work()
+        });
+        entered
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread inside the pod's network ended early")))
+    })
+}
+
+pub(crate) fn up(index: u32) -> RouteNetlinkMessage {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    link.header.flags = LinkFlags::Up;
+    link.header.change_mask = LinkFlags::Up;
+    RouteNetlinkMessage::SetLink(link)
+}
+
+/// An address of a link, with the prefix of the network it is in.
+pub(crate) fn address_of(index: u32, address: Ipv4Addr, prefix: u8) -> RouteNetlinkMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.prefix_len = prefix;
+    message.header.index = index;
+    message.attributes =
+        vec![AddressAttribute::Local(IpAddr::V4(address)), AddressAttribute::Address(IpAddr::V4(address))];
+    RouteNetlinkMessage::NewAddress(message)
+}
+
+fn gateway_neighbour() -> RouteNetlinkMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.ifindex = POD_INDEX;
+    message.header.state = NeighbourState::Permanent;
+    message.header.kind = RouteType::Unicast;
+    message.attributes = vec![
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(GATEWAY)),
+        NeighbourAttribute::LinkLayerAddress(HOST_MAC.to_vec()),
+    ];
+    RouteNetlinkMessage::NewNeighbour(message)
+}
+
+fn gateway_route() -> RouteNetlinkMessage {
+    let mut route = pod_route();
+    route.header.destination_prefix_length = 32;
+    route.header.scope = RouteScope::Link;
+    route.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(GATEWAY)));
+    RouteNetlinkMessage::NewRoute(route)
+}
+
+fn default_route() -> RouteNetlinkMessage {
+    let mut route = pod_route();
+    route.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(GATEWAY)));
+    RouteNetlinkMessage::NewRoute(route)
+}
+
+fn pod_route() -> RouteMessage {
+    let mut route = RouteMessage::default();
+    route.header.address_family = AddressFamily::Inet;
+    route.header.table = netlink_packet_route::route::RouteHeader::RT_TABLE_MAIN;
+    route.header.kind = RouteType::Unicast;
+    route.header.scope = RouteScope::Universe;
+    route.attributes = vec![RouteAttribute::Oif(POD_INDEX)];
+    route
+}

@@ -1,0 +1,154 @@
+//! The pod network of one node, as its agent uses it.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use tracing::debug;
+
+use crate::ipam::Ipam;
+use crate::netlink::Netlink;
+use crate::routes::{self, Peer};
+use crate::{Subnet, link};
+
+/// What [`Network::open`] needs.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Directory for the table of addresses; it must exist.
+    pub dir: PathBuf,
+    /// Five characters of this node's id: part of each link's name, so that nodes that share a network
+    /// namespace do not take each other's links for leftovers.
+    pub tag: String,
+    /// All pods of the cluster.
+    pub cluster: Subnet,
+    /// The pods of this node.
+    pub subnet: Subnet,
+}
+
+/// Errors of the pod network. Each is safe to retry: attach and detach begin by clearing what a
+/// former try left.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No address was taken.
+    #[error("no free pod address in {subnet}; delete pods of this node or move them elsewhere")]
+    Full {
+        /// This node's pod subnet.
+        subnet: Subnet,
+    },
+    /// Nothing was changed.
+    #[error("could not write the table of pod addresses; check the data directory's disk")]
+    Table(#[source] io::Error),
+    /// Parts of the link may exist; a retry clears them.
+    #[error("could not {action} the network of pod {pod}")]
+    Link {
+        /// `attach` or `detach`.
+        action: &'static str,
+        /// The pod's uid.
+        pod: String,
+        /// The kernel's words.
+        #[source]
+        source: io::Error,
+    },
+    /// Some of the routes may be set.
+    #[error("could not set the routes to other nodes' pods; they need a link shared with this node")]
+    Routes(#[source] io::Error),
+    /// Nothing was changed.
+    #[error(
+        "cannot use the pod network; it needs rights over this network namespace (run as root, or in a user namespace)"
+    )]
+    Unusable(#[source] io::Error),
+}
+
+/// Links, addresses and routes of one node's pods.
+pub struct Network {
+    config: Config,
+    ipam: Ipam,
+    netlink: Netlink,
+}
+
+impl Network {
+    /// Opens the table of addresses and lets the kernel forward packets between pods. Forwarding stays
+    /// on afterwards: other software may have come to rely on it.
+    pub fn open(config: Config) -> Result<Network, Error> {
+        let netlink = Netlink::open().map_err(Error::Unusable)?;
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").map_err(Error::Unusable)?;
+        let ipam = Ipam::open(&config.dir.join("addresses.json"), config.subnet);
+        Ok(Network { config, ipam, netlink })
+    }
+
+    /// Connects the namespace at `netns` as `pod` (its uid) and returns its address: the same one at
+    /// every call. Undo with [`Network::detach`].
+    pub fn attach(&mut self, pod: &str, netns: &Path) -> Result<Ipv4Addr, Error> {
+        let address = self
+            .ipam
+            .address(pod)
+            .map_err(Error::Table)?
+            .ok_or(Error::Full { subnet: self.config.subnet })?;
+        let host_end = self.link_name(pod);
+        link::attach(&mut self.netlink, netns, &host_end, address).map_err(|source| Error::Link {
+            action: "attach",
+            pod: pod.to_owned(),
+            source,
+        })?;
+        debug!(pod, %address, link = host_end, "pod attached");
+        Ok(address)
+    }
+
+    /// The address of `pod`, if it has one: what a restarted daemon asks for a pod it adopts.
+    pub fn address(&self, pod: &str) -> Option<Ipv4Addr> {
+        self.ipam.pods().find_map(|(uid, address)| (uid == pod).then_some(address))
+    }
+
+    /// Takes `pod` off the network and frees its address. Nothing to do for an unknown pod.
+    pub fn detach(&mut self, pod: &str) -> Result<(), Error> {
+        let host_end = self.link_name(pod);
+        link::detach(&mut self.netlink, &host_end).map_err(|source| Error::Link {
+            action: "detach",
+            pod: pod.to_owned(),
+            source,
+        })?;
+        self.ipam.release(pod).map_err(Error::Table)
+    }
+
+    /// Detaches every pod that is not in `live` and deletes links of ours that belong to no pod: what a
+    /// daemon does once at start, for whatever a crash left behind.
+    pub fn retain(&mut self, live: &BTreeSet<String>) -> Result<(), Error> {
+        let gone: Vec<String> =
+            self.ipam.pods().map(|(pod, _)| pod.to_owned()).filter(|pod| !live.contains(pod)).collect();
+        for pod in gone {
+            self.detach(&pod)?;
+        }
+        let kept: BTreeSet<String> = live.iter().map(|pod| self.link_name(pod)).collect();
+        let prefix = self.prefix();
+        for (name, _) in link::names(&mut self.netlink).map_err(Error::Unusable)? {
+            if name.starts_with(&prefix) && !kept.contains(&name) {
+                link::detach(&mut self.netlink, &name).map_err(|source| Error::Link {
+                    action: "detach",
+                    pod: name,
+                    source,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the routes to other nodes equal to `peers`.
+    pub fn set_peers(&mut self, peers: &BTreeSet<Peer>) -> Result<(), Error> {
+        routes::reconcile(&mut self.netlink, self.config.cluster, Some(self.config.subnet), peers)
+            .map_err(Error::Routes)
+    }
+
+    fn prefix(&self) -> String {
+        format!("sk{:.5}", self.config.tag)
+    }
+
+    /// At most 15 bytes (`IFNAMSIZ` less its end): `sk`, the node's tag, 32 bits of the pod's uid.
+    fn link_name(&self, pod: &str) -> String {
+        // FNV-1a: the same name for the same pod after every restart, without a table.
+        let hash = pod
+            .bytes()
+            .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        format!("{}{hash:08x}", self.prefix())
+    }
+}
