@@ -1,1 +1,8 @@
-//! .
+//! Faults on real nodes: a lab of machines in namespaces, and what to do to them.
+//!
+//! Owns: [`lab`] (machines, their links and power), [`api`] (a node as a client sees it), the scenarios
+//! that `skein demo`, the end-to-end tests and the benchmarks share. It knows a node only as a process
+//! and an API: it imports none of our crates.
+
+pub mod api;
+pub mod lab;

@@ -1,0 +1,122 @@
+//! The lab's switch: a bridge in a network namespace of its own.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+
+use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
+use nix::sched::{CloneFlags, setns};
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth};
+
+use super::{Error, inside};
+
+const BRIDGE: &str = "lan";
+
+pub(super) struct Hub {
+    program: PathBuf,
+    holder: Child,
+    namespace: File,
+}
+
+impl Hub {
+    pub(super) fn new(program: &Path, address: Ipv4Addr) -> Result<Hub, Error> {
+        let kernel = |source| Error::Kernel { action: "make a network namespace".into(), source };
+        let mut holder = inside::start_hub(program).spawn().map_err(kernel)?;
+        let mut word = String::new();
+        let output = holder.stdout.take().expect("piped by start_hub");
+        BufReader::new(output).read_line(&mut word).map_err(kernel)?;
+        if word.trim() != "ready" {
+            let _ = holder.wait();
+            return Err(kernel(std::io::ErrorKind::PermissionDenied.into()));
+        }
+        let namespace = File::open(format!("/proc/{}/ns/net", holder.id())).map_err(kernel)?;
+        let hub = Hub { program: program.to_owned(), holder, namespace };
+        hub.netlink("make the lab's bridge", async move |net| {
+            net.link().set(LinkUnspec::new_with_name("lo").up().build()).execute().await?;
+            net.link().add(LinkBridge::new(BRIDGE).forward_delay(0).up().build()).execute().await?;
+            let bridge = index(&net, BRIDGE).await?;
+            net.address().add(bridge, IpAddr::V4(address), 24).execute().await
+        })?;
+        Ok(hub)
+    }
+
+    /// The process that holds the namespace.
+    pub(super) fn pid(&self) -> i32 {
+        self.holder.id() as i32
+    }
+
+    /// The program that enters namespaces.
+    pub(super) fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Connects the network namespace of process `machine` to the bridge through `port`.
+    pub(super) fn connect(&self, port: String, machine: i32, address: Ipv4Addr) -> Result<(), Error> {
+        let far = File::open(format!("/proc/{machine}/ns/net")).map_err(Error::kernel("find the machine"))?;
+        let far_fd = far.as_raw_fd();
+        self.netlink("connect a machine", async move |net| {
+            let bridge = index(&net, BRIDGE).await?;
+            let mut peer = LinkMessage::default();
+            peer.attributes = vec![LinkAttribute::IfName("eth0".into()), LinkAttribute::NetNsFd(far_fd)];
+            let pair = LinkVeth::new(&port, "eth0")
+                .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+                .controller(bridge)
+                .up();
+            net.link().add(pair.build()).execute().await
+        })?;
+        netlink(&far, "give a machine its address", async move |net| {
+            net.link().set(LinkUnspec::new_with_name("lo").up().build()).execute().await?;
+            net.link().set(LinkUnspec::new_with_name("eth0").up().build()).execute().await?;
+            net.address().add(index(&net, "eth0").await?, IpAddr::V4(address), 24).execute().await
+        })
+    }
+
+    /// Switches a port on or off.
+    pub(super) fn plug(&self, port: &str, plugged: bool) -> Result<(), Error> {
+        let link = LinkUnspec::new_with_name(port);
+        let link = if plugged { link.up() } else { link.down() };
+        self.netlink("switch a port", async move |net| net.link().set(link.build()).execute().await)
+    }
+
+    fn netlink<W>(&self, action: &str, work: W) -> Result<(), Error>
+    where
+        W: AsyncFnOnce(Handle) -> Result<(), rtnetlink::Error> + Send,
+    {
+        netlink(&self.namespace, action, work)
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        drop(self.holder.stdin.take());
+        let _ = self.holder.wait();
+    }
+}
+
+/// Talks to the kernel about another network namespace, from a thread that ends afterwards.
+fn netlink<W>(namespace: &File, action: &str, work: W) -> Result<(), Error>
+where
+    W: AsyncFnOnce(Handle) -> Result<(), rtnetlink::Error> + Send,
+{
+    let talk = || {
+        setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        runtime.block_on(async {
+            let (connection, handle, _) = rtnetlink::new_connection()?;
+            tokio::spawn(connection);
+            work(handle).await.map_err(std::io::Error::other)
+        })
+    };
+    std::thread::scope(|scope| scope.spawn(talk).join())
+        .unwrap_or_else(|_| Err(std::io::Error::other("the thread ended early")))
+        .map_err(Error::kernel(action))
+}
+
+async fn index(net: &Handle, name: &str) -> Result<u32, rtnetlink::Error> {
+    use futures::TryStreamExt;
+    let found = net.link().get().match_name(name.to_owned()).execute().try_next().await?;
+    found.map(|link| link.header.index).ok_or(rtnetlink::Error::RequestFailed)
+}
