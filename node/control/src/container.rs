@@ -1,0 +1,358 @@
+//! From a pod's spec to what the runtime is to do: environment, command, mounts, limits, security.
+//!
+//! Everything the API left to look up is looked up here: config maps, secrets, the pod's own fields. What
+//! depends on the image (its entrypoint, user and environment) stays for the runtime to merge below this.
+//! Services' addresses are not put into the environment, except those of the API server itself.
+
+mod env;
+mod files;
+mod limits;
+mod security;
+
+#[cfg(test)]
+mod tests;
+
+pub use limits::{Limits, limits};
+pub use security::{Seccomp, Security};
+
+use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec, Volume};
+use std::collections::BTreeMap;
+
+use crate::meta;
+use crate::pod::StartError;
+use crate::resources::QosClass;
+use crate::view::View;
+
+/// What the node knows and the map does not, or not yet.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// The pod's addresses, the primary one first.
+    pub pod_ips: Vec<String>,
+    /// The node's addresses, the primary one first.
+    pub host_ips: Vec<String>,
+}
+
+/// What one container runs with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContainerPlan {
+    /// Replaces the image's entrypoint; where it does, the image's arguments fall away too.
+    pub command: Option<Vec<String>>,
+    /// Replaces the image's arguments.
+    pub args: Option<Vec<String>>,
+    /// Replaces the image's working directory.
+    pub working_dir: Option<String>,
+    /// Added to the image's environment, overriding it; each name once.
+    pub env: Vec<(String, String)>,
+    /// Volumes, shallow paths first.
+    pub mounts: Vec<Mount>,
+    /// cgroup numbers.
+    pub limits: Limits,
+    /// Who it runs as and what it may.
+    pub security: Security,
+    /// Has a terminal.
+    pub tty: bool,
+    /// Keeps its standard input open.
+    pub stdin: bool,
+    /// The standard input ends with the first client that was attached.
+    pub stdin_once: bool,
+    /// Where the container may leave its last words.
+    pub termination_message_path: String,
+    /// The end of its log stands in for them if it failed without any.
+    pub termination_message_from_log: bool,
+}
+
+/// One volume inside a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// The volume's name in the pod.
+    pub volume: String,
+    /// Where it appears.
+    pub path: String,
+    /// It may not be written to.
+    pub read_only: bool,
+}
+
+/// One volume of a pod, to be made before its first container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumePlan {
+    /// Its name in the pod.
+    pub name: String,
+    /// What it is.
+    pub source: VolumeSource,
+    /// The group that owns it.
+    pub fs_group: Option<i64>,
+}
+
+/// What a volume is made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VolumeSource {
+    /// An empty directory that lives as long as the pod.
+    Empty {
+        /// In memory instead of on disk.
+        memory: bool,
+        /// The most it may hold.
+        size_bytes_max: Option<u64>,
+    },
+    /// These files, read-only to containers.
+    Files {
+        /// The files, in the order of their paths.
+        files: Vec<File>,
+        /// They are secret: keep them in memory.
+        secret: bool,
+    },
+    /// A path of the machine.
+    Host {
+        /// The path.
+        path: String,
+        /// What it must be, or is made to be.
+        kind: HostPathKind,
+    },
+}
+
+/// One file of a volume.
+#[derive(Clone, PartialEq, Eq)]
+pub struct File {
+    /// Relative to the volume; never leaves it.
+    pub path: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// Its content.
+    pub bytes: Vec<u8>,
+}
+
+impl std::fmt::Debug for File {
+    /// Without the content, which may be secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "File({}, {:o}, {} bytes)", self.path, self.mode, self.bytes.len())
+    }
+}
+
+/// What a `hostPath` must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostPathKind {
+    /// Anything, also nothing.
+    Any,
+    /// A directory, made if there is nothing.
+    DirectoryOrCreate,
+    /// A directory.
+    Directory,
+    /// A file, made if there is nothing.
+    FileOrCreate,
+    /// A file.
+    File,
+    /// A socket.
+    Socket,
+    /// A character device.
+    CharDevice,
+    /// A block device.
+    BlockDevice,
+}
+
+/// What a pod's sandbox is made with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SandboxPlan {
+    /// Its host name.
+    pub hostname: String,
+    /// Shares the machine's network.
+    pub host_network: bool,
+    /// Shares the machine's process ids.
+    pub host_pid: bool,
+    /// Shares the machine's IPC objects.
+    pub host_ipc: bool,
+    /// Its containers see each other's processes.
+    pub share_process_namespace: bool,
+    /// Kernel parameters of its namespaces.
+    pub sysctls: BTreeMap<String, String>,
+    /// Names the parent of its cgroup.
+    pub qos_class: QosClass,
+    /// Numbers of the cgroup around all its containers.
+    pub limits: Limits,
+    /// Lines for its hosts file: address, names.
+    pub host_aliases: Vec<(String, Vec<String>)>,
+}
+
+/// Why a plan cannot be made (yet). The text is kubelet's where it has one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A config map that must exist does not.
+    #[error("configmap \"{0}\" not found")]
+    NoConfigMap(String),
+    /// A secret that must exist does not.
+    #[error("secret \"{0}\" not found")]
+    NoSecret(String),
+    /// The config map or secret has no such key.
+    #[error("couldn't find key {key} in {kind} {namespace}/{name}")]
+    NoKey {
+        /// `ConfigMap` or `Secret`.
+        kind: &'static str,
+        /// Where it is.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// What was looked for.
+        key: String,
+    },
+    /// A value is no text.
+    #[error("the value of key {key} in secret {name} is not UTF-8; mount the secret as a volume instead")]
+    NotText {
+        /// The secret.
+        name: String,
+        /// The key.
+        key: String,
+    },
+    /// A field reference that leads nowhere.
+    #[error("fieldPath \"{0}\" not supported")]
+    NoField(String),
+    /// A resource reference that leads nowhere.
+    #[error("resource \"{0}\" not supported; use limits or requests of cpu, memory or ephemeral-storage")]
+    NoResource(String),
+    /// Root is asked for and forbidden at once.
+    #[error("container's runAsUser breaks non-root policy (container: {0})")]
+    RootForbidden(String),
+    /// A volume of a kind that this cluster does not have.
+    #[error("volume \"{name}\" is of kind {kind}, which this cluster cannot mount; use emptyDir, configMap, secret, downwardAPI, projected or hostPath")]
+    VolumeKind {
+        /// The volume.
+        name: String,
+        /// The field that was set.
+        kind: String,
+    },
+    /// A mount with `subPath`.
+    #[error("volumeMount {0} uses subPath, which this cluster cannot mount yet; mount the whole volume")]
+    SubPath(String),
+    /// A mount of a volume that the pod does not have.
+    #[error("volumeMount names volume \"{0}\", which the pod does not have")]
+    NoVolume(String),
+    /// A file that would leave its volume.
+    #[error("path \"{0}\" leads out of its volume")]
+    PathEscapes(String),
+    /// The container is not in the pod.
+    #[error("container \"{0}\" not found in the pod")]
+    NoContainer(String),
+}
+
+impl Error {
+    /// The answer to [`crate::pod::Effect::StartContainer`] that says this.
+    pub fn into_start_error(self) -> StartError {
+        StartError { reason: "CreateContainerConfigError".to_owned(), message: self.to_string() }
+    }
+
+    /// The same while the pod's volumes are being made, when kubelet still says `ContainerCreating`.
+    pub fn into_volume_error(self) -> StartError {
+        StartError { reason: "ContainerCreating".to_owned(), message: format!("MountVolume.SetUp failed: {self}") }
+    }
+}
+
+/// What container `name` of `pod` runs with.
+pub fn plan(view: &View, pod: &Pod, name: &str, facts: &Facts) -> Result<ContainerPlan, Error> {
+    let spec = pod.spec.as_ref().ok_or_else(|| Error::NoContainer(name.to_owned()))?;
+    let container = find(spec, name).ok_or_else(|| Error::NoContainer(name.to_owned()))?;
+    let look = Lookup { view, pod, spec, facts };
+    let env = env::plan(&look, container)?;
+    let expand = |words: &Option<Vec<String>>| {
+        words.as_ref().map(|words| words.iter().map(|word| env::expand(word, &env)).collect::<Vec<_>>())
+    };
+    Ok(ContainerPlan {
+        command: expand(&container.command).filter(|words| !words.is_empty()),
+        args: expand(&container.args).filter(|words| !words.is_empty()),
+        working_dir: container.working_dir.clone().filter(|path| !path.is_empty()),
+        mounts: mounts(spec, container)?,
+        limits: limits::of_container(spec, container, look.node()),
+        security: security::plan(spec, container)?,
+        tty: container.tty.unwrap_or(false),
+        stdin: container.stdin.unwrap_or(false),
+        stdin_once: container.stdin_once.unwrap_or(false),
+        termination_message_path: container
+            .termination_message_path
+            .clone()
+            .unwrap_or_else(|| "/dev/termination-log".to_owned()),
+        termination_message_from_log: container.termination_message_policy.as_deref()
+            == Some("FallbackToLogsOnError"),
+        env,
+    })
+}
+
+/// The volumes of `pod`. Make all of them before the first container starts.
+pub fn volumes(view: &View, pod: &Pod, facts: &Facts) -> Result<Vec<VolumePlan>, Error> {
+    let Some(spec) = &pod.spec else { return Ok(Vec::new()) };
+    let look = Lookup { view, pod, spec, facts };
+    let fs_group = spec.security_context.as_ref().and_then(|context| context.fs_group);
+    let plan = |volume: &Volume| {
+        Ok(VolumePlan { name: volume.name.clone(), source: files::source(&look, volume)?, fs_group })
+    };
+    spec.volumes.iter().flatten().map(plan).collect()
+}
+
+/// What the sandbox of `pod` is made with.
+pub fn sandbox(pod: &Pod) -> SandboxPlan {
+    let none = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&none);
+    let name = spec.hostname.as_deref().filter(|name| !name.is_empty());
+    let name = name.unwrap_or_else(|| meta::name(&pod.metadata));
+    let sysctls = spec.security_context.iter().filter_map(|context| context.sysctls.as_ref()).flatten();
+    SandboxPlan {
+        // The kernel takes 64 bytes, Kubernetes cuts at 63; a name never ends in a dash or dot.
+        hostname: name.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned(),
+        host_network: spec.host_network.unwrap_or(false),
+        host_pid: spec.host_pid.unwrap_or(false),
+        host_ipc: spec.host_ipc.unwrap_or(false),
+        share_process_namespace: spec.share_process_namespace.unwrap_or(false),
+        sysctls: sysctls.map(|sysctl| (sysctl.name.clone(), sysctl.value.clone())).collect(),
+        qos_class: QosClass::of(spec),
+        limits: limits(pod),
+        host_aliases: spec
+            .host_aliases
+            .iter()
+            .flatten()
+            .map(|alias| (alias.ip.clone(), alias.hostnames.clone().unwrap_or_default()))
+            .collect(),
+    }
+}
+
+/// Where references lead.
+struct Lookup<'a> {
+    view: &'a View,
+    pod: &'a Pod,
+    spec: &'a PodSpec,
+    facts: &'a Facts,
+}
+
+impl Lookup<'_> {
+    fn namespace(&self) -> &str {
+        meta::namespace(&self.pod.metadata)
+    }
+
+    fn node(&self) -> Option<&Node> {
+        let name = meta::node_of(self.pod)?;
+        self.view.named::<Node>("", name).map(|node| &**node)
+    }
+}
+
+fn find<'a>(spec: &'a PodSpec, name: &str) -> Option<&'a Container> {
+    spec.init_containers.iter().flatten().chain(&spec.containers).find(|container| container.name == name)
+}
+
+fn mounts(spec: &PodSpec, container: &Container) -> Result<Vec<Mount>, Error> {
+    let mut mounts = Vec::new();
+    for mount in container.volume_mounts.iter().flatten() {
+        let some = |path: &Option<String>| path.as_ref().is_some_and(|path| !path.is_empty());
+        if some(&mount.sub_path) || some(&mount.sub_path_expr) {
+            return Err(Error::SubPath(mount.mount_path.clone()));
+        }
+        let volume = spec.volumes.iter().flatten().find(|volume| volume.name == mount.name);
+        let volume = volume.ok_or_else(|| Error::NoVolume(mount.name.clone()))?;
+        // Files that the cluster writes belong to the cluster: a container's changes would be lost anyway.
+        let ours = volume.config_map.is_some()
+            || volume.secret.is_some()
+            || volume.downward_api.is_some()
+            || volume.projected.is_some();
+        mounts.push(Mount {
+            volume: mount.name.clone(),
+            path: mount.mount_path.clone(),
+            read_only: ours || mount.read_only.unwrap_or(false),
+        });
+    }
+    // A mount inside another one must come after it.
+    mounts.sort_by_key(|mount| mount.path.matches('/').count());
+    Ok(mounts)
+}

@@ -1,0 +1,3 @@
+//! Deployment -> ReplicaSet.
+use crate::draft::Draft;
+pub(crate) fn plan(_draft: &mut Draft<'_>) {}

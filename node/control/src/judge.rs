@@ -1,0 +1,427 @@
+//! What the silence of a node means: the leader's one judge.
+//!
+//! That a daemon is silent does not say that its machine is gone, and pods outlive their daemon. So the
+//! judge hears three kinds of witness: the node's own renewals, answers of its *kernel* to probes of
+//! several observers, and, where a firewall swallows probes, gossip. Any answer vetoes the quick verdict.
+//!
+//! [`Judge`] holds what was heard; [`verdict`] is the rule, a pure function with one row for each kind of
+//! silence. Call order: [`Judge::new`] on taking office; [`Judge::renewed`] and [`Judge::reported`] as
+//! they arrive; [`Judge::step`] every [`STEP`], after everything that has arrived was handed in. A judge
+//! ends with its term.
+//!
+//! Source: SWIM §4.2 (suspicion); Gray & Cheriton 1989 (leases). The arithmetic stands at the constants.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::time::Instant;
+
+/// How often the shell calls [`Judge::step`].
+pub const STEP: Duration = Duration::from_millis(50);
+/// How often a node renews.
+pub const RENEWAL: Duration = Duration::from_millis(250);
+/// Silence from which observers are asked: what is left of the quick row's 2.75 s after its 2.25 s of tries.
+const ASK_AFTER: Duration = Duration::from_millis(500);
+/// How often each question is asked anew.
+const ASK_EVERY: Duration = Duration::from_millis(100);
+/// Two renewals, one of them lost, and a quarter second of delay on top of the outage to survive.
+const RENEWALS_LOST: Duration = Duration::from_millis(750);
+/// The time limit of one try on top of the outage: a starved node may be late already when its link fails.
+const TRY_LIMIT: Duration = Duration::from_millis(250);
+/// One try fails with 13 % at 20 % loss, five with 4e-5. Their duration counts as well, see [`TRY_LIMIT`].
+const TRIES_MIN: u32 = 5;
+/// The daemon is gone and its supervisor will start it again.
+const REFUSED: Duration = Duration::from_secs(5);
+/// Paused, starved or stuck on a disk: its pods still serve.
+const STUCK: Duration = Duration::from_secs(30);
+/// A node that no probe ever reached is judged by gossip, which needs its own 2.5 s.
+const FIREWALLED: Duration = Duration::from_secs(3);
+/// A report older than this says nothing of now.
+const REPORT_VALID: Duration = Duration::from_millis(700);
+/// How long one answer of the kernel vetoes: three tries of 500 ms after an answer.
+const ANSWER_VALID: Duration = Duration::from_millis(1500);
+/// An observer must have renewed itself within this time.
+const OBSERVER_FRESH: Duration = Duration::from_secs(1);
+/// Without a younger acknowledgement of a quorum, silence is as likely the leader's own.
+const QUORUM_FRESH: Duration = Duration::from_millis(600);
+/// A loop that ran this late has read nothing for as long.
+const STALL: Duration = Duration::from_millis(250);
+/// What arrived during a stall is read within this time after it.
+const STALL_GRACE: Duration = Duration::from_millis(300);
+/// From here on a silent node counts towards a mass silence.
+const MASS: Duration = Duration::from_secs(2);
+/// A renewal must name a tick of the leader this young: one who hears nothing would renew for ever.
+const TICK_VALID: Duration = Duration::from_secs(2);
+/// The old leader's last heartbeat counts, but may be long ago: at most this much before taking office.
+const BEFORE_OFFICE: Duration = Duration::from_secs(1);
+
+/// What an operator may set.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// The longest outage of a node's network that moves no pod; every verdict on a dead machine waits
+    /// 750 ms longer. A longer outage looks like a power cut to any rule as fast as this one.
+    pub outage_survived: Duration,
+}
+
+impl Default for Settings {
+    /// 2 s: a switch that restarts a port, a Wi-Fi roam, a cable moved to another socket.
+    fn default() -> Self {
+        Settings { outage_survived: Duration::from_secs(2) }
+    }
+}
+
+/// How a node's kernel answered a probe, the most alive last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Answer {
+    /// An ICMP echo only. A stopped daemon's backlog fills and then drops connects, so this counts like
+    /// [`Answer::Accepts`]; between the two stands what a REJECT rule would fake.
+    Echo,
+    /// The API port refused: no daemon.
+    Refused,
+    /// The API port accepted.
+    Accepts,
+}
+
+/// What one observer says of one silent node. Times are as long ago as they were when the report left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Report {
+    /// Tries since the last answer that nobody answered.
+    pub unanswered: u32,
+    /// The age of the oldest of these.
+    pub unanswered_for: Duration,
+    /// The newest answer and its age.
+    pub answer: Option<(Answer, Duration)>,
+    /// Whether the observer's gossip says Down.
+    pub gossip_down: bool,
+}
+
+/// What the rule says of one node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Renews, or is silent for less time than its kind of silence needs.
+    Keep,
+    /// Its replaceable pods may run elsewhere now.
+    Lost(Cause),
+}
+
+/// Which row of the rule spoke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Nobody got any answer: machine or link lost.
+    NoAnswer,
+    /// The kernel answers, the daemon is gone and did not come back.
+    DaemonGone,
+    /// The machine lives, its daemon does nothing.
+    Stuck,
+    /// Probes never reached it; gossip of two observers says Down.
+    GossipDown,
+}
+
+/// All that [`verdict`] looks at: one node's silence and what is around it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Silence {
+    /// How long it has not renewed.
+    pub lasts: Duration,
+    /// Reports of this office young enough to count, by observer.
+    pub reports: Vec<Report>,
+    /// How many observers must agree: two, or all where fewer than two others live.
+    pub observers_needed: usize,
+    /// The round trip to it, at least 0.
+    pub rtt: Duration,
+    /// Whether probes ever reached it while it was healthy.
+    pub probes_reach_it: bool,
+    /// It said that it restarts.
+    pub announced: bool,
+    /// Over half of the members are silent as well.
+    pub mass: bool,
+    /// A lone observer whose own link nobody proves may be the one that is cut off.
+    pub alone_and_unproven: bool,
+}
+
+/// The rule. It assumes that the leader hears a quorum and is awake: [`Judge::step`] does not ask otherwise.
+///
+/// Cost: one pass over the reports.
+pub fn verdict(silence: &Silence, settings: &Settings) -> Verdict {
+    let after = |limit: Duration, cause| {
+        let patience = silence.announced || silence.mass || silence.alone_and_unproven;
+        let limit = if patience { limit.max(STUCK) } else { limit };
+        if silence.lasts >= limit { Verdict::Lost(cause) } else { Verdict::Keep }
+    };
+    let answers = silence.reports.iter().filter_map(|report| report.answer);
+    let best = answers.filter(|(_, age)| *age <= ANSWER_VALID).map(|(answer, _)| answer).max();
+    match best {
+        Some(Answer::Accepts) => after(STUCK, Cause::Stuck),
+        Some(Answer::Refused) => after(REFUSED, Cause::DaemonGone),
+        Some(Answer::Echo) => after(STUCK, Cause::Stuck),
+        None if silence.probes_reach_it => {
+            let tried_for = settings.outage_survived + TRY_LIMIT + silence.rtt;
+            let in_vain = |report: &&Report| {
+                report.unanswered >= TRIES_MIN && report.unanswered_for >= tried_for
+            };
+            match silence.reports.iter().filter(in_vain).count() {
+                count if count >= silence.observers_needed => {
+                    after(settings.outage_survived + RENEWALS_LOST, Cause::NoAnswer)
+                }
+                _ => Verdict::Keep,
+            }
+        }
+        None => match silence.reports.iter().filter(|report| report.gossip_down).count() {
+            count if count >= silence.observers_needed => after(FIREWALLED, Cause::GossipDown),
+            _ => Verdict::Keep,
+        },
+    }
+}
+
+/// What the leader's shell must do after a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect<Id> {
+    /// Ask `observer` to probe `about` and to report, now and until it is not asked for 700 ms.
+    Ask {
+        /// The node that probes; it may be the leader itself.
+        observer: Id,
+        /// The silent node.
+        about: Id,
+    },
+    /// Commit that the node is lost, in this term only.
+    Declare {
+        /// The lost node.
+        node: Id,
+        /// Why.
+        cause: Cause,
+        /// How long it had been silent.
+        silent_for: Duration,
+    },
+    /// Commit that a node declared lost is back.
+    Welcome(Id),
+}
+
+/// The leader's memory of one term: who renewed when, and what observers said.
+#[derive(Debug)]
+pub struct Judge<Id> {
+    settings: Settings,
+    me: Id,
+    in_office_since: Instant,
+    nodes: BTreeMap<Id, Node<Id>>,
+    last_step: Instant,
+    /// Silence counts from here on, at the earliest.
+    heard_nothing_until: Instant,
+    deaf_until: Instant,
+    mass: bool,
+}
+
+#[derive(Debug)]
+struct Node<Id> {
+    heard_at: Option<Instant>,
+    declared: bool,
+    announced: bool,
+    probes_reach_it: bool,
+    rtt: Duration,
+    asked_at: Option<Instant>,
+    observers: BTreeSet<Id>,
+    /// The observer's report and when it came.
+    reports: BTreeMap<Id, (Instant, Report)>,
+}
+
+impl<Id: Copy + Ord> Judge<Id> {
+    /// A judge that took office at `now`. `previous` is the leader before it and when its last heartbeat
+    /// was heard here: it has been silent since then, not since this office began.
+    pub fn new(me: Id, now: Instant, previous: Option<(Id, Instant)>, settings: Settings) -> Judge<Id> {
+        let mut judge = Judge {
+            settings,
+            me,
+            in_office_since: now,
+            nodes: BTreeMap::new(),
+            last_step: now,
+            heard_nothing_until: Instant(0),
+            deaf_until: Instant(0),
+            mass: false,
+        };
+        if let Some((leader, heard_at)) = previous {
+            let earliest = Instant(now.0.saturating_sub(BEFORE_OFFICE.as_millis() as u64));
+            judge.node(leader).heard_at = Some(heard_at.clamp(earliest, now));
+        }
+        judge
+    }
+
+    /// Makes the judged nodes exactly `members`: (node, declared lost in the log, whether probes reach it
+    /// while it is healthy).
+    pub fn set_members(&mut self, members: impl IntoIterator<Item = (Id, bool, bool)>) {
+        let members: BTreeMap<Id, (bool, bool)> =
+            members.into_iter().map(|(id, declared, reached)| (id, (declared, reached))).collect();
+        self.nodes.retain(|id, _| members.contains_key(id));
+        for (id, (declared, probes_reach_it)) in members {
+            let node = self.node(id);
+            node.declared = declared;
+            node.probes_reach_it = probes_reach_it;
+        }
+    }
+
+    /// A renewal of `from` came at `now`, naming the leader's tick `seen` (a moment of this clock).
+    /// Returns whether it counts; the leader answers every renewal with its tick either way.
+    pub fn renewed(&mut self, now: Instant, from: Id, seen: Option<Instant>, rtt: Duration) -> bool {
+        let fresh = seen.is_some_and(|tick| {
+            tick >= self.in_office_since && now.since(tick) <= TICK_VALID + 2 * rtt
+        });
+        let Some(node) = self.nodes.get_mut(&from).filter(|_| fresh) else { return false };
+        node.heard_at = Some(now);
+        node.rtt = rtt;
+        node.announced = false;
+        node.asked_at = None;
+        node.observers.clear();
+        node.reports.clear();
+        true
+    }
+
+    /// `from` said that it restarts: it gets 30 s.
+    pub fn announced(&mut self, now: Instant, from: Id) {
+        if let Some(node) = self.nodes.get_mut(&from) {
+            node.heard_at = Some(now);
+            node.announced = true;
+        }
+    }
+
+    /// An observer's report about a node it was asked about in this office.
+    pub fn reported(&mut self, now: Instant, observer: Id, about: Id, report: Report) {
+        if let Some(node) = self.nodes.get_mut(&about).filter(|node| node.asked_at.is_some()) {
+            node.reports.insert(observer, (now, report));
+        }
+    }
+
+    /// One round, every [`STEP`].
+    ///
+    /// * `quorum_age`: the age of the last acknowledgement by a quorum; zero for a single voter.
+    /// * `link_proven`: whether something outside the cluster (the gateway) answers this node.
+    pub fn step(&mut self, now: Instant, quorum_age: Duration, link_proven: bool) -> Vec<Effect<Id>> {
+        if now.since(self.last_step) > STALL {
+            self.deaf_until = now.after(STALL_GRACE);
+        }
+        self.last_step = now;
+        if quorum_age > QUORUM_FRESH {
+            // A leader without a quorum goes on leading and comes back in the same term: the silence it
+            // saw meanwhile was its own.
+            self.heard_nothing_until = now;
+        }
+        self.weigh_mass_silence(now);
+        let mut effects = Vec::new();
+        for id in self.nodes.keys().copied().collect::<Vec<_>>() {
+            if id != self.me {
+                self.step_node(now, id, link_proven, &mut effects);
+            }
+        }
+        effects
+    }
+
+    fn step_node(&mut self, now: Instant, id: Id, link_proven: bool, effects: &mut Vec<Effect<Id>>) {
+        let lasts = self.silence(now, id);
+        let node = &self.nodes[&id];
+        if node.declared {
+            // The log still calls it lost; what it renewed in this office says otherwise.
+            if node.heard_at.is_some_and(|at| at >= self.in_office_since) && lasts < ASK_AFTER {
+                effects.push(Effect::Welcome(id));
+            }
+            return;
+        }
+        if lasts < ASK_AFTER {
+            return;
+        }
+        self.ask(now, id, effects);
+        if now < self.deaf_until || self.heard_nothing_until == now {
+            return;
+        }
+        let others = self.nodes.keys().filter(|other| **other != id && **other != self.me);
+        let living = others.filter(|other| self.silence(now, **other) <= OBSERVER_FRESH).count();
+        let node = &self.nodes[&id];
+        let valid = REPORT_VALID + 2 * node.rtt;
+        let fresh = node.reports.values().filter(|(at, _)| now.since(*at) <= valid);
+        let silence = Silence {
+            lasts,
+            reports: fresh.map(|(at, report)| report.older_by(now.since(*at))).collect(),
+            observers_needed: (1 + living).min(2),
+            rtt: node.rtt,
+            probes_reach_it: node.probes_reach_it,
+            announced: node.announced,
+            mass: self.mass,
+            alone_and_unproven: living == 0 && !link_proven,
+        };
+        if let Verdict::Lost(cause) = verdict(&silence, &self.settings) {
+            effects.push(Effect::Declare { node: id, cause, silent_for: lasts });
+        }
+    }
+
+    /// Asks this node and every other one that lives, two of them in a large cluster: the same ones while
+    /// they answer, because a new observer's tries start at none.
+    fn ask(&mut self, now: Instant, about: Id, effects: &mut Vec<Effect<Id>>) {
+        let node = &self.nodes[&about];
+        if node.asked_at.is_some_and(|at| now.since(at) < ASK_EVERY) {
+            return;
+        }
+        let mut observers = node.observers.clone();
+        observers.retain(|observer| {
+            let silent = node.reports.get(observer).is_none_or(|(at, _)| now.since(*at) > REPORT_VALID);
+            !silent || self.silence(now, *observer) <= REPORT_VALID
+        });
+        observers.insert(self.me);
+        for other in self.nodes.keys().filter(|other| **other != about) {
+            // The leader and two others.
+            if observers.len() >= 3 {
+                break;
+            }
+            if *other == self.me || self.silence(now, *other) <= OBSERVER_FRESH {
+                observers.insert(*other);
+            }
+        }
+        effects.extend(observers.iter().map(|observer| Effect::Ask { observer: *observer, about }));
+        let node = self.node(about);
+        node.asked_at = Some(now);
+        node.reports.retain(|observer, _| observers.contains(observer));
+        node.observers = observers;
+    }
+
+    /// How long `id` has not renewed, counted from when this judge could have heard it.
+    fn silence(&self, now: Instant, id: Id) -> Duration {
+        if id == self.me {
+            return Duration::ZERO;
+        }
+        let heard_at = self.nodes.get(&id).and_then(|node| node.heard_at).unwrap_or(self.in_office_since);
+        now.since(heard_at.max(self.heard_nothing_until))
+    }
+
+    fn weigh_mass_silence(&mut self, now: Instant) {
+        let judged: Vec<Id> =
+            self.nodes.iter().filter(|(id, node)| **id != self.me && !node.declared).map(|(id, _)| *id).collect();
+        let silent = judged.iter().filter(|id| self.silence(now, **id) > MASS).count();
+        // This node speaks for itself. In a cluster of two the other one alone is half, never more.
+        let mass = 2 * silent > judged.len() + 1;
+        if self.mass && !mass {
+            // It ends for all at once: who is still on the way back must not be judged by the old clock.
+            self.heard_nothing_until = now;
+        }
+        self.mass = mass;
+    }
+
+    fn node(&mut self, id: Id) -> &mut Node<Id> {
+        self.nodes.entry(id).or_insert_with(|| Node {
+            heard_at: None,
+            declared: false,
+            announced: false,
+            probes_reach_it: false,
+            rtt: Duration::ZERO,
+            asked_at: None,
+            observers: BTreeSet::new(),
+            reports: BTreeMap::new(),
+        })
+    }
+}
+
+impl Report {
+    /// The same report, as it reads `later` after it came.
+    fn older_by(mut self, later: Duration) -> Report {
+        if let Some((_, age)) = &mut self.answer {
+            *age += later;
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,450 @@
+//! One test for each row of the rule, then a small world in virtual time: nodes that renew, kernels that
+//! answer or do not, links that are cut, and one leader with a judge.
+
+use super::*;
+use crate::probe::Probe;
+
+fn ms(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+
+/// A silence of `lasts_ms` about which two observers say the same.
+fn silence(lasts_ms: u64, report: Report) -> Silence {
+    Silence {
+        lasts: ms(lasts_ms),
+        reports: vec![report; 2],
+        observers_needed: 2,
+        rtt: Duration::ZERO,
+        probes_reach_it: true,
+        announced: false,
+        mass: false,
+        alone_and_unproven: false,
+    }
+}
+
+fn in_vain() -> Report {
+    Report { unanswered: 20, unanswered_for: ms(2250), answer: None, gossip_down: false }
+}
+
+fn answered(answer: Answer) -> Report {
+    Report { unanswered: 0, unanswered_for: Duration::ZERO, answer: Some((answer, ms(400))), gossip_down: true }
+}
+
+/// The rule speaks at exactly `limit_ms`.
+#[track_caller]
+fn check(at: impl Fn(u64) -> Silence, limit_ms: u64, cause: Cause) {
+    let settings = Settings::default();
+    assert_eq!(verdict(&at(limit_ms - 1), &settings), Verdict::Keep);
+    assert_eq!(verdict(&at(limit_ms), &settings), Verdict::Lost(cause));
+}
+
+#[test]
+fn nothing_answered_to_two_observers_is_a_lost_machine() {
+    check(|lasts| silence(lasts, in_vain()), 2750, Cause::NoAnswer);
+}
+
+#[test]
+fn a_refused_port_is_a_daemon_that_may_come_back() {
+    check(|lasts| silence(lasts, answered(Answer::Refused)), 5000, Cause::DaemonGone);
+}
+
+#[test]
+fn an_accepting_port_or_an_echo_is_a_machine_that_still_serves() {
+    check(|lasts| silence(lasts, answered(Answer::Accepts)), 30_000, Cause::Stuck);
+    check(|lasts| silence(lasts, answered(Answer::Echo)), 30_000, Cause::Stuck);
+}
+
+#[test]
+fn a_firewalled_node_is_judged_by_gossip() {
+    let firewalled = |lasts| Silence {
+        probes_reach_it: false,
+        ..silence(lasts, Report { gossip_down: true, ..in_vain() })
+    };
+    check(firewalled, 3000, Cause::GossipDown);
+}
+
+#[test]
+fn any_answer_vetoes_and_the_most_alive_answer_wins() {
+    let settings = Settings::default();
+    let mut mixed = silence(29_000, in_vain());
+    mixed.reports[1] = answered(Answer::Echo);
+    assert_eq!(verdict(&mixed, &settings), Verdict::Keep);
+    mixed.reports[0] = answered(Answer::Refused);
+    assert_eq!(verdict(&mixed, &settings), Verdict::Lost(Cause::DaemonGone));
+    mixed.reports[1] = answered(Answer::Accepts);
+    assert_eq!(verdict(&mixed, &settings), Verdict::Keep);
+}
+
+#[test]
+fn an_old_answer_no_longer_vetoes() {
+    let old = Report { answer: Some((Answer::Accepts, ms(1501))), ..in_vain() };
+    check(|lasts| silence(lasts, old), 2750, Cause::NoAnswer);
+}
+
+#[test]
+fn one_observer_too_few_tries_or_too_short_a_time_is_never_enough() {
+    let settings = Settings::default();
+    let mut one = silence(60_000, in_vain());
+    one.reports.pop();
+    assert_eq!(verdict(&one, &settings), Verdict::Keep);
+    for report in [
+        Report { unanswered: 4, ..in_vain() },
+        Report { unanswered_for: ms(2249), ..in_vain() },
+    ] {
+        assert_eq!(verdict(&silence(60_000, report), &settings), Verdict::Keep);
+    }
+}
+
+#[test]
+fn announced_restarts_mass_silence_and_a_lone_observer_without_proof_wait_half_a_minute() {
+    let calm: [fn(&mut Silence); 3] = [
+        |silence| silence.announced = true,
+        |silence| silence.mass = true,
+        |silence| {
+            silence.alone_and_unproven = true;
+            silence.observers_needed = 1;
+        },
+    ];
+    for make in calm {
+        let at = |lasts| {
+            let mut silence = silence(lasts, in_vain());
+            make(&mut silence);
+            silence
+        };
+        check(at, 30_000, Cause::NoAnswer);
+    }
+}
+
+#[test]
+fn a_longer_outage_to_survive_makes_every_verdict_that_much_later() {
+    let settings = Settings { outage_survived: ms(10_000) };
+    let tried = Report { unanswered_for: ms(10_250), ..in_vain() };
+    assert_eq!(verdict(&silence(10_749, tried), &settings), Verdict::Keep);
+    assert_eq!(verdict(&silence(10_750, tried), &settings), Verdict::Lost(Cause::NoAnswer));
+    assert_eq!(verdict(&silence(10_750, in_vain()), &settings), Verdict::Keep);
+}
+
+/// What a node is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Power {
+    Running,
+    /// Its daemon is stopped; the kernel accepts connects until the backlog is full.
+    Stopped,
+    /// Its daemon is dead; the kernel refuses.
+    DaemonDead,
+    Off,
+}
+
+/// Nodes 0..count; node 0 leads. Times are milliseconds.
+struct World {
+    now: u64,
+    judge: Judge<u8>,
+    power: Vec<Power>,
+    /// Directions that lose everything.
+    cut: BTreeSet<(u8, u8)>,
+    /// The leader's tick each node saw last.
+    tick: Vec<Option<u64>>,
+    phase: u64,
+    asked: BTreeMap<(u8, u8), Probe>,
+    tries: Vec<(u64, u64, u8, u8)>,
+    declared: Vec<(u64, u8, Cause)>,
+    quorum: bool,
+}
+
+impl World {
+    fn new(count: u8, phase: u64) -> World {
+        let mut judge = Judge::new(0, Instant(0), None, Settings::default());
+        judge.set_members((0..count).map(|id| (id, false, true)));
+        World {
+            now: 0,
+            judge,
+            power: vec![Power::Running; count as usize],
+            cut: BTreeSet::new(),
+            tick: vec![None; count as usize],
+            phase,
+            asked: BTreeMap::new(),
+            tries: Vec::new(),
+            declared: Vec::new(),
+            quorum: true,
+        }
+    }
+
+    fn passes(&self, from: u8, to: u8) -> bool {
+        !self.cut.contains(&(from, to)) && self.power[to as usize] != Power::Off
+    }
+
+    fn isolate(&mut self, node: u8) {
+        for other in (0..self.power.len() as u8).filter(|other| *other != node) {
+            self.cut.extend([(node, other), (other, node)]);
+        }
+    }
+
+    fn run_until(&mut self, end: u64) {
+        while self.now < end {
+            self.now += 10;
+            self.renewals();
+            self.probes();
+            if self.now.is_multiple_of(STEP.as_millis() as u64) {
+                self.step();
+            }
+        }
+    }
+
+    fn renewals(&mut self) {
+        for node in 1..self.power.len() as u8 {
+            let due = (self.now + self.phase + 70 * u64::from(node)).is_multiple_of(250);
+            if !due || self.power[node as usize] != Power::Running || !self.passes(node, 0) {
+                continue;
+            }
+            let tick = self.tick[node as usize].map(Instant);
+            self.judge.renewed(Instant(self.now), node, tick, Duration::ZERO);
+            if self.passes(0, node) {
+                self.tick[node as usize] = Some(self.now);
+            }
+        }
+    }
+
+    fn probes(&mut self) {
+        let now = Instant(self.now);
+        self.asked.retain(|_, probe| !probe.is_over(now));
+        for ((observer, about), probe) in &mut self.asked {
+            let alive = self.power[*observer as usize] == Power::Running;
+            if alive && probe.begin(now) {
+                self.tries.push((self.now, self.now + 200, *observer, *about));
+            }
+        }
+        let tries = std::mem::take(&mut self.tries);
+        for (began, limit, observer, about) in tries {
+            let back_and_forth = self.passes(observer, about) && self.passes(about, observer);
+            let answer = match self.power[about as usize] {
+                Power::Running | Power::Stopped => Answer::Accepts,
+                Power::DaemonDead => Answer::Refused,
+                Power::Off => Answer::Echo,
+            };
+            let answer = (back_and_forth && self.power[about as usize] != Power::Off).then_some(answer);
+            if answer.is_none() && self.now < limit {
+                self.tries.push((began, limit, observer, about));
+                continue;
+            }
+            if let Some(probe) = self.asked.get_mut(&(observer, about)) {
+                probe.ended(Instant(began), now, answer);
+                let report = probe.report(now, false);
+                if self.passes(observer, 0) {
+                    self.judge.reported(now, observer, about, report);
+                }
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        if self.power[0] != Power::Running {
+            return;
+        }
+        let now = Instant(self.now);
+        let age = if self.quorum { Duration::ZERO } else { ms(601) };
+        for effect in self.judge.step(now, age, true) {
+            match effect {
+                Effect::Ask { observer, about } => {
+                    if observer == 0 || self.passes(0, observer) {
+                        let probe = self.asked.entry((observer, about));
+                        probe.or_insert_with(|| Probe::new(now)).asked(now);
+                    }
+                }
+                Effect::Declare { node, cause, .. } => {
+                    self.declared.push((self.now, node, cause));
+                    self.judge.nodes.get_mut(&node).unwrap().declared = true;
+                }
+                Effect::Welcome(node) => self.judge.nodes.get_mut(&node).unwrap().declared = false,
+            }
+        }
+    }
+}
+
+/// Runs `fault` at 10 s in clusters of 3, 5 and 10, at 25 phases of the renewal, until `end`.
+fn in_every_phase(end: u64, fault: impl Fn(&mut World), check: impl Fn(&World)) {
+    for count in [3, 5, 10] {
+        for phase in (0..250).step_by(10) {
+            let mut world = World::new(count, phase);
+            world.run_until(10_000);
+            fault(&mut world);
+            world.run_until(end);
+            check(&world);
+        }
+    }
+}
+
+fn nothing_declared(world: &World) {
+    assert_eq!(world.declared, [], "{} nodes, phase {}", world.power.len(), world.phase);
+}
+
+#[test]
+fn a_power_cut_at_any_phase_is_declared_within_3300_ms() {
+    in_every_phase(
+        20_000,
+        |world| world.power[2] = Power::Off,
+        |world| {
+            let [(at, node, cause)] = world.declared[..] else { panic!("{:?}", world.declared) };
+            assert_eq!((node, cause), (2, Cause::NoAnswer));
+            assert!((12_500..=13_300).contains(&at), "declared at {at}");
+        },
+    );
+}
+
+#[test]
+fn an_outage_of_two_seconds_at_any_phase_moves_nothing() {
+    let burst = |world: &mut World| {
+        world.isolate(2);
+        world.run_until(12_000);
+        world.cut.clear();
+    };
+    in_every_phase(40_000, burst, nothing_declared);
+}
+
+#[test]
+fn an_outage_of_the_leader_or_of_half_of_the_members_moves_nothing() {
+    let leader = |world: &mut World| {
+        world.isolate(0);
+        world.quorum = false;
+        world.run_until(12_000);
+        world.cut.clear();
+        world.quorum = true;
+    };
+    in_every_phase(40_000, leader, nothing_declared);
+    let half = |world: &mut World| {
+        for node in 1..=(world.power.len() as u8 / 2) {
+            world.isolate(node);
+        }
+        world.run_until(12_000);
+        world.cut.clear();
+    };
+    in_every_phase(40_000, half, nothing_declared);
+}
+
+#[test]
+fn when_most_fall_silent_nobody_is_declared_for_half_a_minute() {
+    let most = |world: &mut World| {
+        for node in 1..world.power.len() as u8 {
+            world.isolate(node);
+        }
+    };
+    in_every_phase(39_000, most, nothing_declared);
+    in_every_phase(
+        38_000,
+        |world| {
+            most(world);
+            world.run_until(35_000);
+            world.cut.clear();
+        },
+        nothing_declared,
+    );
+}
+
+#[test]
+fn a_leader_without_a_quorum_declares_nobody_and_starts_anew_when_it_is_back() {
+    let minority = |world: &mut World| {
+        world.quorum = false;
+        world.power[2] = Power::Off;
+        world.run_until(40_000);
+        nothing_declared(world);
+        world.quorum = true;
+    };
+    in_every_phase(42_500, minority, nothing_declared);
+}
+
+#[test]
+fn a_cut_between_the_leader_and_one_node_moves_nothing() {
+    for directions in [vec![(0, 2), (2, 0)], vec![(0, 2)], vec![(2, 0)]] {
+        in_every_phase(
+            39_000,
+            |world| world.cut.extend(directions.clone()),
+            nothing_declared,
+        );
+    }
+}
+
+#[test]
+fn a_stopped_daemon_is_left_alone_for_half_a_minute_also_behind_a_cut_observer() {
+    in_every_phase(39_500, |world| world.power[2] = Power::Stopped, nothing_declared);
+    let hidden = |world: &mut World| {
+        world.power[2] = Power::Stopped;
+        world.cut.extend([(1, 2), (2, 1)]);
+    };
+    in_every_phase(39_500, hidden, nothing_declared);
+    in_every_phase(
+        45_000,
+        |world| world.power[2] = Power::Stopped,
+        |world| assert_eq!(world.declared[0].2, Cause::Stuck),
+    );
+}
+
+#[test]
+fn a_killed_daemon_gets_five_seconds_and_a_power_cut_after_it_is_seen_sooner() {
+    in_every_phase(
+        16_000,
+        |world| world.power[2] = Power::DaemonDead,
+        |world| {
+            let [(at, 2, Cause::DaemonGone)] = world.declared[..] else { panic!("{:?}", world.declared) };
+            assert!((14_700..=15_300).contains(&at), "declared at {at}");
+        },
+    );
+    in_every_phase(
+        20_000,
+        |world| {
+            world.power[2] = Power::DaemonDead;
+            world.run_until(11_000);
+            world.power[2] = Power::Off;
+        },
+        |world| assert_eq!(world.declared.len(), 1, "{:?}", world.declared),
+    );
+}
+
+#[test]
+fn a_node_that_sends_but_hears_nothing_is_declared_although_it_renews() {
+    in_every_phase(
+        20_000,
+        |world| {
+            for other in (0..world.power.len() as u8).filter(|other| *other != 2) {
+                world.cut.insert((other, 2));
+            }
+        },
+        |world| {
+            let [(at, 2, Cause::NoAnswer)] = world.declared[..] else { panic!("{:?}", world.declared) };
+            assert!((14_000..=15_500).contains(&at), "declared at {at}");
+        },
+    );
+}
+
+#[test]
+fn one_renewal_brings_a_declared_node_back() {
+    let mut world = World::new(3, 0);
+    world.power[2] = Power::Off;
+    world.run_until(10_000);
+    assert_eq!(world.declared.len(), 1);
+    world.power[2] = Power::Running;
+    world.run_until(11_000);
+    assert!(!world.judge.nodes[&2].declared);
+}
+
+#[test]
+fn a_stalled_loop_reads_what_arrived_before_it_judges() {
+    let mut judge = Judge::new(0, Instant(0), None, Settings::default());
+    judge.set_members([(0, false, true), (1, false, true), (2, false, true)]);
+    judge.step(Instant(50), Duration::ZERO, true);
+    let asked = judge.step(Instant(20_000), Duration::ZERO, true);
+    assert!(asked.iter().all(|effect| matches!(effect, Effect::Ask { .. })), "{asked:?}");
+    for observer in [0, 2] {
+        judge.reported(Instant(20_000), observer, 1, in_vain());
+    }
+    let declares = |effects: Vec<Effect<u8>>| {
+        effects.into_iter().any(|effect| matches!(effect, Effect::Declare { node: 1, .. }))
+    };
+    assert!(!declares(judge.step(Instant(20_200), Duration::ZERO, true)));
+}
+
+#[test]
+fn a_new_leader_counts_the_old_ones_silence_from_its_last_heartbeat_but_not_for_ever() {
+    let mut judge = Judge::new(0, Instant(50_000), Some((1, Instant(10_000))), Settings::default());
+    judge.set_members([(0, false, true), (1, false, true), (2, false, true)]);
+    assert_eq!(judge.silence(Instant(50_000), 1), Duration::from_secs(1));
+    assert_eq!(judge.silence(Instant(50_000), 2), Duration::ZERO);
+}

@@ -1,0 +1,259 @@
+//! What the judge's verdicts do to nodes and their pods.
+
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, PodCondition, PodStatus, Taint, Toleration};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::draft::Draft;
+use crate::meta;
+use crate::replicaset::stamp;
+use crate::resources::QosClass;
+use crate::time::seconds_after;
+use crate::view::{Key, Kind};
+
+/// What the judge says about a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It renews, or its silence is still too short to say anything.
+    Alive,
+    /// Its silence has lasted: replace its pods.
+    Unreachable,
+}
+
+/// The taint of a node that the judge calls unreachable.
+pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+/// The taint of a cordoned node.
+pub const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+/// The annotation by which a bare pod is left where it is: `"false"`.
+pub const RESCHEDULE: &str = "skein.dev/reschedule";
+
+const WHO: &str = "node-controller";
+
+/// Marks nodes by their verdict and takes the pods off those that are lost.
+pub(crate) fn plan(draft: &mut Draft<'_>, verdicts: &BTreeMap<String, Verdict>) {
+    let nodes: Vec<(Key, Arc<Node>)> =
+        draft.view().all::<Node>().map(|(key, node)| (key.clone(), node.clone())).collect();
+    for (key, node) in &nodes {
+        let name = meta::name(&node.metadata);
+        match verdicts.get(name) {
+            Some(Verdict::Unreachable) => mark_unreachable(draft, key, node),
+            Some(Verdict::Alive) => mark_reachable(draft, key),
+            None => {}
+        }
+        mirror_cordon(draft, key);
+        let marked = draft.view().get::<Node>(key).and_then(|node| unreachable_since(node));
+        if let Some(since) = marked {
+            empty(draft, name, Some(since));
+        }
+    }
+    // Pods of a node that was removed altogether.
+    if draft.changed().any_under(Node::PREFIX) || draft.changed().any_under(Pod::PREFIX) {
+        let known: BTreeSet<&str> = nodes.iter().map(|(_, node)| meta::name(&node.metadata)).collect();
+        let lost = draft.view().nodes_with_pods().filter(|name| !known.contains(&***name));
+        let lost: Vec<Arc<str>> = lost.cloned().collect();
+        for name in lost {
+            empty(draft, &name, None);
+        }
+    }
+}
+
+/// Since when a node has the taint, if it has.
+pub(crate) fn unreachable_since(node: &Node) -> Option<Timestamp> {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+    let taint = taints.into_iter().flatten().find(|taint| taint.key == UNREACHABLE && taint.effect == "NoExecute")?;
+    Some(taint.time_added.as_ref().map_or(Timestamp::MIN, |time| time.0))
+}
+
+fn mark_unreachable(draft: &mut Draft<'_>, key: &Key, node: &Arc<Node>) {
+    if unreachable_since(node).is_some() {
+        return;
+    }
+    let now = draft.now;
+    draft.edit::<Node>(key, |node| {
+        let taints = node.spec.get_or_insert_default().taints.get_or_insert_default();
+        taints.push(Taint {
+            key: UNREACHABLE.to_owned(),
+            effect: "NoExecute".to_owned(),
+            time_added: stamp(now),
+            value: None,
+        });
+        let conditions = node.status.get_or_insert_default().conditions.get_or_insert_default();
+        if !conditions.iter().any(|condition| condition.type_ == "Ready") {
+            conditions.push(NodeCondition { type_: "Ready".to_owned(), ..NodeCondition::default() });
+        }
+        for condition in conditions.iter_mut() {
+            // Nobody hears the node: whatever it said last is not known to hold.
+            if condition.status != "Unknown" {
+                condition.status = "Unknown".to_owned();
+                condition.last_transition_time = stamp(now);
+            }
+            condition.reason = Some("NodeStatusUnknown".to_owned());
+            condition.message = Some("the node does not answer; its pods are replaced elsewhere".to_owned());
+        }
+    });
+    draft.event(&**node, WHO, false, "NodeNotReady", &format!(
+        "Node {} status is now: NodeNotReady",
+        meta::name(&node.metadata)
+    ));
+}
+
+fn mark_reachable(draft: &mut Draft<'_>, key: &Key) {
+    draft.edit::<Node>(key, |node| {
+        if let Some(spec) = &mut node.spec
+            && let Some(taints) = &mut spec.taints
+        {
+            taints.retain(|taint| taint.key != UNREACHABLE);
+            if taints.is_empty() {
+                spec.taints = None;
+            }
+        }
+    });
+}
+
+/// A cordoned node carries the taint that tools look for.
+fn mirror_cordon(draft: &mut Draft<'_>, key: &Key) {
+    let now = draft.now;
+    draft.edit::<Node>(key, |node| {
+        let spec = node.spec.get_or_insert_default();
+        let cordoned = spec.unschedulable == Some(true);
+        let mut taints = spec.taints.take().unwrap_or_default();
+        let tainted = taints.iter().any(|taint| taint.key == UNSCHEDULABLE);
+        if cordoned && !tainted {
+            taints.push(Taint {
+                key: UNSCHEDULABLE.to_owned(),
+                effect: "NoSchedule".to_owned(),
+                time_added: stamp(now),
+                value: None,
+            });
+        } else if !cordoned {
+            taints.retain(|taint| taint.key != UNSCHEDULABLE);
+        }
+        spec.taints = Some(taints).filter(|taints| !taints.is_empty());
+    });
+}
+
+/// Takes the pods off a lost node: those that may go, once their tolerations have run out.
+/// `since` is `None` for a node that no longer exists, which nobody tolerates.
+fn empty(draft: &mut Draft<'_>, node: &str, since: Option<Timestamp>) {
+    let pods: Vec<(Key, Arc<Pod>)> =
+        draft.view().pods_on(node).map(|(key, pod)| (key.clone(), pod.clone())).collect();
+    for (key, pod) in pods {
+        if meta::is_ending(&pod.metadata) {
+            // The node that should stop it cannot be asked. If it returns it finds the pod unbound and kills it.
+            draft.remove(&key);
+            continue;
+        }
+        let leaves_at = match since {
+            None => Some(Timestamp::MIN),
+            Some(since) => leaves_at(&pod, since),
+        };
+        match leaves_at {
+            Some(at) if at <= draft.now => replace(draft, &key, &pod, since.is_none()),
+            Some(at) => {
+                draft.wake_at(at);
+                not_ready(draft, &key);
+            }
+            None => not_ready(draft, &key),
+        }
+    }
+}
+
+/// When a pod leaves a node that has been unreachable since `since`; `None`: never.
+///
+/// Without a toleration that names the taint it leaves at once: the cluster judges slowly enough itself.
+fn leaves_at(pod: &Pod, since: Timestamp) -> Option<Timestamp> {
+    let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_ref());
+    let matching = tolerations.into_iter().flatten().filter(|toleration| tolerates_loss(toleration));
+    // Upstream: the shortest of all that match; one without seconds alone means for ever.
+    let mut any = false;
+    let mut shortest: Option<i64> = None;
+    for toleration in matching {
+        any = true;
+        if let Some(seconds) = toleration.toleration_seconds {
+            shortest = Some(shortest.map_or(seconds, |held| held.min(seconds)));
+        }
+    }
+    match (any, shortest) {
+        (false, _) => Some(Timestamp::MIN),
+        (true, None) => None,
+        (true, Some(seconds)) => Some(seconds_after(since, seconds.max(0))),
+    }
+}
+
+fn tolerates_loss(toleration: &Toleration) -> bool {
+    let effect = toleration.effect.as_deref().unwrap_or_default();
+    let key = toleration.key.as_deref().unwrap_or_default();
+    let exists = toleration.operator.as_deref() == Some("Exists");
+    (effect.is_empty() || effect == "NoExecute")
+        && (key == UNREACHABLE && (exists || toleration.value.as_deref().unwrap_or_default().is_empty())
+            || key.is_empty() && exists)
+}
+
+/// Removes a pod that its node can no longer run, so that its owner makes a new one; a bare pod that is to
+/// run always is made anew under its own name.
+fn replace(draft: &mut Draft<'_>, key: &Key, pod: &Arc<Pod>, node_is_gone: bool) {
+    let owned = meta::controller(&pod.metadata).is_some();
+    let always = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always") == "Always";
+    let may_move = meta::annotation(&pod.metadata, RESCHEDULE) != Some("false");
+    if owned || meta::has_ended(pod) && node_is_gone {
+        draft.remove(key);
+    } else if meta::has_ended(pod) {
+        // It is over and asks for nothing; its record stays for whoever reads it.
+    } else if always && may_move && pod.metadata.finalizers.iter().flatten().next().is_none() {
+        let successor = successor(pod);
+        draft.remove(key);
+        let uid = draft.chance.of(meta::uid(&pod.metadata)).uid();
+        let node = meta::node_of(pod).unwrap_or_default();
+        draft.event(&**pod, WHO, false, "Rescheduled", &format!("Node {node} is lost; the pod is made anew"));
+        draft.create(successor, uid);
+    } else if node_is_gone {
+        draft.remove(key);
+    } else {
+        not_ready(draft, key);
+    }
+}
+
+/// The same pod again, unbound and with nothing of its past.
+fn successor(pod: &Pod) -> Pod {
+    let mut spec = pod.spec.clone().unwrap_or_default();
+    spec.node_name = None;
+    let qos_class = QosClass::of(&spec).name().to_owned();
+    Pod {
+        metadata: ObjectMeta {
+            name: pod.metadata.name.clone(),
+            namespace: pod.metadata.namespace.clone(),
+            labels: pod.metadata.labels.clone(),
+            annotations: pod.metadata.annotations.clone(),
+            owner_references: pod.metadata.owner_references.clone(),
+            generate_name: pod.metadata.generate_name.clone(),
+            generation: Some(1),
+            ..ObjectMeta::default()
+        },
+        spec: Some(spec),
+        status: Some(PodStatus {
+            phase: Some("Pending".to_owned()),
+            qos_class: Some(qos_class),
+            ..PodStatus::default()
+        }),
+    }
+}
+
+/// A pod that stays on a lost node serves nobody as long as that lasts. Its agent says otherwise on return.
+fn not_ready(draft: &mut Draft<'_>, key: &Key) {
+    let now = draft.now;
+    draft.edit::<Pod>(key, |pod| {
+        if meta::is_ready(pod) {
+            let condition = PodCondition {
+                type_: "Ready".to_owned(),
+                status: "False".to_owned(),
+                reason: Some("NodeNotReady".to_owned()),
+                last_transition_time: Some(Time(now)),
+                ..PodCondition::default()
+            };
+            meta::set_condition(pod.status.get_or_insert_default(), condition, now);
+        }
+    });
+}
+

@@ -1,0 +1,1 @@
+//! How long a container that keeps failing waits.
