@@ -1,0 +1,1 @@
+//! What a kind fills in where the user said nothing.
