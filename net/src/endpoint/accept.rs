@@ -1,0 +1,184 @@
+//! What comes in: connections, and on each of them the hello, streams and datagrams.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::{Buf, Bytes};
+use tokio::{sync::Semaphore, time::timeout};
+
+use super::{Class, Endpoint, Service, code, link::Link};
+use crate::{
+    identity::NodeId,
+    join,
+    stream::{Receiver, Sender, Stream},
+    tls::{self, Accepted, Standing},
+};
+
+/// A handshake takes two round trips; this is ten bad ones.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+/// From so many handshakes at once on, callers must first prove their address.
+const HANDSHAKES_UNPROVED: usize = 64;
+const HANDSHAKES_MAX: usize = 256;
+/// Machines that join at the same time; each costs a signature and a commit.
+const JOINS_MAX: usize = 16;
+/// How long a stream may take to say its kind.
+const KIND_MAX: Duration = Duration::from_secs(5);
+
+const HELLO_VERSION: u8 = 1;
+/// Longer than this version's hello, so that a later one may say more.
+const HELLO_BYTES_MAX: usize = 64;
+
+/// Takes connections until the endpoint shuts down.
+pub(super) async fn run(endpoint: Endpoint) {
+    // Whoever calls before anybody can answer waits in the handshake queue.
+    endpoint.0.service.wait().await;
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let joins = Arc::new(Semaphore::new(JOINS_MAX));
+    while let Some(incoming) = endpoint.0.quinn.accept().await {
+        let under_way = HANDSHAKES_MAX - handshakes.available_permits();
+        if under_way >= HANDSHAKES_UNPROVED && !incoming.remote_address_validated() && incoming.may_retry() {
+            // Fails only if it may not retry.
+            let _ = incoming.retry();
+            continue;
+        }
+        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+            incoming.refuse();
+            continue;
+        };
+        let (joins, this) = (joins.clone(), endpoint.clone());
+        endpoint.spawn(async move {
+            let from = incoming.remote_address();
+            let Ok(connecting) = incoming.accept() else { return };
+            match timeout(HANDSHAKE_MAX, connecting).await {
+                Ok(Ok(connection)) => {
+                    drop(permit);
+                    admit(&this, connection, &joins).await;
+                }
+                Ok(Err(error)) => tracing::debug!(%from, %error, "refused a connection"),
+                Err(_) => tracing::debug!(%from, "a handshake took too long"),
+            }
+        });
+    }
+}
+
+async fn admit(endpoint: &Endpoint, connection: quinn::Connection, joins: &Semaphore) {
+    match tls::accepted(&connection) {
+        Ok(Accepted::Joiner) => admit_joiner(endpoint, connection, joins).await,
+        Ok(Accepted::Member(peer)) => admit_member(endpoint, peer, connection),
+        Err(reason) => connection.close(code::NOT_ADMITTED, reason.to_string().as_bytes()),
+    }
+}
+
+async fn admit_joiner(endpoint: &Endpoint, connection: quinn::Connection, joins: &Semaphore) {
+    let (Some(admission), Ok(_permit)) = (&endpoint.0.admission, joins.try_acquire()) else {
+        connection.close(code::NOT_JOINING, b"this node lets nobody join now; try another one");
+        return;
+    };
+    join::serve(connection, admission.as_ref()).await;
+}
+
+fn admit_member(endpoint: &Endpoint, peer: NodeId, connection: quinn::Connection) {
+    if peer == endpoint.node() {
+        return connection.close(code::MYSELF, b"this node does not call itself");
+    }
+    if endpoint.0.trust.judge(peer) == Standing::Removed {
+        return connection.close(code::REMOVED, b"removed from the cluster");
+    }
+    endpoint.book().worked(peer, connection.remote_address());
+    attend(endpoint, Link::new(endpoint.node(), peer, connection, None));
+}
+
+/// Puts a new connection to use and looks after it until it ends.
+pub(super) fn attend(endpoint: &Endpoint, link: Arc<Link>) {
+    endpoint.links().add(&link);
+    endpoint.links().settle(&link);
+    let this = endpoint.clone();
+    endpoint.spawn(async move {
+        if let Err(error) = talk(&this, &link).await {
+            tracing::debug!(peer = %link.peer, %error, "a connection ended");
+        }
+        this.links().remove(&link);
+    });
+}
+
+async fn talk(endpoint: &Endpoint, link: &Arc<Link>) -> Result<(), quinn::ConnectionError> {
+    let connection = &link.connection;
+    endpoint.spawn(say_hello(connection.clone(), link.class.get().copied(), endpoint.instance()));
+    let service = endpoint.0.service.wait().await.clone();
+    loop {
+        tokio::select! {
+            datagram = connection.read_datagram() => {
+                let mut datagram = datagram?;
+                if datagram.has_remaining() {
+                    let kind = datagram.get_u8();
+                    service.datagram(link.peer, kind, datagram);
+                }
+            }
+            stream = connection.accept_bi() => {
+                let (send, receive) = stream?;
+                endpoint.spawn(hand_over(service.clone(), link.clone(), send, receive));
+            }
+            hello = connection.accept_uni() => {
+                endpoint.spawn(hear_hello(endpoint.clone(), link.clone(), hello?));
+            }
+        }
+    }
+}
+
+/// Reads a stream's kind and gives it to the service.
+async fn hand_over(
+    service: Arc<dyn Service>,
+    link: Arc<Link>,
+    send: quinn::SendStream,
+    mut receive: quinn::RecvStream,
+) {
+    // From here on a stream that is dropped is refused.
+    let tx = Sender::new(send);
+    let mut kind = [0];
+    if let Ok(Ok(())) = timeout(KIND_MAX, receive.read_exact(&mut kind)).await {
+        service.stream(link.peer, kind[0], Stream { tx, rx: Receiver::new(receive) });
+    }
+}
+
+/// Says which process this is and, having dialled, what the connection is for.
+async fn say_hello(connection: quinn::Connection, class: Option<Class>, instance: u32) {
+    let class = match class {
+        None => 0,
+        Some(Class::Prompt) => 1,
+        Some(Class::Bulk) => 2,
+    };
+    let mut hello = vec![HELLO_VERSION, class];
+    hello.extend(instance.to_be_bytes());
+    // Failing, the connection is gone, which others notice.
+    if let Ok(mut stream) = connection.open_uni().await
+        && stream.write_all(&hello).await.is_ok()
+    {
+        let _ = stream.finish();
+        // Until it has arrived, so that dropping the stream cannot cut it off.
+        let _ = stream.stopped().await;
+    }
+}
+
+async fn hear_hello(endpoint: Endpoint, link: Arc<Link>, mut stream: quinn::RecvStream) {
+    let Ok(Ok(hello)) = timeout(KIND_MAX, stream.read_to_end(HELLO_BYTES_MAX)).await else { return };
+    let mut hello = Bytes::from(hello);
+    if hello.len() < 6 {
+        return;
+    }
+    // Later versions only append, so the version itself needs no look.
+    let _version = hello.get_u8();
+    let class = match hello.get_u8() {
+        1 => Some(Class::Prompt),
+        2 => Some(Class::Bulk),
+        _ => None,
+    };
+    // Set before or not, what was said first counts.
+    let _ = link.instance.set(hello.get_u32());
+    if let Some(class) = class {
+        let _ = link.class.set(class);
+    }
+    let outdated = endpoint.links().outdated_by(&link);
+    for old in outdated {
+        old.connection.close(code::STALE, b"restarted");
+    }
+    endpoint.links().settle(&link);
+}

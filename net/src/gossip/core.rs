@@ -1,0 +1,829 @@
+//! Membership as a pure state machine: foca, its guard, and everything decided around it.
+//!
+//! No clock, no chance but the seed, no I/O: time and packets come in as [`Input`], what to do goes out
+//! as [`Effect`]. The same inputs under the same seed give the same effects, byte for byte.
+//!
+//! What is decided here beyond foca:
+//! * The sender in a packet must be the one whose certificate brought it.
+//! * A suspicion that was refuted in time is dropped before foca sees its timer ([`Core::fire`]).
+//! * Who is alone asks for the member list; so does, now and then, who is not ([`Effect::Exchange`]).
+//! * A process that finds its own node id in use by another process stops speaking ([`Effect::Deposed`]).
+//! * After standing still (a stopped process, a sleeping machine) nobody is judged before what has
+//!   arrived meanwhile was read.
+//!
+//! Not here: connections, addresses that worked, who may be a member at all.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::{NonZeroU8, NonZeroUsize},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use foca::{Foca, Notification, OwnedNotification, PeriodicParams};
+use rand::{Rng as _, RngExt as _, SeedableRng, rngs::SmallRng};
+
+use super::{
+    codec::{self, Codec, Peek},
+    list::{Entry, List},
+    member::{Change, MEMBERS_MAX, Member, MemberId, State},
+    metadata::{Broadcasts, Described, Descriptions, Metadata},
+};
+use crate::identity::NodeId;
+
+/// A moment of the pure world: milliseconds since a start that the shell chose. Never goes back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Instant(pub u64);
+
+impl std::ops::Add<Duration> for Instant {
+    type Output = Instant;
+
+    fn add(self, after: Duration) -> Instant {
+        Instant(self.0.saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
+impl Instant {
+    /// How long after `earlier` this is; zero if it is not.
+    pub fn since(self, earlier: Instant) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// The protocol's constants. The defaults were measured (notes on gossip); change them only to repeat that.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// One member is probed in each; doubled above [`Tuning::large_from`] members.
+    pub probe_period: Duration,
+    /// A probe not answered by then is repeated through others. Below half of the period.
+    pub probe_rtt: Duration,
+    /// Periods a suspect has for refuting; 6 in a large cluster.
+    pub suspicion_periods: u32,
+    /// How often each news is passed on; foca's own 6 at 50 members misses somebody in several percent.
+    pub transmissions: u8,
+    /// Time between two rounds of gossip, and how many members each goes to.
+    pub gossip_every: Duration,
+    /// See [`Tuning::gossip_every`].
+    pub gossip_fanout: usize,
+    /// Time between asking a random member whom it knows.
+    pub announce_every: Duration,
+    /// Time between calling two members that are down: how the halves of a healed cut find each other.
+    pub call_down_every: Duration,
+    /// How long the dead are remembered.
+    pub remember_down: Duration,
+    /// Mean time between exchanging the whole list with a random member.
+    pub exchange_every: Duration,
+    /// Time between tries to find anybody, while alone.
+    pub seek_every: Duration,
+    /// A round later than this means that this process stood still.
+    pub late: Duration,
+    /// What such a process waits before it goes on judging others, so that it first reads its post.
+    pub grace: Duration,
+    /// From so many members on the cluster is large.
+    pub large_from: usize,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            probe_period: Duration::from_millis(500),
+            probe_rtt: Duration::from_millis(200),
+            suspicion_periods: 4,
+            transmissions: 12,
+            gossip_every: Duration::from_millis(100),
+            gossip_fanout: 3,
+            announce_every: Duration::from_secs(10),
+            call_down_every: Duration::from_secs(10),
+            remember_down: Duration::from_secs(3600),
+            exchange_every: Duration::from_secs(60),
+            seek_every: Duration::from_secs(1),
+            late: Duration::from_millis(250),
+            grace: Duration::from_millis(300),
+            large_from: 200,
+        }
+    }
+}
+
+/// A QUIC datagram under an initial MTU of 1200 B has room for 1162 B, of which the endpoint takes one.
+pub const PACKET_BYTES_MAX: usize = 1150;
+
+impl Tuning {
+    fn for_foca(&self, members: usize) -> foca::Config {
+        let is_large = self.is_large(members);
+        let periods = if is_large { self.suspicion_periods * 3 } else { self.suspicion_periods };
+        let transmissions = if is_large { self.transmissions.saturating_add(4) } else { self.transmissions };
+        let periodic = |frequency, members| {
+            let num_members = NonZeroUsize::new(members).unwrap_or(NonZeroUsize::MIN);
+            Some(PeriodicParams { frequency, num_members })
+        };
+        foca::Config {
+            probe_period: self.probe_period,
+            probe_rtt: self.probe_rtt,
+            num_indirect_probes: NonZeroUsize::new(3).expect("three is not zero"),
+            max_transmissions: NonZeroU8::new(transmissions).unwrap_or(NonZeroU8::MIN),
+            suspect_to_down_after: self.probe_period * periods,
+            remove_down_after: Some(self.remember_down),
+            max_packet_size: NonZeroUsize::new(PACKET_BYTES_MAX).expect("1150 is not zero"),
+            notify_down_members: true,
+            periodic_announce: periodic(self.announce_every, 1),
+            periodic_announce_to_down_members: periodic(self.call_down_every, 2),
+            periodic_gossip: periodic(self.gossip_every, self.gossip_fanout),
+        }
+    }
+
+    fn is_large(&self, members: usize) -> bool {
+        members >= self.large_from
+    }
+}
+
+/// What can happen to the core.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A datagram came over a connection whose certificate is that of `from`.
+    Packet {
+        /// By its certificate.
+        from: NodeId,
+        /// As it was sent.
+        packet: Bytes,
+    },
+    /// The moment asked for by [`Effect::WakeAt`] came.
+    Woken,
+    /// Nodes that may be out there: known from the disk or from the replicated node set.
+    Contacts(Vec<NodeId>),
+    /// Another member's list came over a stream: the answer to [`Effect::Exchange`], or its own asking.
+    Listed(List),
+    /// This node has something new to say about itself. It must have passed [`Metadata::check`].
+    Describe(Metadata),
+    /// A node was removed from the cluster for good: it is down here, whatever gossip says.
+    Forget(NodeId),
+    /// This node leaves on purpose: its last words go out, then it is silent.
+    Leave,
+}
+
+/// What the shell must do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Send a datagram; it may get lost.
+    Send {
+        /// The receiver.
+        to: NodeId,
+        /// At most [`PACKET_BYTES_MAX`].
+        packet: Bytes,
+    },
+    /// Give [`Input::Woken`] at this moment. Replaces what was asked for before.
+    WakeAt(Instant),
+    /// Send `list` over a stream and give the answer back as [`Input::Listed`]. May fail; the core asks
+    /// again, perhaps somebody else.
+    ///
+    /// The other end answers with its [`Core::list`] as it was *before* it takes this one in: so a clone
+    /// still finds the one whose place it would take.
+    Exchange {
+        /// The other member.
+        with: NodeId,
+        /// What this one knows.
+        list: List,
+    },
+    /// The picture changed: [`Core::members`] already shows it.
+    Changed {
+        /// As it is now (as it was, if forgotten).
+        member: Member,
+        /// How.
+        change: Change,
+    },
+    /// A packet or list was refused; nothing was taken from it.
+    Refused {
+        /// Whose certificate brought it, where that is known.
+        from: Option<NodeId>,
+        /// For the log.
+        reason: String,
+    },
+    /// This process must not go on under its node id. It sends nothing any more.
+    Deposed(Deposed),
+}
+
+/// Why a process may not use its node id any longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Deposed {
+    /// Another live process has the same key (a cloned disk, or a second start).
+    #[error(
+        "this identity is in use by another process (start {generation}); stop that one, or give this machine an empty data directory and join again"
+    )]
+    InUse {
+        /// The other one's generation.
+        generation: u64,
+    },
+    /// The others remember a later start than this process knows of: its disk was rolled back.
+    #[error(
+        "the cluster remembers start {generation} of this node, this disk knows only earlier ones; it was restored from a copy, so start again under a new voter id"
+    )]
+    RolledBack {
+        /// The generation the others remember.
+        generation: u64,
+    },
+}
+
+/// Bugs that tests put back on purpose, to see that they are noticed.
+#[cfg(any(test, feature = "mutations"))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// Hand foca every suspicion timer: a member that refuted in time is told that it is down.
+    NoSuspicionGuard,
+}
+
+/// One node's membership. Made by [`Core::new`], then fed with [`Core::handle`] in the order of time.
+pub struct Core {
+    me: MemberId,
+    tuning: Tuning,
+    foca: Foca<MemberId, Codec, SmallRng, Broadcasts>,
+    descriptions: Descriptions,
+    /// The picture as last published, this node included.
+    members: BTreeMap<NodeId, Member>,
+    /// Nodes to try while alone.
+    contacts: BTreeSet<NodeId>,
+    timers: Timers,
+    rng: SmallRng,
+    stage: Stage,
+    /// How often this node has described itself.
+    words: u32,
+    /// Whether foca's list may differ from `members`.
+    is_stale: bool,
+    was_large: bool,
+    #[cfg(any(test, feature = "mutations"))]
+    mutation: Option<Mutation>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nobody has been met yet: the moment to find out that one's identity is taken.
+    Fresh,
+    Joined,
+    /// Left or deposed: deaf and mute.
+    Gone,
+}
+
+impl Core {
+    /// A node that knows nobody yet.
+    ///
+    /// * `generation`: higher than at every earlier start of this node, durably.
+    /// * `instance`: truly random in a real node, since it tells clones of a disk apart.
+    /// * `seed`: for all other chance.
+    /// * `metadata`: must have passed [`Metadata::check`].
+    pub fn new(
+        node: NodeId,
+        generation: u64,
+        instance: u32,
+        seed: u64,
+        tuning: Tuning,
+        metadata: Metadata,
+    ) -> Self {
+        let me = MemberId { node, generation, instance, renewal: 0 };
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let descriptions = Descriptions::default();
+        let broadcasts = Broadcasts { me: node, descriptions: descriptions.clone() };
+        let foca_rng = SmallRng::seed_from_u64(rng.next_u64());
+        let mut core = Self {
+            me,
+            foca: Foca::with_custom_broadcast(me, tuning.for_foca(1), foca_rng, Codec, broadcasts),
+            descriptions,
+            members: BTreeMap::new(),
+            contacts: BTreeSet::new(),
+            timers: Timers::default(),
+            rng,
+            stage: Stage::Fresh,
+            words: 0,
+            is_stale: true,
+            was_large: false,
+            tuning,
+            #[cfg(any(test, feature = "mutations"))]
+            mutation: None,
+        };
+        core.describe(metadata);
+        core.publish(&mut Vec::new());
+        core
+    }
+
+    /// Puts a known bug back, for tests that prove it would be noticed.
+    #[cfg(any(test, feature = "mutations"))]
+    pub fn mutate(&mut self, mutation: Mutation) {
+        self.mutation = Some(mutation);
+    }
+
+    /// Takes one input at `now` (never earlier than the last one) and adds what the shell must do.
+    ///
+    /// Cost: one pass over the members when the input changed any; else their number's logarithm, apart
+    /// from what foca does.
+    pub fn handle(&mut self, now: Instant, input: Input, effects: &mut Vec<Effect>) {
+        if self.stage == Stage::Gone {
+            return;
+        }
+        match input {
+            Input::Packet { from, packet } => self.handle_packet(now, from, &packet, effects),
+            Input::Woken => self.handle_woken(now, effects),
+            Input::Contacts(nodes) => self.handle_contacts(now, nodes, effects),
+            Input::Listed(list) => self.handle_list(now, list, effects),
+            Input::Describe(metadata) => self.describe(metadata),
+            Input::Forget(node) => self.forget(now, node, effects),
+            Input::Leave => self.leave(now, effects),
+        }
+        self.publish(effects);
+        if self.stage != Stage::Gone
+            && let Some(at) = self.timers.newly_earliest()
+        {
+            effects.push(Effect::WakeAt(at));
+        }
+    }
+
+    /// This process's present identity.
+    pub fn me(&self) -> MemberId {
+        self.me
+    }
+
+    /// Everybody known, this node included, the dead for an hour.
+    pub fn members(&self) -> &BTreeMap<NodeId, Member> {
+        &self.members
+    }
+
+    /// All that this node knows, itself included: the answer to another one's [`Effect::Exchange`].
+    pub fn list(&self) -> List {
+        let mut list = self.list_of_others();
+        // foca keeps its own incarnation to itself; zero is right for "at least alive".
+        list.0.push(self.entry(&foca::Member::alive(self.me)));
+        list
+    }
+
+    fn list_of_others(&self) -> List {
+        List(
+            self.foca
+                .iter_membership_state()
+                .take(MEMBERS_MAX - 1)
+                .map(|member| self.entry(member))
+                .collect(),
+        )
+    }
+
+    fn entry(&self, member: &foca::Member<MemberId>) -> Entry {
+        Entry {
+            id: *member.id(),
+            incarnation: member.incarnation(),
+            state: member.state().into(),
+            described: self.descriptions.lock().newest.get(&member.id().node).cloned(),
+        }
+    }
+
+    fn exchange(&self, with: NodeId, effects: &mut Vec<Effect>) {
+        // Who does not know yet whether its identity is free does not announce itself.
+        let list = if self.stage == Stage::Fresh { self.list_of_others() } else { self.list() };
+        effects.push(Effect::Exchange { with, list });
+    }
+
+    fn handle_packet(&mut self, now: Instant, from: NodeId, packet: &Bytes, effects: &mut Vec<Effect>) {
+        let peek = match codec::peek(packet) {
+            Ok(peek) => peek,
+            Err(error) => return effects.push(refused(Some(from), error)),
+        };
+        if let Err(reason) = self.check_packet(from, &peek) {
+            return effects.push(refused(Some(from), reason));
+        }
+        if let Some(deposed) =
+            peek.updates.iter().find_map(|update| self.deposed_by(update.id(), update.state()))
+        {
+            return self.depose(deposed, effects);
+        }
+        self.is_stale |= self.is_news(&peek);
+        let told_down = peek.header.message == foca::Message::TurnUndead && peek.header.dst == self.me;
+        self.drive(now, effects, |foca, out| foca.handle_data(packet, out));
+        if told_down {
+            // The sender may know of a later process of this node; its list will say so.
+            self.exchange(from, effects);
+        }
+        self.plan_description(now, &peek, from);
+    }
+
+    fn check_packet(&self, from: NodeId, peek: &Peek) -> Result<(), String> {
+        let sender = peek.header.src.node;
+        if sender != from {
+            return Err(format!("a packet of {sender} came over a connection of {from}"));
+        }
+        let strangers =
+            peek.updates.iter().filter(|update| !self.members.contains_key(&update.id().node)).count();
+        if self.members.len() + strangers >= MEMBERS_MAX {
+            return Err(format!("more than {MEMBERS_MAX} members"));
+        }
+        Ok(())
+    }
+
+    /// Whether foca will change anything on hearing this; spares the comparison of all members with the
+    /// picture for most packets, since each news arrives a dozen times.
+    fn is_news(&self, peek: &Peek) -> bool {
+        let header = &peek.header;
+        // Handling these may change this node's own identity.
+        header.message == foca::Message::TurnUndead
+            || self.differs(&header.src, header.src_incarnation, foca::State::Alive)
+            || peek
+                .updates
+                .iter()
+                .any(|update| self.differs(update.id(), update.incarnation(), update.state()))
+    }
+
+    fn differs(&self, id: &MemberId, incarnation: u16, state: foca::State) -> bool {
+        let Some(known) = self.members.get(&id.node) else { return true };
+        let is_same = match state {
+            foca::State::Alive => known.state == State::Alive && known.incarnation >= incarnation,
+            foca::State::Suspect => known.state.is_active() && known.incarnation > incarnation,
+            foca::State::Down => !known.state.is_active(),
+        };
+        known.id != *id || !is_same
+    }
+
+    /// Whether an update says that this process has to give way.
+    fn deposed_by(&self, other: &MemberId, state: foca::State) -> Option<Deposed> {
+        if other.node != self.me.node || other.same_process(&self.me) {
+            return None;
+        }
+        let is_active = state != foca::State::Down;
+        // Who has met nobody yet gives way to a living clone with the same generation, whatever their
+        // order: the second to come is refused, and the first does not even notice.
+        let yields = self.stage == Stage::Fresh && is_active && other.generation == self.me.generation;
+        if *other < self.me && !yields {
+            return None;
+        }
+        let generation = other.generation;
+        Some(if is_active { Deposed::InUse { generation } } else { Deposed::RolledBack { generation } })
+    }
+
+    fn depose(&mut self, deposed: Deposed, effects: &mut Vec<Effect>) {
+        self.stage = Stage::Gone;
+        effects.push(Effect::Deposed(deposed));
+    }
+
+    /// Asks for the metadata of members that came without: they cannot be dialled before.
+    fn plan_description(&mut self, now: Instant, peek: &Peek, ask: NodeId) {
+        let heard = self.descriptions.lock();
+        let nodes = peek.updates.iter().map(|update| update.id().node).chain([peek.header.src.node]);
+        for node in nodes {
+            if node != self.me.node && !heard.newest.contains_key(&node) && !self.members.contains_key(&node)
+            {
+                // Mostly it comes by itself with the next packet.
+                self.timers.add(now + Duration::from_millis(300), Task::FetchDescription { node, ask });
+            }
+        }
+    }
+
+    fn handle_woken(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        if let Some(due) = self.timers.earliest()
+            && now.since(due) > self.tuning.late
+        {
+            self.timers.postpone(now.since(due) + self.tuning.grace);
+            return;
+        }
+        while let Some(task) = self.timers.take_due(now) {
+            self.fire(now, task, effects);
+        }
+    }
+
+    fn fire(&mut self, now: Instant, task: Task, effects: &mut Vec<Effect>) {
+        match task {
+            Task::Foca(timer) => {
+                if self.may_fire(&timer) {
+                    // Most probes change nothing; a failed one makes a suspect.
+                    self.is_stale |= !matches!(timer, foca::Timer::PeriodicGossip(_));
+                    self.drive(now, effects, |foca, out| foca.handle_timer(timer, out));
+                }
+            }
+            Task::Seek => self.seek(now, effects),
+            Task::Exchange => {
+                let others: Vec<NodeId> = self.foca.iter_members().map(|member| member.id().node).collect();
+                if !others.is_empty() {
+                    let with = others[self.rng.random_range(0..others.len())];
+                    self.exchange(with, effects);
+                }
+                self.plan_exchange(now);
+            }
+            Task::FetchDescription { node, ask } => {
+                if !self.descriptions.lock().newest.contains_key(&node) {
+                    self.exchange(ask, effects);
+                }
+            }
+        }
+    }
+
+    /// The guard against a flaw of foca 2.0: when a suspicion's time is up it announces to the suspect
+    /// that it is down, even if the suspicion was refuted meanwhile and the member counts as alive
+    /// everywhere. Under 10 % loss that made healthy members rejoin twenty times an hour.
+    fn may_fire(&self, timer: &foca::Timer<MemberId>) -> bool {
+        #[cfg(any(test, feature = "mutations"))]
+        if self.mutation == Some(Mutation::NoSuspicionGuard) {
+            return true;
+        }
+        let foca::Timer::ChangeSuspectToDown { member_id, incarnation, .. } = timer else { return true };
+        self.foca.iter_membership_state().any(|member| {
+            member.id() == member_id
+                && member.incarnation() == *incarnation
+                && member.state() == foca::State::Suspect
+        })
+    }
+
+    fn handle_contacts(&mut self, now: Instant, nodes: Vec<NodeId>, effects: &mut Vec<Effect>) {
+        let was_empty = self.contacts.is_empty();
+        self.contacts.extend(nodes.into_iter().filter(|node| *node != self.me.node));
+        while self.contacts.len() > MEMBERS_MAX {
+            self.contacts.pop_last();
+        }
+        if was_empty && !self.contacts.is_empty() {
+            self.seek(now, effects);
+        }
+    }
+
+    /// While nobody is there: asks up to three contacts for their list, and again in a second.
+    fn seek(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        if self.foca.num_members() == 0 {
+            let mut untried: Vec<NodeId> = self.contacts.iter().copied().collect();
+            for _ in 0..3.min(untried.len()) {
+                let with = untried.swap_remove(self.rng.random_range(0..untried.len()));
+                self.exchange(with, effects);
+            }
+        }
+        self.timers.replace(now + self.tuning.seek_every, Task::Seek);
+    }
+
+    fn plan_exchange(&mut self, now: Instant) {
+        let mean_ms = u64::try_from(self.tuning.exchange_every.as_millis()).unwrap_or(u64::MAX).max(2);
+        // Spread, so that nodes that started together do not ask together for ever.
+        let after = Duration::from_millis(self.rng.random_range(mean_ms / 2..mean_ms + mean_ms / 2));
+        self.timers.replace(now + after, Task::Exchange);
+    }
+
+    fn handle_list(&mut self, now: Instant, list: List, effects: &mut Vec<Effect>) {
+        let strangers = list.0.iter().filter(|entry| !self.members.contains_key(&entry.id.node)).count();
+        if self.members.len() + strangers > MEMBERS_MAX {
+            return effects.push(refused(None, format!("a list that makes more than {MEMBERS_MAX} members")));
+        }
+        if let Some(deposed) = list.0.iter().find_map(|entry| self.deposed_by(&entry.id, entry.state.into()))
+        {
+            return self.depose(deposed, effects);
+        }
+        for word in list.0.iter().filter_map(|entry| entry.described.clone()) {
+            self.descriptions.learn(self.me.node, word);
+        }
+        self.contacts.extend(list.0.iter().map(|entry| entry.id.node).filter(|node| *node != self.me.node));
+        let was_alone = self.foca.num_members() == 0;
+        let updates: Vec<foca::Member<MemberId>> = list
+            .0
+            .iter()
+            .map(|entry| foca::Member::new(entry.id, entry.incarnation, entry.state.into()))
+            .collect();
+        self.is_stale = true;
+        self.drive(now, effects, |foca, out| foca.apply_many(updates.into_iter(), true, out));
+        if was_alone && self.foca.num_members() > 0 {
+            // Every packet says that its sender lives, so this is how the others hear of the newcomer.
+            self.drive(now, effects, |foca, out| foca.gossip(out));
+            self.repeat_own_word();
+        }
+    }
+
+    fn describe(&mut self, metadata: Metadata) {
+        self.words = self.words.saturating_add(1);
+        self.say(false, Arc::new(metadata));
+    }
+
+    fn say(&mut self, leaving: bool, metadata: Arc<Metadata>) {
+        self.descriptions.say(Described { of: self.me, count: self.words, leaving, metadata });
+        self.repeat_own_word();
+    }
+
+    /// Spreads what this node last said about itself, once more.
+    fn repeat_own_word(&mut self) {
+        let word = self.descriptions.lock().newest.get(&self.me.node).cloned();
+        if let Some(word) = word {
+            // Fails only for words longer than a packet, which `Metadata::check` rules out.
+            let _ = self.foca.add_broadcast(&codec::encode(&word));
+        }
+    }
+
+    fn forget(&mut self, now: Instant, node: NodeId, effects: &mut Vec<Effect>) {
+        self.contacts.remove(&node);
+        let Some(id) = self.members.get(&node).map(|member| member.id).filter(|id| id.node != self.me.node)
+        else {
+            return;
+        };
+        self.is_stale = true;
+        self.drive(now, effects, |foca, out| {
+            foca.apply_many([foca::Member::down(id)].into_iter(), true, out)
+        });
+        self.drive(now, effects, |foca, out| foca.handle_timer(foca::Timer::RemoveDown(id), out));
+    }
+
+    fn leave(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        let metadata = self.descriptions.lock().newest.get(&self.me.node).map(|word| word.metadata.clone());
+        self.words = self.words.saturating_add(1);
+        self.say(true, metadata.unwrap_or_default());
+        // Three rounds of three: with one packet in five lost, all nine are one time in two million.
+        self.drive(now, effects, |foca, out| foca.leave_cluster(out));
+        self.drive(now, effects, |foca, out| foca.gossip(out));
+        self.drive(now, effects, |foca, out| foca.gossip(out));
+        self.stage = Stage::Gone;
+    }
+
+    /// Runs one call of foca and notes what it asks for.
+    fn drive(
+        &mut self,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+        call: impl FnOnce(
+            &mut Foca<MemberId, Codec, SmallRng, Broadcasts>,
+            &mut Out<'_>,
+        ) -> Result<(), foca::Error>,
+    ) {
+        let stretch = if self.was_large { 2 } else { 1 };
+        let mut out = Out { now, stretch, timers: &mut self.timers, effects, noticed: Vec::new() };
+        let result = call(&mut self.foca, &mut out);
+        let mut rejoined = false;
+        for notice in std::mem::take(&mut out.noticed) {
+            match notice {
+                OwnedNotification::Rejoin(id) => {
+                    self.me = id;
+                    rejoined = true;
+                }
+                OwnedNotification::Active => {
+                    self.stage = Stage::Joined;
+                    self.timers.replace(now + self.tuning.exchange_every, Task::Exchange);
+                }
+                _ => {}
+            }
+        }
+        if let Err(error) = result {
+            // foca goes on after each of its errors; most are packets that came late or twice.
+            effects.push(refused(None, error));
+        }
+        if rejoined {
+            self.is_stale = true;
+            self.repeat_own_word();
+            // After changing its identity foca stays silent until somebody speaks to it. Wake it.
+            self.drive(now, effects, |foca, out| foca.apply_many(std::iter::empty(), true, out));
+        }
+    }
+
+    /// Brings the picture up to what foca and the words say, and tells the difference.
+    fn publish(&mut self, effects: &mut Vec<Effect>) {
+        let changed = std::mem::take(&mut self.descriptions.lock().changed);
+        for node in changed {
+            if let Some(member) = self.members.get_mut(&node) {
+                let word = self.descriptions.lock().newest.get(&node).map(|word| word.metadata.clone());
+                if member.metadata != word {
+                    member.metadata = word;
+                    effects.push(Effect::Changed { member: member.clone(), change: Change::Described });
+                }
+                // It may have been a goodbye.
+                self.is_stale = true;
+            }
+        }
+        if !std::mem::take(&mut self.is_stale) {
+            return;
+        }
+        let myself = foca::Member::alive(self.me);
+        let mut gone: BTreeSet<NodeId> = self.members.keys().copied().collect();
+        let heard = self.descriptions.lock();
+        for member in self.foca.iter_membership_state().chain([&myself]) {
+            gone.remove(&member.id().node);
+            let word = heard.newest.get(&member.id().node);
+            let is_leaving = word.is_some_and(|word| word.leaving && word.of.same_process(member.id()));
+            let now = Member {
+                id: *member.id(),
+                incarnation: member.incarnation(),
+                state: match member.state() {
+                    foca::State::Alive => State::Alive,
+                    foca::State::Suspect => State::Suspect,
+                    foca::State::Down if is_leaving => State::Left,
+                    foca::State::Down => State::Down,
+                },
+                metadata: word.map(|word| word.metadata.clone()),
+            };
+            let before = self.members.get(&now.node());
+            if before == Some(&now) {
+                continue;
+            }
+            for change in changes(before, &now).into_iter().flatten() {
+                effects.push(Effect::Changed { member: now.clone(), change });
+            }
+            self.members.insert(now.node(), now);
+        }
+        drop(heard);
+        for node in gone {
+            self.descriptions.lock().newest.remove(&node);
+            if let Some(member) = self.members.remove(&node) {
+                effects.push(Effect::Changed { member, change: Change::Forgotten });
+            }
+        }
+        self.fit_tuning();
+    }
+
+    fn fit_tuning(&mut self) {
+        let is_large = self.tuning.is_large(self.foca.num_members());
+        if is_large != self.was_large {
+            self.was_large = is_large;
+            let config = self.tuning.for_foca(self.foca.num_members());
+            self.foca.set_config(config).expect("only fields that foca lets change have changed");
+        }
+    }
+}
+
+/// What happened between two pictures of one member, in the order to tell it.
+fn changes(before: Option<&Member>, now: &Member) -> [Option<Change>; 2] {
+    let state = match now.state {
+        State::Alive => Change::Alive,
+        State::Suspect => Change::Suspect,
+        State::Down => Change::Down,
+        State::Left => Change::Left,
+    };
+    let Some(before) = before else { return [Some(state), None] };
+    let renamed = if before.id.same_process(&now.id) {
+        (before.id != now.id).then_some(Change::Rejoined)
+    } else {
+        Some(Change::Restarted)
+    };
+    [renamed, (before.state != now.state).then_some(state)]
+}
+
+fn refused(from: Option<NodeId>, reason: impl ToString) -> Effect {
+    Effect::Refused { from, reason: reason.to_string() }
+}
+
+/// foca's way out: everything becomes an effect or a timer.
+struct Out<'a> {
+    now: Instant,
+    stretch: u32,
+    timers: &'a mut Timers,
+    effects: &'a mut Vec<Effect>,
+    noticed: Vec<OwnedNotification<MemberId>>,
+}
+
+impl foca::Runtime<MemberId> for Out<'_> {
+    fn notify(&mut self, notification: Notification<'_, MemberId>) {
+        self.noticed.push(notification.to_owned());
+    }
+
+    fn send_to(&mut self, to: MemberId, data: &[u8]) {
+        self.effects.push(Effect::Send { to: to.node, packet: Bytes::copy_from_slice(data) });
+    }
+
+    fn submit_after(&mut self, event: foca::Timer<MemberId>, after: Duration) {
+        // foca cannot change its period while it runs, but its timers are ours.
+        let is_period = matches!(event, foca::Timer::ProbeRandomMember(_));
+        let after = if is_period { after * self.stretch } else { after };
+        self.timers.add(self.now + after, Task::Foca(event));
+    }
+}
+
+/// What to do at a moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Task {
+    Foca(foca::Timer<MemberId>),
+    Seek,
+    Exchange,
+    FetchDescription { node: NodeId, ask: NodeId },
+}
+
+/// All moments this node waits for, in order; those of one moment in the order they were asked for.
+#[derive(Default)]
+struct Timers {
+    queue: BTreeMap<(Instant, u64), Task>,
+    asked: u64,
+    told: Option<Instant>,
+}
+
+impl Timers {
+    fn add(&mut self, at: Instant, task: Task) {
+        self.asked += 1;
+        self.queue.insert((at, self.asked), task);
+    }
+
+    /// Adds a task of which there is at most one.
+    fn replace(&mut self, at: Instant, task: Task) {
+        self.queue.retain(|_, waiting| *waiting != task);
+        self.add(at, task);
+    }
+
+    fn earliest(&self) -> Option<Instant> {
+        self.queue.keys().next().map(|(at, _)| *at)
+    }
+
+    fn take_due(&mut self, now: Instant) -> Option<Task> {
+        let first = self.queue.first_entry()?;
+        (first.key().0 <= now).then(|| first.remove())
+    }
+
+    /// Moves every moment by `by`, as if time had stood still.
+    fn postpone(&mut self, by: Duration) {
+        let queue = std::mem::take(&mut self.queue);
+        self.queue = queue.into_iter().map(|((at, number), task)| ((at + by, number), task)).collect();
+    }
+
+    /// The earliest moment, if it is another one than was told last.
+    fn newly_earliest(&mut self) -> Option<Instant> {
+        let earliest = self.earliest();
+        let is_new = earliest != self.told;
+        self.told = earliest;
+        earliest.filter(|_| is_new)
+    }
+}
