@@ -4,12 +4,39 @@
 //! keeps them equal on every node, behind a plain handle. Imports no other crate of the house: bytes
 //! travel over a trait of this crate, and what a key or a value means is nobody's business here.
 
+mod calls;
 mod codec;
 mod command;
+mod disk_files;
+mod files;
+pub mod log;
+mod config;
+mod handle;
+mod machine;
+mod network;
+mod replica;
+mod serve;
+mod sessions;
+mod state;
+mod store;
+mod transport;
 mod type_config;
 mod voter_id;
+mod watch;
+mod wire;
 
 pub use codec::{DecodeError, VALUE_BYTES_MAX, decode, encode, encode_into};
 pub use command::{Answer, Change, Command, Expect, Op, Outcome, Refusal, Session};
+pub use config::{Clock, Config, Timings};
+pub use handle::{
+    COMMAND_BYTES_MAX, ChangeError, Changes, Handle, KEY_BYTES_MAX, MemberChange, Metrics, OPS_MAX, Options,
+    ProposeError, ReadError,
+};
+pub use state::{Event, Members, OBJECT_BYTES_MAX, Object, STORE_BYTES_MAX, State};
+pub use transport::{Broken, CHUNK_BYTES, FRAME_BYTES_MAX, Lane, Pipe, PipeRx, PipeTx, Transport, Unreachable};
+pub use disk_files::{DirectoryError, DiskFiles};
+pub use files::{Files, Listed, Pending, is_full};
+pub use log::Log;
 pub use type_config::{CommittedLeaderId, Entry, LogId, Membership, Payload, TypeConfig, Vote};
 pub use voter_id::VoterId;
+pub use watch::{Batch, RingLimits, WatchError, Watcher};

@@ -1,0 +1,135 @@
+//! What a store is started with, and what follows from it for Raft.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::SnapshotPolicy;
+
+use crate::network::SNAPSHOT_TIMEOUT;
+use crate::watch::RingLimits;
+use crate::{Session, VoterId};
+
+/// What one store needs to know.
+#[derive(Clone)]
+pub struct Config {
+    /// Under which name this data directory votes.
+    pub voter: VoterId,
+    /// Generation of this start; its proposals are told from those of earlier starts by it.
+    pub generation: u64,
+    /// Wall clock in ms since 1970, for the stamps a leader puts on commands.
+    pub clock: Clock,
+    /// How patient elections must be.
+    pub timings: Timings,
+    /// How much of the past watches may ask for.
+    pub ring: RingLimits,
+}
+
+/// Wall time in ms since 1970.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+impl Config {
+    /// The defaults, with the clock of this machine.
+    pub fn new(voter: VoterId, generation: u64) -> Self {
+        let clock = || {
+            let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            // Before 1970 there is no time worth telling; stamps never go back anyway.
+            since.map_or(0, |since| since.as_millis() as u64)
+        };
+        Config { voter, generation, clock: Arc::new(clock), timings: Timings::default(), ring: RingLimits::default() }
+    }
+
+    pub(crate) fn session(&self) -> Session {
+        Session { node: self.voter.node, generation: self.generation }
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("voter", &self.voter)
+            .field("generation", &self.generation)
+            .field("timings", &self.timings)
+            .field("ring", &self.ring)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What was measured of this machine's disk and of the ways to the other voters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// 99th percentile of a small synced write; zero where not measured.
+    pub sync_p99: Duration,
+    /// The longest round trip to another voter; zero where not measured.
+    pub rtt_max: Duration,
+}
+
+const HEARTBEAT: Duration = Duration::from_millis(100);
+const ELECTION_MIN: Duration = Duration::from_millis(300);
+const ELECTION_MIN_MAX: Duration = Duration::from_secs(5);
+
+impl Timings {
+    /// The shortest silence of a leader that starts an election; twice that is the longest, and the lease.
+    ///
+    /// A vote is answered only when synced, and openraft waits for votes this long: with a sync as
+    /// slow as the timeout nobody is ever elected.
+    pub fn election_min(&self) -> Duration {
+        let for_disk = self.sync_p99 * 3 + Duration::from_millis(100);
+        let for_network = self.rtt_max * 5 / 2;
+        for_disk.max(for_network).clamp(ELECTION_MIN, ELECTION_MIN_MAX)
+    }
+
+    /// Openraft gives a heartbeat up after this long, so it must exceed a round trip.
+    pub fn heartbeat(&self) -> Duration {
+        (self.rtt_max * 6 / 5).clamp(HEARTBEAT, self.election_min() / 2)
+    }
+
+    pub(crate) fn raft(&self) -> openraft::Config {
+        let ms = |duration: Duration| duration.as_millis() as u64;
+        let config = openraft::Config {
+            cluster_name: "skein".into(),
+            heartbeat_interval: ms(self.heartbeat()),
+            election_timeout_min: ms(self.election_min()),
+            election_timeout_max: ms(self.election_min() * 2),
+            install_snapshot_timeout: ms(SNAPSHOT_TIMEOUT),
+            max_payload_entries: 1024,
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(50_000),
+            max_in_snapshot_log_to_keep: 5_000,
+            purge_batch_size: 256,
+            // The defaults reserve 65,536 places each: 25 MiB for nothing.
+            api_channel_size: Some(2048),
+            api_batch_capacity: 1024,
+            notification_channel_size: Some(2048),
+            state_machine_channel_size: Some(1024),
+            enable_pre_vote: Some(true),
+            backoff: "20ms 50ms 100ms 200ms ...1s".into(),
+            // A leader that lost unsynced entries in a power cut would lead again in the same term
+            // and give their indices to other commands. It must be elected anew.
+            enable_leader_restore: Some(false),
+            ..openraft::Config::default()
+        };
+        config.validate().expect("the clamps above keep heartbeat < election_min < election_max")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(sync_ms: u64, rtt_ms: u64, heartbeat_ms: u64, election_ms: u64) {
+        let ms = Duration::from_millis;
+        let timings = Timings { sync_p99: ms(sync_ms), rtt_max: ms(rtt_ms) };
+        assert_eq!((timings.heartbeat(), timings.election_min()), (ms(heartbeat_ms), ms(election_ms)));
+        timings.raft();
+    }
+
+    #[test]
+    fn elections_wait_for_the_disk_and_for_the_network() {
+        check(0, 0, 100, 300);
+        check(50, 100, 120, 300);
+        check(300, 0, 100, 1000);
+        check(10_000, 0, 100, 5000);
+        check(0, 1000, 1200, 2500);
+        check(0, 60_000, 2500, 5000);
+    }
+}

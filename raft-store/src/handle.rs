@@ -1,0 +1,649 @@
+//! The plain handle by which the rest of the house uses the store.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use openraft::async_runtime::{Instant, Select2, WatchReceiver};
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::impls::EmptyNode;
+use openraft::raft::Precondition;
+use openraft::type_config::alias::WatchReceiverOf;
+use openraft::metrics::RaftServerMetrics;
+use openraft::{AsyncRuntime, ChangeMembers, LogIdOptionExt, Raft, ReadPolicy};
+
+use crate::calls::{CallError, Links};
+use crate::config::{Clock, Timings};
+use crate::machine::Machine;
+use crate::replica::Replica;
+use crate::state::{OBJECT_BYTES_MAX, State, end_session, raise_level};
+use crate::transport::Lane;
+use crate::watch::{WatchError, Watcher};
+use crate::wire::{Request, Response};
+use crate::{Answer, Change, Command, LogId, Op, Session, TypeConfig, VoterId};
+
+/// Largest command: twice the largest object, as the request that may carry it.
+pub const COMMAND_BYTES_MAX: usize = 3 << 20;
+
+/// Operations of one command, at most.
+pub const OPS_MAX: usize = 10_000;
+
+/// Longest key.
+pub const KEY_BYTES_MAX: usize = 1024;
+
+/// Proposals of this node without an answer. Beyond it callers are told to come back later.
+const OPEN_MAX: usize = 4096;
+
+/// Wait before asking again when nobody leads or the leader refused; a change wakes us earlier.
+const RETRY: Duration = Duration::from_millis(25);
+
+/// From whoever was leader to the one it names, and once more if that one has just lost it.
+const HOPS_MAX: u32 = 2;
+
+/// A store on this node. Cheap to clone; all clones are one store.
+pub struct Handle<Rt: AsyncRuntime> {
+    pub(crate) shared: Arc<Shared<Rt>>,
+}
+
+impl<Rt: AsyncRuntime> Clone for Handle<Rt> {
+    fn clone(&self) -> Self {
+        Handle { shared: self.shared.clone() }
+    }
+}
+
+pub(crate) type Core<Rt> = Raft<TypeConfig<Rt>, Machine>;
+pub(crate) type Closing = Box<dyn FnOnce() -> futures::future::BoxFuture<'static, ()> + Send>;
+
+pub(crate) struct Shared<Rt: AsyncRuntime> {
+    pub(crate) voter: VoterId,
+    pub(crate) session: Session,
+    pub(crate) clock: Clock,
+    pub(crate) raft: Core<Rt>,
+    pub(crate) replica: Arc<Replica>,
+    pub(crate) links: Arc<Links<Rt>>,
+    pub(crate) timings: Timings,
+    pub(crate) serials: Mutex<Serials>,
+    pub(crate) stopping: AtomicBool,
+    /// Ends log and files, once.
+    pub(crate) closing: Mutex<Option<Closing>>,
+}
+
+/// Which proposals of this process have no answer yet.
+#[derive(Default)]
+pub(crate) struct Serials {
+    last: u64,
+    open: BTreeSet<u64>,
+}
+
+/// How a proposal is to be treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// All operations or none; otherwise each may be refused alone.
+    pub atomic: bool,
+    /// Only if this node leads in this term, and only if the entry is of it. Such a proposal is never forwarded.
+    pub only_in_term: Option<u64>,
+    /// Until when to go on trying.
+    pub timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        // Longer than any failover: 3 x (lease 0.6 s + election 0.6 s), and patience for slow disks.
+        Options { atomic: true, only_in_term: None, timeout: Duration::from_secs(10) }
+    }
+}
+
+/// Why a proposal has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Nothing was proposed.
+    #[error("this node has {OPEN_MAX} writes under way; try again in a moment")]
+    Busy,
+    /// Nothing was proposed.
+    #[error("{0}; split it into smaller writes")]
+    TooLarge(String),
+    /// Nothing was proposed.
+    #[error("keys are 1 to {KEY_BYTES_MAX} bytes without NUL; choose another key than {0:?}")]
+    BadKey(String),
+    /// Nothing changed, and nothing will.
+    #[error("this node does not lead in term {term}; let the present leader judge anew")]
+    NotLeader {
+        /// The term asked for.
+        term: u64,
+    },
+    /// Nothing changed, and nothing will.
+    #[error("no leader accepted the write within {0:?}; a majority of the voters must be up and connected")]
+    NoQuorum(Duration),
+    /// The write may or may not take effect, once, even after this.
+    #[error("the write was sent but not answered within {0:?}; read before writing again")]
+    Unknown(Duration),
+    /// Nothing changed by this proposal, and nothing will.
+    #[error("a newer process of this node proposes already; stop this one")]
+    SessionOver,
+    /// The write may or may not take effect.
+    #[error("the store has stopped; start the node again")]
+    Stopped,
+}
+
+/// Why a read index was not to be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// Only a read that may be stale is possible.
+    #[error("no leader confirmed the read within {0:?}; a majority of the voters must be up and connected")]
+    NoQuorum(Duration),
+    /// The store was shut down.
+    #[error("the store has stopped; start the node again")]
+    Stopped,
+}
+
+/// Why membership did not change as asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// Nothing changed.
+    #[error("this node does not lead; ask {}", leader.map_or("again later".into(), |leader| leader.to_string()))]
+    NotLeader {
+        /// Who does, if known.
+        leader: Option<VoterId>,
+    },
+    /// Nothing changed by this call.
+    #[error("the membership has changed meanwhile; look at it and decide again")]
+    Moved,
+    /// An earlier change is not complete; a joint set must be finished first.
+    #[error("another membership change is under way; try again when it is committed: {0}")]
+    InProgress(String),
+    /// Nothing changed.
+    #[error("the change is not possible: {0}; add new voters as learners first")]
+    Impossible(String),
+    /// The change may complete under the next leader.
+    #[error("leadership was lost during the change; look at the membership and decide again")]
+    Unknown,
+    /// The store was shut down.
+    #[error("the store has stopped; start the node again")]
+    Stopped,
+}
+
+/// A change of who votes and who follows. Removed voters leave the membership altogether.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemberChange {
+    /// Exactly these vote; new ones must be learners already.
+    Voters(BTreeSet<VoterId>),
+    /// This learner leaves.
+    RemoveLearner(VoterId),
+    /// Completes a joint set left by a leader that died in a change.
+    FinishJoint,
+}
+
+/// The store as this node sees it now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    /// This voter.
+    pub voter: VoterId,
+    /// Who leads, if known.
+    pub leader: Option<VoterId>,
+    /// The latest term seen.
+    pub term: u64,
+    /// All who vote; in a joint set those of both.
+    pub voters: BTreeSet<VoterId>,
+    /// All who follow without a vote.
+    pub learners: BTreeSet<VoterId>,
+    /// Whether a change of voters is half done.
+    pub joint: bool,
+    /// Entry of the membership; guards [`Handle::change_members`].
+    pub membership: Option<LogId>,
+    /// Whether that entry is committed.
+    pub membership_committed: bool,
+    /// Index of the last entry applied here.
+    pub applied: u64,
+    /// Index of the last entry in the log here.
+    pub last_log: u64,
+    /// Revision of the state here.
+    pub revision: u64,
+    /// Keys and values held, in bytes.
+    pub bytes: u64,
+    /// On the leader: how long ago a quorum last acknowledged it. A single voter is its own quorum.
+    pub quorum_acked_age: Option<Duration>,
+    /// On the leader: up to which index each other member's log agrees.
+    pub matched: BTreeMap<VoterId, u64>,
+    /// Why consensus stopped on this node, if it did: a failed disk, mostly.
+    pub failed: Option<String>,
+}
+
+impl Metrics {
+    /// Whether this node leads.
+    pub fn leads(&self) -> bool {
+        self.leader == Some(self.voter)
+    }
+}
+
+/// Wakes when leader, term or membership change.
+pub struct Changes<Rt: AsyncRuntime>(WatchReceiverOf<TypeConfig<Rt>, RaftServerMetrics<TypeConfig<Rt>>>);
+
+impl<Rt: AsyncRuntime> Changes<Rt> {
+    /// Waits for the next change; several may come as one. `false` when the store has stopped.
+    pub async fn changed(&mut self) -> bool {
+        self.0.changed().await.is_ok()
+    }
+
+    fn leader(&self) -> Option<VoterId> {
+        self.0.borrow_watched().current_leader
+    }
+}
+
+/// What came of asking this node as the leader.
+pub(crate) enum Here<T> {
+    Done(T),
+    /// Nothing was done, and nothing will be.
+    Elsewhere(Option<VoterId>),
+    /// It may or may not take effect.
+    Uncertain,
+    Stopped,
+}
+
+impl<Rt: AsyncRuntime> Handle<Rt> {
+    /// Proposes `ops` as one command and waits until it is applied on the leader (and, if this node
+    /// leads, here). Works on any voter or learner; retried through leader changes, and applied at
+    /// most once.
+    ///
+    /// * The answer holds one outcome for each operation, in order.
+    /// * After [`ProposeError::Unknown`] the command may still be applied, once.
+    pub async fn propose(&self, ops: Vec<Op>, options: Options) -> Result<Answer, ProposeError> {
+        check(&ops)?;
+        self.propose_unchecked(ops, options).await
+    }
+
+    /// Forgets the session of a node that has left for good.
+    pub async fn end_session(&self, node: [u8; 16]) -> Result<(), ProposeError> {
+        self.propose_unchecked(vec![end_session(node)], Options::default()).await.map(drop)
+    }
+
+    /// Lets every replica use what came with `level`. Only when all members have announced it.
+    pub async fn raise_level(&self, level: u32) -> Result<(), ProposeError> {
+        self.propose_unchecked(vec![raise_level(level)], Options::default()).await.map(drop)
+    }
+
+    async fn propose_unchecked(&self, ops: Vec<Op>, options: Options) -> Result<Answer, ProposeError> {
+        let open = self.open_proposal()?;
+        let mut command = Command {
+            session: self.shared.session,
+            serial: open.serial,
+            unanswered_from: 0,
+            stamp_ms: 0,
+            only_in_term: options.only_in_term,
+            atomic: options.atomic,
+            ops,
+        };
+        let mut uncertain = false;
+        let mut retry = Retry::new(self, options.timeout);
+        loop {
+            command.unanswered_from = open.lowest();
+            let leader = retry.leader();
+            if let Some(term) = options.only_in_term
+                && leader != Some(self.shared.voter)
+            {
+                return Err(if uncertain { ProposeError::Unknown(options.timeout) } else { ProposeError::NotLeader { term } });
+            }
+            match retry.ask(leader, Request::Propose(command.clone())).await {
+                Asked::Answer(Response::Proposed(answer)) if answer.outcomes.is_empty() => return Err(ProposeError::SessionOver),
+                Asked::Answer(Response::Proposed(answer)) => return Ok(answer),
+                Asked::Answer(Response::Redirect(leader)) => retry.hint(leader),
+                Asked::Answer(Response::Busy) => {}
+                Asked::Answer(Response::Refused) | Asked::NotSent => {}
+                Asked::Answer(_) | Asked::Lost => uncertain = true,
+                Asked::Stopped => return Err(ProposeError::Stopped),
+            }
+            if !retry.pause().await {
+                return Err(match uncertain {
+                    true => ProposeError::Unknown(options.timeout),
+                    false => ProposeError::NoQuorum(options.timeout),
+                });
+            }
+        }
+    }
+
+    /// Fetches the leader's read index and waits until it is applied here: whatever was answered by
+    /// anyone before this call is part of [`state`](Self::state) afterwards. Returns its revision.
+    pub async fn read_index(&self, timeout: Duration) -> Result<u64, ReadError> {
+        let mut retry = Retry::new(self, timeout);
+        loop {
+            let leader = retry.leader();
+            match retry.ask(leader, Request::ReadIndex).await {
+                Asked::Answer(Response::ReadIndex(revision)) => {
+                    return match Rt::timeout_at(retry.deadline, self.shared.replica.wait(revision)).await {
+                        Ok(true) => Ok(revision),
+                        Ok(false) => Err(ReadError::Stopped),
+                        Err(_) => Err(ReadError::NoQuorum(timeout)),
+                    };
+                }
+                Asked::Answer(Response::Redirect(leader)) => retry.hint(leader),
+                Asked::Answer(_) | Asked::NotSent | Asked::Lost => {}
+                Asked::Stopped => return Err(ReadError::Stopped),
+            }
+            if !retry.pause().await {
+                return Err(ReadError::NoQuorum(timeout));
+            }
+        }
+    }
+
+    /// The state applied on this node, at once; it may lag behind the leader's.
+    pub fn state(&self) -> State {
+        self.shared.replica.state()
+    }
+
+    /// Waits until `revision` is applied here. `false` if it was not within `timeout`.
+    pub async fn wait_revision(&self, revision: u64, timeout: Duration) -> bool {
+        Rt::timeout(timeout, self.shared.replica.wait(revision)).await.unwrap_or(false)
+    }
+
+    /// Watches the events after revision `after` whose key starts with `prefix`. One from the future waits for it.
+    pub fn watch(&self, prefix: &str, after: u64) -> Result<Watcher, WatchError> {
+        self.shared.replica.watch(prefix, after)
+    }
+
+    /// How the store stands, seen from here.
+    pub fn metrics(&self) -> Metrics {
+        let raft = self.shared.raft.metrics().borrow_watched().clone();
+        let state = self.state();
+        let members = raft.membership_config.membership();
+        let voter = self.shared.voter;
+        let leads = raft.current_leader == Some(voter);
+        let alone = members.voter_ids().eq([voter]);
+        let acked = raft.last_quorum_acked.map(|acked| acked.into_inner().elapsed());
+        let matched = raft.replication.iter().flatten().filter(|(peer, _)| **peer != voter);
+        Metrics {
+            voter,
+            leader: raft.current_leader,
+            term: raft.current_term,
+            voters: members.voter_ids().collect(),
+            learners: members.learner_ids().collect(),
+            joint: members.get_joint_config().len() > 1,
+            membership: *raft.membership_config.log_id(),
+            membership_committed: raft.membership_config == raft.committed_membership_config,
+            applied: raft.last_applied.index().unwrap_or(0),
+            last_log: raft.last_log_index.unwrap_or(0),
+            revision: state.revision(),
+            bytes: state.bytes(),
+            // Openraft counts acknowledgements of others only.
+            quorum_acked_age: if leads && alone { Some(Duration::ZERO) } else { acked.filter(|_| leads) },
+            matched: matched.map(|(peer, log_id)| (*peer, log_id.index().unwrap_or(0))).collect(),
+            failed: raft.running_state.err().map(|fatal| fatal.to_string()),
+        }
+    }
+
+    /// Wakes when leader, term or membership change.
+    pub fn on_change(&self) -> Changes<Rt> {
+        Changes(self.shared.raft.server_metrics())
+    }
+
+    /// Under which name this store votes.
+    pub fn voter(&self) -> VoterId {
+        self.shared.voter
+    }
+
+    /// By which timings it elects; [`restart`](crate::Store) to change them.
+    pub fn timings(&self) -> Timings {
+        self.shared.timings
+    }
+
+    /// Founds a cluster whose only voter is this store, which must be empty.
+    pub async fn bootstrap(&self) -> Result<(), ChangeError> {
+        let members = BTreeMap::from([(self.shared.voter, EmptyNode::default())]);
+        self.shared.raft.initialize(members).await.map_err(|error| match error {
+            RaftError::APIError(error) => ChangeError::Impossible(error.to_string()),
+            RaftError::Fatal(_) => ChangeError::Stopped,
+        })
+    }
+
+    /// Lets `voter` follow without a vote. Returns when the membership is committed; whether it has
+    /// caught up is in [`Metrics::matched`].
+    pub async fn add_learner(&self, voter: VoterId) -> Result<(), ChangeError> {
+        self.shared.raft.add_learner(voter, EmptyNode::default(), false).await.map(drop).map_err(change_error)
+    }
+
+    /// Changes the voters, unless the membership is no longer that of the entry `on_membership`
+    /// (from [`Metrics::membership`]): two who decide at once cannot both have their way.
+    pub async fn change_members(&self, change: MemberChange, on_membership: Option<LogId>) -> Result<(), ChangeError> {
+        let members = match change {
+            MemberChange::Voters(voters) => ChangeMembers::ReplaceAllVoters(voters),
+            MemberChange::RemoveLearner(voter) => ChangeMembers::RemoveNodes(BTreeSet::from([voter])),
+            MemberChange::FinishJoint => ChangeMembers::AddVoterIds(BTreeSet::new()),
+        };
+        let unmoved = Precondition::LastMembershipLogId { last_membership_log_id: on_membership };
+        self.shared.raft.change_membership_if(members, false, [unmoved]).await.map(drop).map_err(change_error)
+    }
+
+    /// Hands leadership to `to`, or to the voter whose log is most complete. Returns whether another
+    /// voter leads within one election timeout; a follower returns at once.
+    pub async fn transfer_leader(&self, to: Option<VoterId>) -> bool {
+        let metrics = self.metrics();
+        if !metrics.leads() {
+            return true;
+        }
+        let best = || {
+            let matched = |peer: &&VoterId| metrics.matched.get(*peer).copied().unwrap_or(0);
+            metrics.voters.iter().filter(|peer| **peer != metrics.voter).max_by_key(matched).copied()
+        };
+        let Some(to) = to.or_else(best) else {
+            return false;
+        };
+        let mut changes = self.on_change();
+        if self.shared.raft.trigger().transfer_leader(to).await.is_err() {
+            return false;
+        }
+        let moved = async {
+            while matches!(changes.leader(), Some(leader) if leader == metrics.voter) || changes.leader().is_none() {
+                if !changes.changed().await {
+                    return false;
+                }
+            }
+            true
+        };
+        Rt::timeout(self.shared.timings.election_min() * 2, moved).await.unwrap_or(false)
+    }
+
+    /// Stops the store: hands leadership over if it leads, ends watches, joins every task, and
+    /// closes the files, so that the directory may be opened again when this returns.
+    pub async fn shutdown(&self) {
+        if self.shared.stopping.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        self.transfer_leader(None).await;
+        self.shared.replica.stop();
+        // A task that had already ended by an error has nothing left to join.
+        let _ = self.shared.raft.shutdown().await;
+        self.shared.links.close();
+        let closing = self.shared.closing.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(closing) = closing {
+            closing().await;
+        }
+    }
+
+    pub(crate) fn raft(&self) -> &Core<Rt> {
+        &self.shared.raft
+    }
+
+    pub(crate) async fn propose_here(&self, mut command: Command) -> Here<Answer> {
+        command.stamp_ms = (self.shared.clock)().max(self.shared.replica.state().stamp_ms());
+        match self.shared.raft.client_write(command).await {
+            Ok(written) => Here::Done(written.data),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => Here::Elsewhere(to.leader_id),
+            Err(RaftError::APIError(_)) => Here::Uncertain,
+            Err(RaftError::Fatal(_)) => Here::Stopped,
+        }
+    }
+
+    pub(crate) async fn read_index_here(&self) -> Here<u64> {
+        match self.shared.raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
+            Ok(_) => Here::Done(self.shared.replica.revision()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => Here::Elsewhere(to.leader_id),
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Here::Elsewhere(None),
+            Err(RaftError::Fatal(_)) => Here::Stopped,
+        }
+    }
+
+    fn open_proposal(&self) -> Result<OpenProposal<'_>, ProposeError> {
+        let mut serials = self.shared.serials.lock().unwrap_or_else(PoisonError::into_inner);
+        if serials.open.len() >= OPEN_MAX {
+            return Err(ProposeError::Busy);
+        }
+        serials.last += 1;
+        let serial = serials.last;
+        serials.open.insert(serial);
+        Ok(OpenProposal { serials: &self.shared.serials, serial })
+    }
+}
+
+/// A serial that is awaited; dropping it says that nobody asks for its answer any more.
+struct OpenProposal<'a> {
+    serials: &'a Mutex<Serials>,
+    serial: u64,
+}
+
+impl OpenProposal<'_> {
+    fn lowest(&self) -> u64 {
+        let serials = self.serials.lock().unwrap_or_else(PoisonError::into_inner);
+        serials.open.first().copied().unwrap_or(self.serial)
+    }
+}
+
+impl Drop for OpenProposal<'_> {
+    fn drop(&mut self) {
+        self.serials.lock().unwrap_or_else(PoisonError::into_inner).open.remove(&self.serial);
+    }
+}
+
+/// What came of asking one voter.
+enum Asked<Rt: AsyncRuntime> {
+    Answer(Response<Rt>),
+    /// The question never reached anybody.
+    NotSent,
+    /// It may have.
+    Lost,
+    Stopped,
+}
+
+/// Whom to ask next, and how long still.
+struct Retry<'a, Rt: AsyncRuntime> {
+    handle: &'a Handle<Rt>,
+    changes: Changes<Rt>,
+    deadline: Rt::Instant,
+    hint: Option<VoterId>,
+    /// Hints followed without a pause: two voters may each take the other for the leader.
+    hops: u32,
+}
+
+impl<'a, Rt: AsyncRuntime> Retry<'a, Rt> {
+    fn new(handle: &'a Handle<Rt>, timeout: Duration) -> Self {
+        Retry { handle, changes: handle.on_change(), deadline: Rt::Instant::now() + timeout, hint: None, hops: 0 }
+    }
+
+    fn leader(&mut self) -> Option<VoterId> {
+        self.hint.take().or_else(|| self.changes.leader())
+    }
+
+    /// A refusing voter named the leader it knows; ask that one at once.
+    fn hint(&mut self, leader: Option<VoterId>) {
+        self.hint = leader;
+    }
+
+    /// Asks `leader`, and gives it up when another one leads, so that no caller sits out the silence
+    /// of a dead machine.
+    async fn ask(&mut self, leader: Option<VoterId>, request: Request<Rt>) -> Asked<Rt> {
+        let Some(leader) = leader else {
+            return Asked::NotSent;
+        };
+        let handle = self.handle;
+        let asking = async {
+            if leader != handle.shared.voter {
+                return match handle.shared.links.call(leader, Lane::Forward, request).await {
+                    Ok(response) => Asked::Answer(response),
+                    Err(CallError::Unreachable(_)) => Asked::NotSent,
+                    Err(CallError::Broken(_)) => Asked::Lost,
+                };
+            }
+            let response = match request {
+                Request::Propose(command) => answer(handle.propose_here(command).await, Response::Proposed),
+                _ => answer(handle.read_index_here().await, Response::ReadIndex),
+            };
+            response.map_or(Asked::Stopped, Asked::Answer)
+        };
+        let changes = &mut self.changes;
+        let deposed = async {
+            loop {
+                if !changes.changed().await {
+                    return;
+                }
+                if changes.leader().is_some_and(|now| now != leader) {
+                    return;
+                }
+            }
+        };
+        let (asking, deposed) = (std::pin::pin!(asking), std::pin::pin!(deposed));
+        match Rt::timeout_at(self.deadline, Rt::select2(asking, deposed)).await {
+            Ok(Select2::First(asked)) => asked,
+            Ok(Select2::Second(())) | Err(_) => Asked::Lost,
+        }
+    }
+
+    /// Waits for a change of leader or a moment; `false` when the time is up.
+    async fn pause(&mut self) -> bool {
+        let left = self.deadline.saturating_duration_since(Rt::Instant::now());
+        if left.is_zero() || self.handle.shared.stopping.load(Ordering::Relaxed) {
+            return false;
+        }
+        self.hops += 1;
+        if self.hint.is_none() || self.hops > HOPS_MAX {
+            self.hops = 0;
+            // A closed store and the end of the wait look alike here; the next question tells them apart.
+            let _ = Rt::timeout(RETRY.min(left), self.changes.changed()).await;
+        }
+        true
+    }
+}
+
+fn answer<Rt: AsyncRuntime, T>(here: Here<T>, done: impl FnOnce(T) -> Response<Rt>) -> Option<Response<Rt>> {
+    match here {
+        Here::Done(value) => Some(done(value)),
+        Here::Elsewhere(leader) => Some(Response::Redirect(leader)),
+        Here::Uncertain => Some(Response::Uncertain),
+        Here::Stopped => None,
+    }
+}
+
+fn change_error<Rt: AsyncRuntime>(
+    error: RaftError<TypeConfig<Rt>, ClientWriteError<TypeConfig<Rt>>>,
+) -> ChangeError {
+    use openraft::errors::ChangeMembershipError;
+    match error {
+        RaftError::Fatal(_) => ChangeError::Stopped,
+        RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => ChangeError::NotLeader { leader: to.leader_id },
+        RaftError::APIError(ClientWriteError::PreconditionFailed(_)) => ChangeError::Moved,
+        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => ChangeError::Unknown,
+        RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => match error {
+            ChangeMembershipError::InProgress(error) => ChangeError::InProgress(error.to_string()),
+            error => ChangeError::Impossible(error.to_string()),
+        },
+    }
+}
+
+fn check(ops: &[Op]) -> Result<(), ProposeError> {
+    if ops.is_empty() || ops.len() > OPS_MAX {
+        return Err(ProposeError::TooLarge(format!("a write has 1 to {OPS_MAX} operations, this one {}", ops.len())));
+    }
+    for op in ops {
+        if op.key.is_empty() || op.key.len() > KEY_BYTES_MAX || op.key.contains('\0') {
+            return Err(ProposeError::BadKey(op.key.chars().take(80).collect()));
+        }
+        if let Change::Put(value) = &op.change
+            && value.len() > OBJECT_BYTES_MAX
+        {
+            let (bytes, key) = (value.len(), &op.key);
+            return Err(ProposeError::TooLarge(format!("{key} has {bytes} bytes, at most {OBJECT_BYTES_MAX} are kept")));
+        }
+    }
+    let bytes: usize = ops.iter().map(Op::size).sum();
+    match bytes > COMMAND_BYTES_MAX {
+        true => Err(ProposeError::TooLarge(format!("a write of {bytes} bytes, at most {COMMAND_BYTES_MAX} are taken"))),
+        false => Ok(()),
+    }
+}

@@ -1,0 +1,196 @@
+//! Openraft's state machine: committed entries in, published states and answers out.
+//!
+//! The map lives in memory and is rebuilt from the last snapshot and the log behind it. A snapshot is
+//! a clone of a few pointers; only writing it takes time, and that happens beside the applying.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use futures::channel::mpsc;
+use futures::{Stream, StreamExt};
+use openraft::impls::EmptyNode;
+use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
+use openraft::{AsyncRuntime, EntryPayload, OptionalSend, StoredMembership};
+
+use crate::replica::Replica;
+use crate::state::{Event, Members, State};
+use crate::wire::Meta;
+use crate::{Answer, CommittedLeaderId, LogId, TypeConfig, VoterId};
+
+/// Entries applied before readers see them, so that a long replay does not hold everything back.
+const PUBLISH_EVERY: usize = 512;
+
+/// Where snapshots are kept.
+#[async_trait]
+pub(crate) trait Shelf: Send + Sync + 'static {
+    /// Makes `state` the latest snapshot. It is durable, and older ones may be gone, when this returns.
+    async fn save(&self, meta: &Meta, state: &State) -> io::Result<()>;
+}
+
+type Kept = Snapshot<CommittedLeaderId, VoterId, EmptyNode, State>;
+
+/// The state machine of one store.
+pub(crate) struct Machine {
+    state: State,
+    replica: Arc<Replica>,
+    shelf: Arc<dyn Shelf>,
+    latest: Arc<Mutex<Option<Kept>>>,
+    weight: Weight,
+}
+
+/// How much log lies behind the state, by bytes: openraft itself counts entries only.
+struct Weight {
+    /// Bytes of all entries applied since the start.
+    total: u64,
+    /// The total at certain indices, at least [`MARK_BYTES`] apart.
+    marks: VecDeque<(u64, u64)>,
+    tell: mpsc::Sender<Heavy>,
+    told: u64,
+}
+
+/// The log has become heavy: time for a snapshot, and then to drop entries up to `purge_to`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Heavy {
+    /// Entries up to here are older than what the log should keep for others to catch up.
+    pub(crate) purge_to: Option<u64>,
+}
+
+const MARK_BYTES: u64 = 1 << 20;
+
+/// Log since the last snapshot by bytes: replaying it takes about 0.2 s.
+const SNAPSHOT_EVERY_BYTES: u64 = 64 << 20;
+
+/// Log kept behind a snapshot, so that a voter back after a short while needs no snapshot.
+const KEEP_BYTES: u64 = 32 << 20;
+
+impl Machine {
+    pub(crate) fn new(
+        replica: Arc<Replica>,
+        shelf: Arc<dyn Shelf>,
+        latest: Option<Meta>,
+        heavy: mpsc::Sender<Heavy>,
+    ) -> Self {
+        let state = replica.state();
+        let latest = latest.map(|meta| Snapshot { meta, snapshot: state.clone() });
+        let weight = Weight { total: 0, marks: VecDeque::new(), tell: heavy, told: 0 };
+        Machine { state, replica, shelf, latest: Arc::new(Mutex::new(latest)), weight }
+    }
+
+    fn apply_entry(&mut self, log_id: LogId, payload: EntryPayload<crate::Command, VoterId, EmptyNode>, events: &mut Vec<Event>) -> Answer {
+        let answer = match payload {
+            EntryPayload::Blank => Answer { revision: self.state.revision(), outcomes: Vec::new() },
+            EntryPayload::Normal(command) => {
+                self.weight.add(log_id.index, command.size() as u64);
+                let (answer, new) = self.state.apply(log_id.leader_id.term, command);
+                events.extend(new);
+                answer
+            }
+            EntryPayload::Membership(membership) => {
+                self.state.set_members(StoredMembership::new(Some(log_id), membership));
+                Answer { revision: self.state.revision(), outcomes: Vec::new() }
+            }
+        };
+        self.state.set_applied(log_id);
+        answer
+    }
+
+    /// Readers of this node see a write before its proposer has the answer.
+    fn publish<Rt: AsyncRuntime>(&self, events: &mut Vec<Event>, answers: &mut Vec<(ApplyResponder<TypeConfig<Rt>>, Answer)>) {
+        self.replica.publish(self.state.clone(), std::mem::take(events));
+        for (responder, answer) in answers.drain(..) {
+            responder.send(answer);
+        }
+    }
+}
+
+impl Weight {
+    fn add(&mut self, index: u64, bytes: u64) {
+        self.total += bytes;
+        if self.marks.back().is_none_or(|(_, total)| total + MARK_BYTES <= self.total) {
+            self.marks.push_back((index, self.total));
+        }
+        if self.total - self.told < SNAPSHOT_EVERY_BYTES {
+            return;
+        }
+        self.told = self.total;
+        let old = self.marks.partition_point(|(_, total)| total + KEEP_BYTES < self.total);
+        let purge_to = self.marks.drain(..old).next_back().map(|(index, _)| index);
+        // If the keeper is still busy with the last one, the next 64 MiB tell it again.
+        let _ = self.tell.try_send(Heavy { purge_to });
+    }
+}
+
+impl<Rt: AsyncRuntime> RaftStateMachine<TypeConfig<Rt>> for Machine {
+    type SnapshotData = State;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, Members)> {
+        Ok((self.state.applied(), self.state.members().clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<TypeConfig<Rt>>>> + Unpin + OptionalSend,
+    {
+        let (mut events, mut answers) = (Vec::new(), Vec::new());
+        let mut unpublished = 0;
+        while let Some(next) = entries.next().await {
+            let (entry, responder) = next?;
+            let answer = self.apply_entry(entry.log_id, entry.payload, &mut events);
+            answers.extend(responder.map(|responder| (responder, answer)));
+            unpublished += 1;
+            if unpublished == PUBLISH_EVERY {
+                self.publish::<Rt>(&mut events, &mut answers);
+                unpublished = 0;
+            }
+        }
+        self.publish::<Rt>(&mut events, &mut answers);
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder { state: self.state.clone(), shelf: self.shelf.clone(), latest: self.latest.clone() }
+    }
+
+    async fn install_snapshot(&mut self, meta: &Meta, snapshot: State) -> io::Result<()> {
+        self.shelf.save(meta, &snapshot).await?;
+        keep(&self.latest, Snapshot { meta: meta.clone(), snapshot: snapshot.clone() });
+        self.state = snapshot;
+        self.replica.publish_snapshot(self.state.clone());
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Kept>> {
+        Ok(self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+/// One snapshot in the making.
+pub(crate) struct Builder {
+    state: State,
+    shelf: Arc<dyn Shelf>,
+    latest: Arc<Mutex<Option<Kept>>>,
+}
+
+impl<Rt: AsyncRuntime> RaftSnapshotBuilder<TypeConfig<Rt>> for Builder {
+    type SnapshotData = State;
+
+    async fn build_snapshot(&mut self) -> io::Result<Kept> {
+        let meta = Meta { last_log_id: self.state.applied(), last_membership: self.state.members().clone() };
+        self.shelf.save(&meta, &self.state).await?;
+        let kept = Snapshot { meta, snapshot: self.state.clone() };
+        keep(&self.latest, kept.clone());
+        Ok(kept)
+    }
+}
+
+/// The latest stays in memory for learners and voters far behind: it shares all that has not changed since.
+fn keep(latest: &Mutex<Option<Kept>>, snapshot: Kept) {
+    let mut latest = latest.lock().unwrap_or_else(PoisonError::into_inner);
+    // A snapshot received while an older one was being built stays.
+    if latest.as_ref().is_none_or(|kept| kept.meta.last_log_id <= snapshot.meta.last_log_id) {
+        *latest = Some(snapshot);
+    }
+}

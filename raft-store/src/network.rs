@@ -1,0 +1,292 @@
+//! Openraft's way to the other voters and learners, over the lanes.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt, future::BoxFuture};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::impls::EmptyNode;
+use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::storage::Snapshot;
+use openraft::{AsyncRuntime, OptionalSend};
+use openraft::async_runtime::Select2;
+
+use crate::calls::{CallError, Links, frames};
+use crate::state::State;
+use crate::transport::{Broken, Lane, Pipe, PipeTx};
+use crate::wire::{Meta, Offer, Request, Response, frame, parse};
+use crate::{CommittedLeaderId, TypeConfig, Vote, VoterId};
+
+/// Appends sent and not yet answered on one pipe. Each is at most about 1 MiB.
+const PIPELINED_MAX: usize = 32;
+
+type C<Rt> = TypeConfig<Rt>;
+type Result<T, Rt> = std::result::Result<T, RPCError<C<Rt>>>;
+type Appended<Rt> = Result<StreamAppendResult<C<Rt>>, Rt>;
+
+/// Makes the clients of one store.
+pub(crate) struct Network<Rt: AsyncRuntime> {
+    links: Arc<Links<Rt>>,
+}
+
+impl<Rt: AsyncRuntime> Network<Rt> {
+    pub(crate) fn new(links: Arc<Links<Rt>>) -> Self {
+        Network { links }
+    }
+
+    fn client(&self, to: VoterId, appends: Lane) -> Client<Rt> {
+        Client { links: self.links.clone(), to, appends, idle: Mutex::new(None) }
+    }
+}
+
+impl<Rt: AsyncRuntime> RaftNetworkFactory<C<Rt>> for Network<Rt> {
+    type Network = Client<Rt>;
+
+    async fn new_client(&mut self, to: VoterId, _: &EmptyNode) -> Client<Rt> {
+        self.client(to, Lane::Append)
+    }
+
+    async fn new_heartbeat_client(&mut self, to: VoterId, _: &EmptyNode) -> Client<Rt> {
+        self.client(to, Lane::Control)
+    }
+}
+
+/// One user of the way to one peer.
+pub(crate) struct Client<Rt: AsyncRuntime> {
+    links: Arc<Links<Rt>>,
+    to: VoterId,
+    /// Heartbeats are appends without entries and take the lane of the votes.
+    appends: Lane,
+    /// The pipe of the last append stream, if that ended with nothing under way. The lock is for
+    /// openraft, which asks for `Sync`; nobody contends for it.
+    idle: Mutex<Option<Appending>>,
+}
+
+/// An open pipe on the append lane.
+struct Appending {
+    tx: Box<dyn PipeTx>,
+    results: BoxStream<'static, std::result::Result<Bytes, Broken>>,
+}
+
+impl<Rt: AsyncRuntime> Client<Rt> {
+    async fn ask(&self, request: Request<Rt>) -> Result<Response<Rt>, Rt> {
+        self.links.call(self.to, Lane::Control, request).await.map_err(|error| match error {
+            CallError::Unreachable(why) => unreachable(why),
+            CallError::Broken(why) => broken(why),
+        })
+    }
+
+    async fn heartbeat(&self, request: AppendEntriesRequest<C<Rt>>) -> Appended<Rt> {
+        match self.ask(Request::Heartbeat(request)).await? {
+            Response::Heartbeat(result) => Ok(result),
+            _ => Err(refused("a heartbeat")),
+        }
+    }
+
+    async fn open(&self, lane: Lane) -> Result<Pipe, Rt> {
+        self.links.transport().open(self.to, lane).await.map_err(|error| unreachable(error.reason))
+    }
+}
+
+impl<Rt: AsyncRuntime> RaftNetworkV2<C<Rt>> for Client<Rt> {
+    type SnapshotData = State;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<C<Rt>>,
+        _: RPCOption,
+    ) -> Result<AppendEntriesResponse<C<Rt>>, Rt> {
+        self.heartbeat(request).await.map(AppendEntriesResponse::from)
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        requests: S,
+        _: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, Appended<Rt>>, Rt>>
+    where
+        S: Stream<Item = AppendEntriesRequest<C<Rt>>> + OptionalSend + Unpin + 'static,
+    {
+        Box::pin(async move {
+            if self.appends == Lane::Control {
+                let client = &*self;
+                return Ok(requests.then(move |request| client.heartbeat(request)).boxed());
+            }
+            let kept = self.idle.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+            let pipe = match kept {
+                Some(pipe) => pipe,
+                None => {
+                    let Pipe { tx, rx } = self.open(Lane::Append).await?;
+                    Appending { tx, results: frames(rx) }
+                }
+            };
+            let idle = self.idle.get_mut().unwrap_or_else(PoisonError::into_inner);
+            Ok(pipelined(pipe, requests, idle).boxed())
+        })
+    }
+
+    async fn vote(&mut self, request: VoteRequest<C<Rt>>, _: RPCOption) -> Result<VoteResponse<C<Rt>>, Rt> {
+        match self.ask(Request::Vote(request)).await? {
+            Response::Vote(response) => Ok(response),
+            _ => Err(refused("a vote")),
+        }
+    }
+
+    // The default grants by itself, which would let a cut-off node raise its term without end.
+    async fn pre_vote(&mut self, request: VoteRequest<C<Rt>>, _: RPCOption) -> Result<VoteResponse<C<Rt>>, Rt> {
+        match self.ask(Request::PreVote(request)).await? {
+            Response::Vote(response) => Ok(response),
+            _ => Err(refused("a pre-vote")),
+        }
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot<CommittedLeaderId, VoterId, EmptyNode, State>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _: RPCOption,
+    ) -> std::result::Result<SnapshotResponse<C<Rt>>, StreamingError<C<Rt>>> {
+        let sending = async {
+            let pipe = self.open(Lane::Snapshot).await?;
+            send_snapshot(pipe, vote, snapshot.meta, &snapshot.snapshot).await.map_err(broken::<Rt>)
+        };
+        match Rt::select2(std::pin::pin!(sending), std::pin::pin!(cancel)).await {
+            Select2::First(sent) => Ok(SnapshotResponse::new(sent?)),
+            Select2::Second(closed) => Err(StreamingError::Closed(closed)),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<C<Rt>>,
+        _: RPCOption,
+    ) -> Result<TransferLeaderResponse<C<Rt>>, Rt> {
+        match self.ask(Request::TransferLeader(request)).await? {
+            Response::TransferLeader(response) => Ok(response),
+            _ => Err(refused("a hand-over")),
+        }
+    }
+}
+
+/// Sends requests without waiting for results, and yields the results in order.
+///
+/// The stream ends without an error when the requests end or the peer finishes cleanly: openraft
+/// takes an error at that point for an unreachable peer, and a follower that had just restarted then
+/// got neither entries nor an election (the livelock of the prototype). A pipe with nothing under
+/// way is kept in `idle` for the next stream.
+fn pipelined<'s, Rt, S>(pipe: Appending, requests: S, idle: &'s mut Option<Appending>) -> impl Stream<Item = Appended<Rt>> + 's
+where
+    Rt: AsyncRuntime,
+    S: Stream<Item = AppendEntriesRequest<C<Rt>>> + OptionalSend + Unpin + 'static,
+{
+    let Appending { tx, mut results } = pipe;
+    let under_way = Arc::new(AtomicUsize::new(0));
+    let mut sending = Some(Box::pin(send_requests::<Rt, S>(tx, requests, under_way.clone())));
+    let mut done: Option<Box<dyn PipeTx>> = None;
+    let mut pending_error: VecDeque<Appended<Rt>> = VecDeque::new();
+    let mut over = false;
+    futures::stream::poll_fn(move |cx| {
+        if over {
+            return Poll::Ready(None);
+        }
+        if let Some(Poll::Ready(sent)) = sending.as_mut().map(|sending| sending.as_mut().poll(cx)) {
+            sending = None;
+            match sent {
+                Ok(tx) => done = Some(tx),
+                Err(Broken(why)) => pending_error.push_back(Err(broken(why))),
+            }
+        }
+        if under_way.load(Ordering::Relaxed) > 0 || done.is_none() {
+            match results.poll_next_unpin(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    under_way.fetch_sub(1, Ordering::Relaxed);
+                    let result: Appended<Rt> = parse(&frame).map_err(broken);
+                    // After a refusal the peer closes; so must we, without keeping the pipe.
+                    over = !matches!(result, Ok(Ok(_)));
+                    return Poll::Ready(Some(result));
+                }
+                Poll::Ready(Some(Err(Broken(why)))) => {
+                    over = true;
+                    return Poll::Ready(Some(Err(broken(why))));
+                }
+                Poll::Ready(None) => {
+                    over = true;
+                    return Poll::Ready(None);
+                }
+                Poll::Pending => {}
+            }
+        }
+        if let Some(error) = pending_error.pop_front() {
+            over = true;
+            return Poll::Ready(Some(error));
+        }
+        if under_way.load(Ordering::Relaxed) > 0 || done.is_none() {
+            return Poll::Pending;
+        }
+        over = true;
+        if let Some(tx) = done.take() {
+            let results = std::mem::replace(&mut results, futures::stream::empty().boxed());
+            *idle = Some(Appending { tx, results });
+        }
+        Poll::Ready(None)
+    })
+}
+
+async fn send_requests<Rt, S>(
+    mut tx: Box<dyn PipeTx>,
+    mut requests: S,
+    under_way: Arc<AtomicUsize>,
+) -> std::result::Result<Box<dyn PipeTx>, Broken>
+where
+    Rt: AsyncRuntime,
+    S: Stream<Item = AppendEntriesRequest<C<Rt>>> + OptionalSend + Unpin + 'static,
+{
+    while let Some(request) = requests.next().await {
+        let room = |_: &mut std::task::Context<'_>| match under_way.load(Ordering::Relaxed) {
+            PIPELINED_MAX.. => Poll::Pending,
+            _ => Poll::Ready(()),
+        };
+        std::future::poll_fn(room).await;
+        under_way.fetch_add(1, Ordering::Relaxed);
+        tx.send(frame(&request)).await?;
+    }
+    Ok(tx)
+}
+
+/// Streams the records of `state` and waits for the peer's vote after installing them.
+async fn send_snapshot(pipe: Pipe, vote: Vote, meta: Meta, state: &State) -> std::result::Result<Vote, String> {
+    let Pipe { mut tx, mut rx } = pipe;
+    let why = |Broken(why)| why;
+    tx.send(frame(&Offer { vote, meta })).await.map_err(why)?;
+    for record in state.records() {
+        tx.send(record.into()).await.map_err(why)?;
+    }
+    tx.finish();
+    let answer = rx.recv().await.map_err(why)?.ok_or("the snapshot was refused")?;
+    parse(&answer)
+}
+
+fn unreachable<Rt: AsyncRuntime>(why: String) -> RPCError<C<Rt>> {
+    RPCError::Unreachable(Unreachable::from_string(why))
+}
+
+fn broken<Rt: AsyncRuntime>(why: String) -> RPCError<C<Rt>> {
+    RPCError::Network(NetworkError::from_string(why))
+}
+
+fn refused<Rt: AsyncRuntime>(what: &str) -> RPCError<C<Rt>> {
+    broken(format!("the peer refused {what}"))
+}
+
+/// How long an install may take end to end before openraft gives up on it.
+pub(crate) const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(600);

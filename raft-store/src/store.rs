@@ -1,0 +1,86 @@
+//! Puts a store together: disk, state machine, network and Raft.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use futures::StreamExt;
+use futures::channel::mpsc;
+use openraft::storage::RaftLogStorage;
+use openraft::{AsyncRuntime, LogIdOptionExt, Raft};
+
+use crate::calls::Links;
+use crate::config::Config;
+use crate::handle::{Closing, Core, Handle, Serials, Shared};
+use crate::machine::{Heavy, Machine, Shelf};
+use crate::network::Network;
+use crate::replica::Replica;
+use crate::state::State;
+use crate::transport::Transport;
+use crate::wire::Meta;
+use crate::TypeConfig;
+
+/// What the disk held, and the ways to write to it.
+pub(crate) struct Disk<L> {
+    pub(crate) log: L,
+    pub(crate) shelf: Arc<dyn Shelf>,
+    /// The latest snapshot.
+    pub(crate) snapshot: Option<(Meta, State)>,
+    /// Run after everything that writes has ended.
+    pub(crate) closing: Closing,
+}
+
+/// Starts Raft on what the disk held. Committed entries behind the snapshot are applied again, which
+/// also refills the ring of events.
+pub(crate) async fn assemble<Rt, L>(config: Config, disk: Disk<L>, transport: Arc<dyn Transport>) -> Result<Handle<Rt>, String>
+where
+    Rt: AsyncRuntime,
+    L: RaftLogStorage<TypeConfig<Rt>>,
+{
+    let (meta, state) = disk.snapshot.unzip();
+    let replica = Replica::new(state.unwrap_or_default(), config.ring);
+    let links = Links::<Rt>::new(transport);
+    let (tell, heavy) = mpsc::channel(1);
+    let machine = Machine::new(replica.clone(), disk.shelf, meta, tell);
+    let network = Network::new(links.clone());
+    let raft_config = Arc::new(config.timings.raft());
+    let raft = Raft::new(config.voter, raft_config, network, disk.log, machine).await;
+    let raft: Core<Rt> = raft.map_err(|fatal| fatal.to_string())?;
+    Rt::spawn(keep_log_light::<Rt>(raft.clone(), heavy));
+    Ok(Handle {
+        shared: Arc::new(Shared {
+            voter: config.voter,
+            session: config.session(),
+            clock: config.clock,
+            raft,
+            replica,
+            links,
+            timings: config.timings,
+            serials: Mutex::new(Serials::default()),
+            stopping: AtomicBool::new(false),
+            closing: Mutex::new(Some(disk.closing)),
+        }),
+    })
+}
+
+/// Takes a snapshot whenever the log behind the last one is heavy, and drops what the log need not keep.
+async fn keep_log_light<Rt: AsyncRuntime>(raft: Core<Rt>, mut heavy: mpsc::Receiver<Heavy>) {
+    while let Some(Heavy { purge_to }) = heavy.next().await {
+        let applied = raft.metrics();
+        let applied = openraft::async_runtime::WatchReceiver::borrow_watched(&applied).last_applied;
+        if raft.trigger().snapshot().await.is_err() {
+            return;
+        }
+        let Some(purge_to) = purge_to else {
+            continue;
+        };
+        let mut snapshots = raft.watch_snapshot_progress();
+        while snapshots.get().index() < applied.index() {
+            if snapshots.changed().await.is_err() {
+                return;
+            }
+        }
+        if raft.trigger().purge_log(purge_to).await.is_err() {
+            return;
+        }
+    }
+}
