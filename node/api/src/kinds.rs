@@ -33,6 +33,8 @@ pub struct Kind {
     pub subresources: &'static [Subresource],
     /// Its `spec` is counted by `metadata.generation`.
     pub counts_generations: bool,
+    /// Fields its objects can be selected by, apart from name and namespace, and what an absent one counts as.
+    pub fields: &'static [(&'static str, &'static str)],
     /// What its objects may be called.
     pub(crate) name: names::Rule,
     /// Its defaults and validation.
@@ -73,7 +75,23 @@ pub static KINDS: &[Kind] = &[
         short_names: &["cm"],
         ..core::<ConfigMap>("ConfigMap", "configmaps", "configmap", names::Rule::Subdomain)
     },
-    Kind { short_names: &["ev"], ..core::<Event>("Event", "events", "event", names::Rule::Subdomain) },
+    Kind {
+        short_names: &["ev"],
+        fields: &[
+            ("involvedObject.apiVersion", ""),
+            ("involvedObject.fieldPath", ""),
+            ("involvedObject.kind", ""),
+            ("involvedObject.name", ""),
+            ("involvedObject.namespace", ""),
+            ("involvedObject.resourceVersion", ""),
+            ("involvedObject.uid", ""),
+            ("reason", ""),
+            ("reportingComponent", ""),
+            ("source", ""),
+            ("type", ""),
+        ],
+        ..core::<Event>("Event", "events", "event", names::Rule::Subdomain)
+    },
     Kind {
         short_names: &["ns"],
         namespaced: false,
@@ -83,12 +101,14 @@ pub static KINDS: &[Kind] = &[
             Subresource { name: "finalize", group: "", version: "v1", kind: "Namespace", verbs: &["update"] },
             status("", "Namespace"),
         ],
+        fields: &[("status.phase", "")],
         ..core::<Namespace>("Namespace", "namespaces", "namespace", names::Rule::Label)
     },
     Kind {
         short_names: &["no"],
         namespaced: false,
         subresources: &[status("", "Node")],
+        fields: &[("spec.unschedulable", "false")],
         ..core::<Node>("Node", "nodes", "node", names::Rule::Subdomain)
     },
     Kind {
@@ -100,9 +120,19 @@ pub static KINDS: &[Kind] = &[
             status("", "Pod"),
         ],
         counts_generations: true,
+        fields: &[
+            ("spec.hostNetwork", "false"),
+            ("spec.nodeName", ""),
+            ("spec.restartPolicy", ""),
+            ("spec.schedulerName", ""),
+            ("spec.serviceAccountName", ""),
+            ("status.nominatedNodeName", ""),
+            ("status.phase", ""),
+            ("status.podIP", ""),
+        ],
         ..core::<Pod>("Pod", "pods", "pod", names::Rule::Subdomain)
     },
-    core::<Secret>("Secret", "secrets", "secret", names::Rule::Subdomain),
+    Kind { fields: &[("type", "")], ..core::<Secret>("Secret", "secrets", "secret", names::Rule::Subdomain) },
     Kind {
         short_names: &["sa"],
         ..core::<ServiceAccount>(
@@ -116,6 +146,7 @@ pub static KINDS: &[Kind] = &[
         short_names: &["svc"],
         categories: &["all"],
         subresources: &[status("", "Service")],
+        fields: &[("spec.clusterIP", ""), ("spec.type", "")],
         ..core::<Service>("Service", "services", "service", names::Rule::ServiceLabel)
     },
     Kind {
@@ -132,6 +163,7 @@ pub static KINDS: &[Kind] = &[
         categories: &["all"],
         subresources: &[SCALE, status("apps", "ReplicaSet")],
         counts_generations: true,
+        fields: &[("status.replicas", "0")],
         ..core::<ReplicaSet>("ReplicaSet", "replicasets", "replicaset", names::Rule::Subdomain)
     },
     Kind {
@@ -159,6 +191,7 @@ const fn core<T: crate::rules::KindRules>(
         verbs: VERBS,
         subresources: &[],
         counts_generations: false,
+        fields: &[],
         name,
         rules: rules::<T>(),
     }

@@ -17,6 +17,7 @@ pub mod limits;
 // One object's way through a request.
 pub mod decode;
 pub mod object;
+pub mod selector;
 
 // The words of an answer.
 pub mod field;
@@ -30,3 +31,7 @@ mod validate;
 
 // Values and helpers that deciding crates share.
 pub mod names;
+pub mod owner;
+pub mod pod;
+pub mod quantity;
+pub mod scheduling;
