@@ -4,7 +4,7 @@
 //! carry a verdict, the replacements that follow from it and their bindings.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{Event, EventSource, Namespace, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use skein_api::write::{Change, Expect, Write};
 use std::collections::BTreeMap;
@@ -186,6 +186,11 @@ impl<'a> Draft<'a> {
             "" => "default",
             namespace => namespace,
         };
+        // Nothing new comes into a namespace that is ending, or it would never end.
+        let held = self.view.named::<Namespace>("", namespace);
+        if !held.is_some_and(|held| !meta::is_ending(&held.metadata)) {
+            return;
+        }
         let subject = format!("{}/{reason}/{message}", meta::uid(metadata));
         let mut draws = self.chance.of(&subject);
         let uid = draws.uid();

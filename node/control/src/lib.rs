@@ -24,3 +24,4 @@ pub mod container;
 
 pub mod judge;
 pub mod probe;
+pub mod voters;

@@ -24,6 +24,8 @@ pub struct Round<'a> {
     pub verdicts: &'a BTreeMap<String, Verdict>,
     /// The certificate authority's PEM, which every namespace gets as `kube-root-ca.crt`.
     pub ca_pem: &'a str,
+    /// The address of service `default/kubernetes`: the first of the service range.
+    pub kubernetes_ip: &'a str,
 }
 
 /// What to do now, and when to look again.
@@ -60,7 +62,7 @@ pub fn plan(view: &View, changed: &Changed, round: &Round<'_>) -> Plan {
     let unfinished = loop {
         // Who is there comes first, then what should be, then where.
         node_health::plan(&mut draft, round.verdicts);
-        namespace::plan(&mut draft, round.ca_pem);
+        namespace::plan(&mut draft, round.ca_pem, round.kubernetes_ip);
         garbage::plan(&mut draft);
         deployment::plan(&mut draft);
         replicaset::plan(&mut draft);

@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::resources::{self, Amounts};
+use crate::scheduler::apart;
 
 /// An object's key in the map, such as `core/pods/default/web-1`.
 pub type Key = Arc<str>;
@@ -38,6 +39,8 @@ pub struct View {
     used: OrdMap<Arc<str>, Amounts>,
     /// Pods without a node that have not ended.
     unbound: OrdSet<Key>,
+    /// Bound pods with required anti-affinity: few, and every new pod must be held against them.
+    wary: OrdSet<Key>,
     /// Pods and ReplicaSets without a controller: what may be adopted, or recreated under its own name.
     orphans: OrdSet<Key>,
     /// Objects that somebody asked to delete.
@@ -339,6 +342,16 @@ impl View {
         self.unbound.iter().filter_map(|key| Some((key, self.get::<Pod>(key)?)))
     }
 
+    /// Pods that are bound and have not ended.
+    pub(crate) fn all_bound(&self) -> impl Iterator<Item = &Pod> {
+        self.by_node.iter().filter_map(|(_, key)| Some(&**self.get::<Pod>(key)?)).filter(|pod| !crate::meta::has_ended(pod))
+    }
+
+    /// Bound pods that keep others away.
+    pub(crate) fn wary(&self) -> impl Iterator<Item = &Pod> {
+        self.wary.iter().filter_map(|key| Some(&**self.get::<Pod>(key)?))
+    }
+
     /// Objects of a kind in `namespace` that have no controller.
     pub(crate) fn orphans<'a, K: Kind + 'a>(
         &'a self,
@@ -409,7 +422,13 @@ impl View {
             self.orphans.insert(key.clone());
         }
         match object {
-            Object::Pod(pod) => self.count(pod, Amounts::plus, key),
+            Object::Pod(pod) => {
+                self.count(pod, Amounts::plus, key);
+                let keeps_away = pod.spec.as_ref().is_some_and(|spec| apart(spec).next().is_some());
+                if keeps_away && crate::meta::node_of(pod).is_some() && !crate::meta::has_ended(pod) {
+                    self.wary.insert(key.clone());
+                }
+            }
             Object::Event(event) => drop(self.events.insert((event.last, key.clone()))),
             _ => {}
         }
@@ -428,9 +447,9 @@ impl View {
         self.orphans.remove(key);
         match object {
             Object::Pod(pod) => {
-                self.unbound.remove(key);
                 self.count(pod, Amounts::minus, key);
                 self.unbound.remove(key);
+                self.wary.remove(key);
             }
             Object::Event(event) => drop(self.events.remove(&(event.last, key.clone()))),
             _ => {}
