@@ -1,0 +1,344 @@
+//! One request: where it goes, whether it may, in which form it is answered.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use http::header::{ACCEPT, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde_json::Value;
+use skein_api::decode::{self, Decoded, Format, Parsed, Validation};
+use skein_api::kinds::Kind;
+use skein_api::status::{Reason, Status};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
+
+use crate::addresses::{Addresses, ServiceRange};
+use crate::cluster::Cluster;
+use crate::discovery;
+use crate::identity::Identity;
+use crate::limits::{Class, InFlight, Limits};
+use crate::negotiate::{Form, MediaType};
+use crate::pages::Pages;
+use crate::path::{self, Resource, Route, Sub};
+use crate::query::{ListOptions, Query};
+use crate::respond::{self, Body};
+use crate::update::Half;
+use crate::view::View;
+
+/// What the API says of this cluster.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `v1.35.0+skein.0.1.0`: clients read it as a Kubernetes version and switch behaviour on it.
+    pub version: String,
+    /// The addresses that Services get.
+    pub services: ServiceRange,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        // The Kubernetes release whose API the answers follow, then ours.
+        let version = concat!("v1.35.0+skein.", env!("CARGO_PKG_VERSION")).to_owned();
+        Settings { version, services: ServiceRange::default() }
+    }
+}
+
+/// What answers requests. It keeps nothing of the cluster's state but snapshots of lists under way.
+pub struct Api {
+    pub(crate) cluster: Arc<dyn Cluster>,
+    pub(crate) settings: Settings,
+    pub(crate) addresses: Addresses,
+    pub(crate) limits: Limits,
+    pub(crate) pages: Pages,
+    pub(crate) stopping: CancellationToken,
+    in_flight: Arc<InFlight>,
+}
+
+/// An answer, or the refusal that takes its place.
+pub(crate) type Answer = Result<Response<Body>, Status>;
+
+/// A request to objects, read to its end.
+pub(crate) struct Call<'a> {
+    pub(crate) resource: &'a Resource,
+    pub(crate) query: &'a Query,
+    pub(crate) form: Form,
+    pub(crate) caller: &'a Identity,
+    /// What the body says it is.
+    pub(crate) media: Option<MediaType>,
+    pub(crate) body: Bytes,
+}
+
+impl Api {
+    pub(crate) fn new(
+        cluster: Arc<dyn Cluster>,
+        settings: Settings,
+        limits: Limits,
+        stopping: CancellationToken,
+    ) -> Self {
+        let addresses = Addresses { range: settings.services };
+        let (pages, in_flight) = (Pages::default(), Arc::default());
+        Api { cluster, settings, addresses, limits, pages, stopping, in_flight }
+    }
+
+    /// Answers one request of `caller`. `client` is whom its limits are counted for.
+    ///
+    /// Every failure is a `Status`; a panic is one too and ends nothing but its request.
+    pub async fn answer(&self, request: Request<Body>, caller: &Identity, client: &str) -> Response<Body> {
+        let began = Instant::now();
+        let (method, uri) = (request.method().clone(), request.uri().clone());
+        let answer = AssertUnwindSafe(self.route(request, caller, client)).catch_unwind().await;
+        let response = match answer {
+            Ok(Ok(response)) => response,
+            Ok(Err(status)) => respond::status(&status),
+            Err(panic) => {
+                let why = panic_text(&*panic);
+                error!(%method, %uri, panic = why, "a request ended in a panic");
+                respond::status(&Status::internal(
+                    "the server met a state it does not know; its log says more",
+                ))
+            }
+        };
+        let took_ms = began.elapsed().as_millis();
+        debug!(%method, %uri, user = caller.user, code = response.status().as_u16(), took_ms, "answered");
+        response
+    }
+
+    async fn route(&self, request: Request<Body>, caller: &Identity, client: &str) -> Answer {
+        let (head, body) = request.into_parts();
+        let route = path::route(head.uri.path()).ok_or_else(Status::no_such_resource);
+        match &route {
+            Ok(Route::Health) => {
+                return read_only(&head.method, || respond::bytes(StatusCode::OK, "text/plain", "ok"));
+            }
+            Ok(Route::Version) => return read_only(&head.method, || discovery::version(&self.settings)),
+            _ if !caller.may_everything() => {
+                return Err(forbidden(caller, &head.method, &head.uri, route.ok().as_ref()));
+            }
+            _ => {}
+        }
+        let query = Query::parse(head.uri.query())?;
+        let accept = header(&head.headers, ACCEPT);
+        match route? {
+            Route::Discovery(segments) => read_only(&head.method, || discovery::answer(&segments, accept))?,
+            Route::OpenApi(segments) => {
+                read_only(&head.method, || discovery::openapi(&segments, accept, &head.uri))?
+            }
+            Route::Resource(resource) => {
+                let verb = Verb::of(&head.method, &resource, &query)?;
+                let class = verb.class(&query)?;
+                let max = match class {
+                    Class::Short => self.limits.in_flight_max,
+                    Class::Stream => self.limits.streams_max,
+                };
+                let ticket = self.in_flight.enter(client, class, max).ok_or_else(|| {
+                    Status::too_many_requests(
+                        format!("{client:?} has {max} requests under way; wait for some to end"),
+                        1,
+                    )
+                })?;
+                let call = Call {
+                    resource: &resource,
+                    query: &query,
+                    form: Form::choose(accept)?,
+                    caller,
+                    media: header(&head.headers, CONTENT_TYPE).map(MediaType::parse),
+                    body: self.read_body(body).await?,
+                };
+                // The answer of a stream begins in bounded time too; only its body goes on.
+                let answer = timeout(self.limits.answer_time_max, self.perform(&call, verb)).await;
+                let response = answer.map_err(|_| too_slow())??;
+                Ok(match class {
+                    Class::Short => response,
+                    Class::Stream => response.map(|body| respond::holding(body, ticket)),
+                })
+            }
+            Route::Health | Route::Version => Err(Status::no_such_resource()),
+        }
+    }
+
+    async fn perform(&self, call: &Call<'_>, verb: Verb) -> Answer {
+        let name = call.resource.name.as_deref().unwrap_or_default();
+        match (verb, call.resource.subresource) {
+            (Verb::Get, None | Some(Sub::Status)) => self.get(call, name).await,
+            (Verb::List, None) => self.list(call, &ListOptions::parse(call.query, false)?).await,
+            (Verb::Watch, None) => self.watch(call, &ListOptions::parse(call.query, true)?).await,
+            (Verb::Create, None) => self.create(call).await,
+            (Verb::Update, None) => self.update(call, name, Half::Main).await,
+            (Verb::Update, Some(Sub::Status)) => self.update(call, name, Half::Status).await,
+            (Verb::Update, Some(Sub::Finalize)) => self.update(call, name, Half::Finalizers).await,
+            (Verb::Patch, None) => self.patch(call, name, Half::Main).await,
+            (Verb::Patch, Some(Sub::Status)) => self.patch(call, name, Half::Status).await,
+            (Verb::Delete, None) => self.delete(call, name).await,
+            (Verb::DeleteCollection, None) => self.delete_collection(call).await,
+            (Verb::Get, Some(Sub::Scale)) => self.get_scale(call, name).await,
+            (Verb::Update, Some(Sub::Scale)) => self.update_scale(call, name).await,
+            (Verb::Patch, Some(Sub::Scale)) => self.patch_scale(call, name).await,
+            (Verb::Create, Some(Sub::Binding)) => self.bind(call, name).await,
+            (Verb::Create, Some(Sub::Eviction)) => self.evict(call, name).await,
+            (Verb::Get, Some(Sub::Log)) => self.log(call, name).await,
+            _ => Err(Status::method_not_allowed()),
+        }
+    }
+
+    async fn read_body(&self, body: Body) -> Result<Bytes, Status> {
+        let max = self.limits.body_bytes_max;
+        let read = timeout(self.limits.body_time_max, Limited::new(body, max).collect()).await;
+        match read {
+            Ok(Ok(whole)) => Ok(whole.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Status::too_large("the request", max)),
+            Ok(Err(error)) => Err(Status::bad_request(format!("the body of the request broke off: {error}"))),
+            Err(_) => Err(Status::timeout("the body of the request did not come in time; send it again")),
+        }
+    }
+
+    /// Shows one object in the form the client wants.
+    pub(crate) fn answer_object(
+        &self,
+        call: &Call<'_>,
+        code: StatusCode,
+        object: &Value,
+        warnings: &[String],
+    ) -> Answer {
+        let shown = View::of(call)?.object(call.kind(), object, self.cluster.now());
+        let mut response = respond::value(code, &shown, call.query.flag("pretty")?);
+        respond::warn(&mut response, warnings);
+        Ok(response)
+    }
+
+    /// Shows a list in the form the client wants.
+    pub(crate) fn answer_list(&self, call: &Call<'_>, objects: Vec<Value>, metadata: Value) -> Answer {
+        let shown = View::of(call)?.list(call.kind(), objects, metadata, self.cluster.now());
+        Ok(respond::value(StatusCode::OK, &shown, call.query.flag("pretty")?))
+    }
+}
+
+impl Call<'_> {
+    pub(crate) fn kind(&self) -> &'static Kind {
+        self.resource.kind
+    }
+
+    /// What happens to fields that the kind does not have.
+    pub(crate) fn validation(&self) -> Result<Validation, Status> {
+        self.query.get("fieldValidation").unwrap_or_default().parse()
+    }
+
+    /// The body as an object of the path's kind.
+    pub(crate) fn decoded(&self) -> Result<Decoded, Status> {
+        decode::decode(self.kind(), &self.body, self.format()?, self.validation()?)
+    }
+
+    /// The body, of whatever kind.
+    pub(crate) fn parsed(&self) -> Result<Parsed, Status> {
+        decode::parse(&self.body, self.format()?)
+    }
+
+    fn format(&self) -> Result<Format, Status> {
+        // Nothing said is JSON, as it is upstream.
+        match self.media.as_ref().map_or("application/json", |media| media.essence.as_str()) {
+            "application/json" | "" => Ok(Format::Json),
+            "application/yaml" => Ok(Format::Yaml),
+            other => Err(Status::unsupported_media_type(other, &["application/json", "application/yaml"])),
+        }
+    }
+}
+
+/// What a request wants done.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Verb {
+    Get,
+    List,
+    Watch,
+    Create,
+    Update,
+    Patch,
+    Delete,
+    DeleteCollection,
+}
+
+impl Verb {
+    /// The verb, if the resource has it.
+    fn of(method: &Method, resource: &Resource, query: &Query) -> Result<Self, Status> {
+        let named = resource.name.is_some();
+        let verb = match *method {
+            Method::GET if named && !resource.watch => Verb::Get,
+            Method::GET if resource.watch || query.flag("watch")? => Verb::Watch,
+            Method::GET => Verb::List,
+            Method::POST if !named || resource.subresource.is_some() => Verb::Create,
+            Method::PUT if named => Verb::Update,
+            Method::PATCH if named => Verb::Patch,
+            Method::DELETE if named => Verb::Delete,
+            Method::DELETE => Verb::DeleteCollection,
+            _ => return Err(Status::method_not_allowed()),
+        };
+        let served = match resource.subresource {
+            None => resource.kind.verbs,
+            Some(sub) => resource.kind.subresource(sub.name()).map_or(&[][..], |served| served.verbs),
+        };
+        if served.contains(&verb.name()) { Ok(verb) } else { Err(Status::method_not_allowed()) }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Verb::Get => "get",
+            Verb::List => "list",
+            Verb::Watch => "watch",
+            Verb::Create => "create",
+            Verb::Update => "update",
+            Verb::Patch => "patch",
+            Verb::Delete => "delete",
+            Verb::DeleteCollection => "deletecollection",
+        }
+    }
+
+    fn class(self, query: &Query) -> Result<Class, Status> {
+        let streams = self == Verb::Watch || (self == Verb::Get && query.flag("follow")?);
+        Ok(if streams { Class::Stream } else { Class::Short })
+    }
+}
+
+/// The answer of `make`, to those who only look.
+fn read_only<T>(method: &Method, make: impl FnOnce() -> T) -> Result<T, Status> {
+    if matches!(*method, Method::GET | Method::HEAD) { Ok(make()) } else { Err(Status::method_not_allowed()) }
+}
+
+fn header(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+fn too_slow() -> Status {
+    Status::timeout(
+        "the cluster did not answer in time; a write may or may not have happened, look before you repeat it",
+    )
+}
+
+fn forbidden(caller: &Identity, method: &Method, uri: &Uri, route: Option<&Route>) -> Status {
+    let user = &caller.user;
+    match route {
+        Some(Route::Resource(resource)) => {
+            let kind = resource.kind;
+            let place = match &resource.namespace {
+                Some(namespace) => format!("in the namespace {namespace:?}"),
+                None => "at the cluster scope".into(),
+            };
+            let why = format!(
+                "User {user:?} cannot {} resource {:?} in API group {:?} {place}",
+                method.as_str().to_lowercase(),
+                kind.plural,
+                kind.group
+            );
+            Status::forbidden(kind, resource.name.as_deref().unwrap_or_default(), &why)
+        }
+        _ => {
+            let (verb, path) = (method.as_str().to_lowercase(), uri.path());
+            Status::new(Reason::Forbidden, format!("forbidden: User {user:?} cannot {verb} path {path:?}"))
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
+}
