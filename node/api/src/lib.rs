@@ -15,8 +15,11 @@ pub mod kinds;
 pub mod limits;
 
 // One object's way through a request.
+pub mod binding;
 pub mod decode;
 pub mod object;
+pub mod patch;
+pub mod scale;
 pub mod selector;
 
 // The words of an answer.
