@@ -59,7 +59,12 @@ impl<Rt: AsyncRuntime> Links<Rt> {
     }
 
     /// Asks `to` over `lane`. The caller bounds the time; a dropped question is forgotten.
-    pub(crate) async fn call(&self, to: VoterId, lane: Lane, request: Request<Rt>) -> Result<Response<Rt>, CallError> {
+    pub(crate) async fn call(
+        &self,
+        to: VoterId,
+        lane: Lane,
+        request: Request<Rt>,
+    ) -> Result<Response<Rt>, CallError> {
         let (asked, answer) = oneshot::channel();
         let queue = self.link(to, lane);
         if queue.send((request, asked)).await.is_err() {
@@ -72,7 +77,7 @@ impl<Rt: AsyncRuntime> Links<Rt> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let start = || {
             let (queue, queued) = Rt::Mpsc::channel(QUEUE);
-            Rt::spawn(run::<Rt>(self.transport.clone(), to, lane, queued));
+            drop(Rt::spawn(run::<Rt>(self.transport.clone(), to, lane, queued)));
             queue
         };
         open.entry((to, lane)).or_insert_with(start).clone()
@@ -84,7 +89,12 @@ impl<Rt: AsyncRuntime> Links<Rt> {
     }
 }
 
-async fn run<Rt: AsyncRuntime>(transport: Arc<dyn Transport>, to: VoterId, lane: Lane, mut queued: Queued<Rt>) {
+async fn run<Rt: AsyncRuntime>(
+    transport: Arc<dyn Transport>,
+    to: VoterId,
+    lane: Lane,
+    mut queued: Queued<Rt>,
+) {
     while let Some(first) = queued.recv().await {
         let why = match Rt::timeout(OPEN_TIMEOUT, transport.open(to, lane)).await {
             Ok(Ok(pipe)) => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use openraft::SnapshotPolicy;
 
+use crate::log::Limits;
 use crate::network::SNAPSHOT_TIMEOUT;
 use crate::watch::RingLimits;
 use crate::{Session, VoterId};
@@ -23,6 +24,8 @@ pub struct Config {
     pub timings: Timings,
     /// How much of the past watches may ask for.
     pub ring: RingLimits,
+    /// Sizes of the log's files and buffers.
+    pub log: Limits,
 }
 
 /// Wall time in ms since 1970.
@@ -36,7 +39,14 @@ impl Config {
             // Before 1970 there is no time worth telling; stamps never go back anyway.
             since.map_or(0, |since| since.as_millis() as u64)
         };
-        Config { voter, generation, clock: Arc::new(clock), timings: Timings::default(), ring: RingLimits::default() }
+        Config {
+            voter,
+            generation,
+            clock: Arc::new(clock),
+            timings: Timings::default(),
+            ring: RingLimits::default(),
+            log: Limits::default(),
+        }
     }
 
     pub(crate) fn session(&self) -> Session {
@@ -51,6 +61,7 @@ impl fmt::Debug for Config {
             .field("generation", &self.generation)
             .field("timings", &self.timings)
             .field("ring", &self.ring)
+            .field("log", &self.log)
             .finish_non_exhaustive()
     }
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 use openraft::async_runtime::{Instant, Select2, WatchReceiver};
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::impls::EmptyNode;
+use openraft::metrics::RaftServerMetrics;
 use openraft::raft::Precondition;
 use openraft::type_config::alias::WatchReceiverOf;
-use openraft::metrics::RaftServerMetrics;
 use openraft::{AsyncRuntime, ChangeMembers, LogIdOptionExt, Raft, ReadPolicy};
 
 use crate::calls::{CallError, Links};
@@ -281,10 +281,16 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             if let Some(term) = options.only_in_term
                 && leader != Some(self.shared.voter)
             {
-                return Err(if uncertain { ProposeError::Unknown(options.timeout) } else { ProposeError::NotLeader { term } });
+                return Err(if uncertain {
+                    ProposeError::Unknown(options.timeout)
+                } else {
+                    ProposeError::NotLeader { term }
+                });
             }
             match retry.ask(leader, Request::Propose(command.clone())).await {
-                Asked::Answer(Response::Proposed(answer)) if answer.outcomes.is_empty() => return Err(ProposeError::SessionOver),
+                Asked::Answer(Response::Proposed(answer)) if answer.outcomes.is_empty() => {
+                    return Err(ProposeError::SessionOver);
+                }
                 Asked::Answer(Response::Proposed(answer)) => return Ok(answer),
                 Asked::Answer(Response::Redirect(leader)) => retry.hint(leader),
                 Asked::Answer(Response::Busy) => {}
@@ -402,7 +408,11 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
 
     /// Changes the voters, unless the membership is no longer that of the entry `on_membership`
     /// (from [`Metrics::membership`]): two who decide at once cannot both have their way.
-    pub async fn change_members(&self, change: MemberChange, on_membership: Option<LogId>) -> Result<(), ChangeError> {
+    pub async fn change_members(
+        &self,
+        change: MemberChange,
+        on_membership: Option<LogId>,
+    ) -> Result<(), ChangeError> {
         let members = match change {
             MemberChange::Voters(voters) => ChangeMembers::ReplaceAllVoters(voters),
             MemberChange::RemoveLearner(voter) => ChangeMembers::RemoveNodes(BTreeSet::from([voter])),
@@ -431,7 +441,9 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             return false;
         }
         let moved = async {
-            while matches!(changes.leader(), Some(leader) if leader == metrics.voter) || changes.leader().is_none() {
+            while matches!(changes.leader(), Some(leader) if leader == metrics.voter)
+                || changes.leader().is_none()
+            {
                 if !changes.changed().await {
                     return false;
                 }
@@ -475,7 +487,9 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     pub(crate) async fn read_index_here(&self) -> Here<u64> {
         match self.shared.raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
             Ok(_) => Here::Done(self.shared.replica.revision()),
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => Here::Elsewhere(to.leader_id),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => {
+                Here::Elsewhere(to.leader_id)
+            }
             Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Here::Elsewhere(None),
             Err(RaftError::Fatal(_)) => Here::Stopped,
         }
@@ -534,7 +548,13 @@ struct Retry<'a, Rt: AsyncRuntime> {
 
 impl<'a, Rt: AsyncRuntime> Retry<'a, Rt> {
     fn new(handle: &'a Handle<Rt>, timeout: Duration) -> Self {
-        Retry { handle, changes: handle.on_change(), deadline: Rt::Instant::now() + timeout, hint: None, hops: 0 }
+        Retry {
+            handle,
+            changes: handle.on_change(),
+            deadline: Rt::Instant::now() + timeout,
+            hint: None,
+            hops: 0,
+        }
     }
 
     fn leader(&mut self) -> Option<VoterId> {
@@ -616,7 +636,9 @@ fn change_error<Rt: AsyncRuntime>(
     use openraft::errors::ChangeMembershipError;
     match error {
         RaftError::Fatal(_) => ChangeError::Stopped,
-        RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => ChangeError::NotLeader { leader: to.leader_id },
+        RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
+            ChangeError::NotLeader { leader: to.leader_id }
+        }
         RaftError::APIError(ClientWriteError::PreconditionFailed(_)) => ChangeError::Moved,
         RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => ChangeError::Unknown,
         RaftError::APIError(ClientWriteError::ChangeMembershipError(error)) => match error {
@@ -628,7 +650,10 @@ fn change_error<Rt: AsyncRuntime>(
 
 fn check(ops: &[Op]) -> Result<(), ProposeError> {
     if ops.is_empty() || ops.len() > OPS_MAX {
-        return Err(ProposeError::TooLarge(format!("a write has 1 to {OPS_MAX} operations, this one {}", ops.len())));
+        return Err(ProposeError::TooLarge(format!(
+            "a write has 1 to {OPS_MAX} operations, this one {}",
+            ops.len()
+        )));
     }
     for op in ops {
         if op.key.is_empty() || op.key.len() > KEY_BYTES_MAX || op.key.contains('\0') {
@@ -638,12 +663,16 @@ fn check(ops: &[Op]) -> Result<(), ProposeError> {
             && value.len() > OBJECT_BYTES_MAX
         {
             let (bytes, key) = (value.len(), &op.key);
-            return Err(ProposeError::TooLarge(format!("{key} has {bytes} bytes, at most {OBJECT_BYTES_MAX} are kept")));
+            return Err(ProposeError::TooLarge(format!(
+                "{key} has {bytes} bytes, at most {OBJECT_BYTES_MAX} are kept"
+            )));
         }
     }
     let bytes: usize = ops.iter().map(Op::size).sum();
     match bytes > COMMAND_BYTES_MAX {
-        true => Err(ProposeError::TooLarge(format!("a write of {bytes} bytes, at most {COMMAND_BYTES_MAX} are taken"))),
+        true => Err(ProposeError::TooLarge(format!(
+            "a write of {bytes} bytes, at most {COMMAND_BYTES_MAX} are taken"
+        ))),
         false => Ok(()),
     }
 }

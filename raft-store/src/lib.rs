@@ -17,6 +17,8 @@ mod network;
 mod replica;
 mod serve;
 mod sessions;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod state;
 mod store;
 mod transport;
@@ -32,7 +34,9 @@ pub use handle::{
     COMMAND_BYTES_MAX, ChangeError, Changes, Handle, KEY_BYTES_MAX, MemberChange, Metrics, OPS_MAX, Options,
     ProposeError, ReadError,
 };
+pub use openraft_rt_tokio::TokioRuntime;
 pub use state::{Event, Members, OBJECT_BYTES_MAX, Object, STORE_BYTES_MAX, State};
+pub use store::{StartError, start};
 pub use transport::{Broken, CHUNK_BYTES, FRAME_BYTES_MAX, Lane, Pipe, PipeRx, PipeTx, Transport, Unreachable};
 pub use disk_files::{DirectoryError, DiskFiles};
 pub use files::{Files, Listed, Pending, is_full};

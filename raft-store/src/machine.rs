@@ -78,7 +78,12 @@ impl Machine {
         Machine { state, replica, shelf, latest: Arc::new(Mutex::new(latest)), weight }
     }
 
-    fn apply_entry(&mut self, log_id: LogId, payload: EntryPayload<crate::Command, VoterId, EmptyNode>, events: &mut Vec<Event>) -> Answer {
+    fn apply_entry(
+        &mut self,
+        log_id: LogId,
+        payload: EntryPayload<crate::Command, VoterId, EmptyNode>,
+        events: &mut Vec<Event>,
+    ) -> Answer {
         let answer = match payload {
             EntryPayload::Blank => Answer { revision: self.state.revision(), outcomes: Vec::new() },
             EntryPayload::Normal(command) => {
@@ -97,7 +102,11 @@ impl Machine {
     }
 
     /// Readers of this node see a write before its proposer has the answer.
-    fn publish<Rt: AsyncRuntime>(&self, events: &mut Vec<Event>, answers: &mut Vec<(ApplyResponder<TypeConfig<Rt>>, Answer)>) {
+    fn publish<Rt: AsyncRuntime>(
+        &self,
+        events: &mut Vec<Event>,
+        answers: &mut Vec<(ApplyResponder<TypeConfig<Rt>>, Answer)>,
+    ) {
         self.replica.publish(self.state.clone(), std::mem::take(events));
         for (responder, answer) in answers.drain(..) {
             responder.send(answer);

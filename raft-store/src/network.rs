@@ -1,14 +1,15 @@
 //! Openraft's way to the other voters and learners, over the lanes.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, future::BoxFuture};
+use openraft::async_runtime::Select2;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::impls::EmptyNode;
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
@@ -18,7 +19,6 @@ use openraft::raft::{
 };
 use openraft::storage::Snapshot;
 use openraft::{AsyncRuntime, OptionalSend};
-use openraft::async_runtime::Select2;
 
 use crate::calls::{CallError, Links, frames};
 use crate::state::State;
@@ -142,7 +142,11 @@ impl<Rt: AsyncRuntime> RaftNetworkV2<C<Rt>> for Client<Rt> {
     }
 
     // The default grants by itself, which would let a cut-off node raise its term without end.
-    async fn pre_vote(&mut self, request: VoteRequest<C<Rt>>, _: RPCOption) -> Result<VoteResponse<C<Rt>>, Rt> {
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<C<Rt>>,
+        _: RPCOption,
+    ) -> Result<VoteResponse<C<Rt>>, Rt> {
         match self.ask(Request::PreVote(request)).await? {
             Response::Vote(response) => Ok(response),
             _ => Err(refused("a pre-vote")),
@@ -184,7 +188,11 @@ impl<Rt: AsyncRuntime> RaftNetworkV2<C<Rt>> for Client<Rt> {
 /// takes an error at that point for an unreachable peer, and a follower that had just restarted then
 /// got neither entries nor an election (the livelock of the prototype). A pipe with nothing under
 /// way is kept in `idle` for the next stream.
-fn pipelined<'s, Rt, S>(pipe: Appending, requests: S, idle: &'s mut Option<Appending>) -> impl Stream<Item = Appended<Rt>> + 's
+fn pipelined<'s, Rt, S>(
+    pipe: Appending,
+    requests: S,
+    idle: &'s mut Option<Appending>,
+) -> impl Stream<Item = Appended<Rt>> + 's
 where
     Rt: AsyncRuntime,
     S: Stream<Item = AppendEntriesRequest<C<Rt>>> + OptionalSend + Unpin + 'static,
@@ -264,7 +272,12 @@ where
 }
 
 /// Streams the records of `state` and waits for the peer's vote after installing them.
-async fn send_snapshot(pipe: Pipe, vote: Vote, meta: Meta, state: &State) -> std::result::Result<Vote, String> {
+async fn send_snapshot(
+    pipe: Pipe,
+    vote: Vote,
+    meta: Meta,
+    state: &State,
+) -> std::result::Result<Vote, String> {
     let Pipe { mut tx, mut rx } = pipe;
     let why = |Broken(why)| why;
     tx.send(frame(&Offer { vote, meta })).await.map_err(why)?;

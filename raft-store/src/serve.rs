@@ -44,7 +44,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
 
     async fn serve_calls(&self, from: [u8; 16], lane: Lane, pipe: Pipe) -> Result<(), String> {
         let (answers, answered) = Rt::Mpsc::channel::<(u64, Response<Rt>)>(BATCH_MAX);
-        Rt::spawn(send_answers::<Rt>(pipe.tx, answered));
+        drop(Rt::spawn(send_answers::<Rt>(pipe.tx, answered)));
         let under_way = Arc::new(AtomicUsize::new(0));
         let mut frames = frames(pipe.rx);
         while let Some(frame) = frames.next().await {
@@ -56,12 +56,12 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
                 }
                 under_way.fetch_add(1, Ordering::Relaxed);
                 let (handle, answers, under_way) = (self.clone(), answers.clone(), under_way.clone());
-                Rt::spawn(async move {
+                drop(Rt::spawn(async move {
                     let response = handle.answer(from, lane, request).await;
                     // The asker may be gone.
                     let _ = answers.send((id, response)).await;
                     under_way.fetch_sub(1, Ordering::Relaxed);
-                });
+                }));
             }
         }
         Ok(())
@@ -71,7 +71,9 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         let raft = self.raft();
         let own = |vote: &Vote| vote.leader_id.voted_for.node == from;
         let response = match (lane, request) {
-            (Lane::Control, Request::Vote(request)) if own(&request.vote) => raft.vote(request).await.map(Response::Vote).ok(),
+            (Lane::Control, Request::Vote(request)) if own(&request.vote) => {
+                raft.vote(request).await.map(Response::Vote).ok()
+            }
             (Lane::Control, Request::PreVote(request)) if own(&request.vote) => {
                 raft.pre_vote(request).await.map(Response::Vote).ok()
             }
@@ -82,7 +84,9 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             (Lane::Control, Request::TransferLeader(request)) if own(request.from_leader()) => {
                 raft.handle_transfer_leader(request).await.map(Response::TransferLeader).ok()
             }
-            (Lane::Forward, Request::Propose(command)) if command.session.node == from && !command.ops.is_empty() => {
+            (Lane::Forward, Request::Propose(command))
+                if command.session.node == from && !command.ops.is_empty() =>
+            {
                 Some(match self.propose_here(command).await {
                     Here::Done(answer) => Response::Proposed(answer),
                     Here::Elsewhere(leader) => Response::Redirect(leader),
@@ -110,7 +114,9 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             }
         });
         // Ends at the first frame that is no request; what came before it is still answered.
-        let requests = requests.take_while(|request| std::future::ready(request.is_ok())).filter_map(|request| std::future::ready(request.ok()));
+        let requests = requests
+            .take_while(|request| std::future::ready(request.is_ok()))
+            .filter_map(|request| std::future::ready(request.ok()));
         let mut results = Box::pin(self.raft().stream_append(requests));
         while let Some(result) = results.next().await {
             let result = result.map_err(|fatal| fatal.to_string())?;
@@ -142,7 +148,8 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             return Err("a snapshot cut short".into());
         }
         let snapshot = Snapshot { meta, snapshot: state };
-        let response = self.raft().install_full_snapshot(vote, snapshot).await.map_err(|error| error.to_string())?;
+        let response =
+            self.raft().install_full_snapshot(vote, snapshot).await.map_err(|error| error.to_string())?;
         tx.send(frame(&response.vote)).await.map_err(|Broken(why)| why)?;
         tx.finish();
         Ok(())

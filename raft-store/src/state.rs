@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::sessions::{Ledger, Sessions, Standing};
 use crate::{
-    Answer, Change, Command, CommittedLeaderId, DecodeError, Expect, LogId, Op, Outcome, Refusal, VoterId, decode, encode,
+    Answer, Change, Command, CommittedLeaderId, DecodeError, Expect, LogId, Op, Outcome, Refusal, VoterId,
+    decode, encode,
 };
 
 /// Largest value of one key: 1.5 MiB, as etcd's default for a request.
@@ -87,7 +88,9 @@ impl State {
         let Command { session, serial, unanswered_from, stamp_ms, only_in_term, atomic, ops } = command;
         match self.sessions.standing(session, serial) {
             Standing::Repeated(first) => return (Answer::clone(&first), Vec::new()),
-            Standing::Over => return (Answer { revision: self.head.revision, outcomes: Vec::new() }, Vec::new()),
+            Standing::Over => {
+                return (Answer { revision: self.head.revision, outcomes: Vec::new() }, Vec::new());
+            }
             Standing::New => {}
         }
         self.head.stamp_ms = self.head.stamp_ms.max(stamp_ms);
@@ -245,7 +248,11 @@ impl State {
     }
 
     /// Objects whose key starts with `prefix`, in key order; with `after`, only those behind that key.
-    pub fn range<'a>(&'a self, prefix: &'a str, after: Option<&str>) -> impl Iterator<Item = (&'a Arc<str>, &'a Object)> {
+    pub fn range<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&str>,
+    ) -> impl Iterator<Item = (&'a Arc<str>, &'a Object)> {
         use std::ops::Bound::{Excluded, Included, Unbounded};
         let start = match after {
             Some(after) if after >= prefix => Excluded(after),
@@ -254,17 +261,24 @@ impl State {
         self.objects.range::<_, str>((start, Unbounded)).take_while(move |(key, _)| key.starts_with(prefix))
     }
 
-    /// A checksum of everything replicated: equal on two nodes exactly if their states are.
+    /// A checksum of the objects and the revision: equal on all nodes at one revision, whatever
+    /// entries without a change they have applied since.
     pub fn digest(&self) -> u32 {
-        self.records().fold(0, |crc, record| crc32c::crc32c_append(crc, &record))
+        let revision = crc32c::crc32c(&self.head.revision.to_le_bytes());
+        self.object_records().fold(revision, |crc, record| crc32c::crc32c_append(crc, &record))
     }
 
     /// The state as a row of encoded records of about 1 MiB, for a snapshot.
     pub fn records(&self) -> impl Iterator<Item = Vec<u8>> + '_ {
         let head = std::iter::once_with(|| encode(&Record::Head(self.head.clone())));
-        let sessions = self.sessions.iter().map(|(node, ledger)| encode(&Record::Session(*node, ledger.clone())));
+        let sessions =
+            self.sessions.iter().map(|(node, ledger)| encode(&Record::Session(*node, ledger.clone())));
+        head.chain(sessions).chain(self.object_records())
+    }
+
+    fn object_records(&self) -> impl Iterator<Item = Vec<u8>> + '_ {
         let mut objects = self.objects.iter();
-        let objects = std::iter::from_fn(move || {
+        std::iter::from_fn(move || {
             let (mut batch, mut bytes) = (Vec::new(), 0);
             for (key, object) in objects.by_ref() {
                 batch.push((key.clone(), object.clone()));
@@ -274,8 +288,7 @@ impl State {
                 }
             }
             (!batch.is_empty()).then(|| encode(&Record::Objects(batch)))
-        });
-        head.chain(sessions).chain(objects)
+        })
     }
 
     /// Puts together what [`records`](Self::records) took apart.
@@ -353,7 +366,15 @@ mod tests {
 
     fn command(serial: u64, atomic: bool, ops: Vec<Op>) -> Command {
         let session = Session { node: [7; 16], generation: 1 };
-        Command { session, serial, unanswered_from: serial, stamp_ms: serial, only_in_term: None, atomic, ops }
+        Command {
+            session,
+            serial,
+            unanswered_from: serial,
+            stamp_ms: serial,
+            only_in_term: None,
+            atomic,
+            ops,
+        }
     }
 
     fn done(revision: u64) -> Outcome {
@@ -411,7 +432,8 @@ mod tests {
     fn an_atomic_command_does_all_or_nothing() {
         let mut state = State::default();
         let refused = op("b", Expect::Present, Change::Delete);
-        let (answer, events) = state.apply(1, command(1, true, vec![put("a", "1"), refused.clone(), put("c", "1")]));
+        let (answer, events) =
+            state.apply(1, command(1, true, vec![put("a", "1"), refused.clone(), put("c", "1")]));
         let not_tried = Outcome::Refused(Refusal::NotTried);
         assert_eq!(answer.outcomes, [not_tried, Outcome::Refused(Refusal::Absent), not_tried]);
         assert!(events.is_empty() && state.is_empty() && state.revision() == 0 && state.bytes() == 0);
@@ -446,7 +468,8 @@ mod tests {
         assert_eq!(answer.outcomes, [Outcome::Full]);
         let value = Bytes::from(vec![0; OBJECT_BYTES_MAX]);
         let count = STORE_BYTES_MAX / OBJECT_BYTES_MAX as u64;
-        let fill = (0..count + 1).map(|n| op(&format!("{n:03}"), Expect::Any, Change::Put(value.clone()))).collect();
+        let fill =
+            (0..count + 1).map(|n| op(&format!("{n:03}"), Expect::Any, Change::Put(value.clone()))).collect();
         let (answer, _) = state.apply(1, command(2, false, fill));
         assert_eq!(answer.outcomes.last(), Some(&Outcome::Full));
         assert!(state.bytes() <= STORE_BYTES_MAX);
@@ -458,7 +481,8 @@ mod tests {
     fn a_range_starts_behind_the_given_key_and_ends_with_the_prefix() {
         let mut state = State::default();
         state.apply(1, command(1, false, ["a/1", "a/2", "a/3", "b/1"].map(|key| put(key, "")).into()));
-        let keys = |prefix, after| state.range(prefix, after).map(|(key, _)| key.to_string()).collect::<Vec<_>>();
+        let keys =
+            |prefix, after| state.range(prefix, after).map(|(key, _)| key.to_string()).collect::<Vec<_>>();
         assert_eq!(keys("a/", None), ["a/1", "a/2", "a/3"]);
         assert_eq!(keys("a/", Some("a/1")), ["a/2", "a/3"]);
         assert_eq!(keys("", Some("a/3")), ["b/1"]);
@@ -486,6 +510,9 @@ mod tests {
         let mut remove = command(1, true, vec![end_session([7; 16])]);
         remove.session.node = [8; 16];
         state.apply(1, remove);
-        assert!(matches!(state.sessions.standing(Session { node: [7; 16], generation: 1 }, 1), Standing::New));
+        assert!(matches!(
+            state.sessions.standing(Session { node: [7; 16], generation: 1 }, 1),
+            Standing::New
+        ));
     }
 }

@@ -8,16 +8,58 @@ use futures::channel::mpsc;
 use openraft::storage::RaftLogStorage;
 use openraft::{AsyncRuntime, LogIdOptionExt, Raft};
 
+use crate::TypeConfig;
 use crate::calls::Links;
 use crate::config::Config;
+use crate::files::Files;
 use crate::handle::{Closing, Core, Handle, Serials, Shared};
+use crate::log::Log;
 use crate::machine::{Heavy, Machine, Shelf};
 use crate::network::Network;
 use crate::replica::Replica;
 use crate::state::State;
 use crate::transport::Transport;
 use crate::wire::Meta;
-use crate::TypeConfig;
+
+/// Why a store did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Nothing was changed.
+    #[error("could not open the raft log")]
+    Log(#[from] crate::log::OpenError),
+    /// Log and snapshot are as they were.
+    #[error("consensus did not start: {0}; see the log for what failed on the disk")]
+    Raft(String),
+}
+
+/// Starts the store that lies in `files`, empty where there is none.
+///
+/// An empty store waits until it is [bootstrapped](Handle::bootstrap) or added as a learner. `files`
+/// must be used for nothing else.
+pub async fn start<Rt, F>(
+    config: Config,
+    files: F,
+    transport: Arc<dyn Transport>,
+) -> Result<Handle<Rt>, StartError>
+where
+    Rt: AsyncRuntime,
+    F: Files,
+{
+    let log = Log::<Rt, F>::open(files, config.voter, config.log).await?;
+    let closing = log.clone();
+    let closing: Closing = Box::new(move || Box::pin(async move { closing.close().await }));
+    let disk = Disk { log, shelf: Arc::new(NoShelf), snapshot: None, closing };
+    assemble(config, disk, transport).await.map_err(StartError::Raft)
+}
+
+struct NoShelf;
+
+#[async_trait::async_trait]
+impl Shelf for NoShelf {
+    async fn save(&self, _: &Meta, _: &State) -> std::io::Result<()> {
+        Ok(())
+    }
+}
 
 /// What the disk held, and the ways to write to it.
 pub(crate) struct Disk<L> {
@@ -31,7 +73,11 @@ pub(crate) struct Disk<L> {
 
 /// Starts Raft on what the disk held. Committed entries behind the snapshot are applied again, which
 /// also refills the ring of events.
-pub(crate) async fn assemble<Rt, L>(config: Config, disk: Disk<L>, transport: Arc<dyn Transport>) -> Result<Handle<Rt>, String>
+pub(crate) async fn assemble<Rt, L>(
+    config: Config,
+    disk: Disk<L>,
+    transport: Arc<dyn Transport>,
+) -> Result<Handle<Rt>, String>
 where
     Rt: AsyncRuntime,
     L: RaftLogStorage<TypeConfig<Rt>>,
@@ -45,7 +91,7 @@ where
     let raft_config = Arc::new(config.timings.raft());
     let raft = Raft::new(config.voter, raft_config, network, disk.log, machine).await;
     let raft: Core<Rt> = raft.map_err(|fatal| fatal.to_string())?;
-    Rt::spawn(keep_log_light::<Rt>(raft.clone(), heavy));
+    drop(Rt::spawn(keep_log_light::<Rt>(raft.clone(), heavy)));
     Ok(Handle {
         shared: Arc::new(Shared {
             voter: config.voter,

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use crate::state::Event;
 use crate::replica::Replica;
+use crate::state::Event;
 
 /// How much of the past the ring keeps; whichever bound is met first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,7 +149,11 @@ impl Ring {
         let before = self.revision;
         let mut wake = Vec::new();
         for (prefix, slots) in &mut self.groups {
-            let last_match = events.iter().rev().find(|event| event.key.starts_with(&**prefix)).map(|event| event.revision);
+            let last_match = events
+                .iter()
+                .rev()
+                .find(|event| event.key.starts_with(&**prefix))
+                .map(|event| event.revision);
             for slot in slots.values_mut().filter(|slot| slot.cursor >= before || slot.waker.is_some()) {
                 match last_match {
                     Some(last) if last > slot.cursor => wake.extend(slot.waker.take()),
@@ -163,7 +167,9 @@ impl Ring {
             self.events.push_back(event);
         }
         self.revision = revision;
-        while self.events.len() > self.limits.events_max || (self.bytes > self.limits.bytes_max && self.events.len() > 1) {
+        while self.events.len() > self.limits.events_max
+            || (self.bytes > self.limits.bytes_max && self.events.len() > 1)
+        {
             let oldest = self.events.pop_front().expect("the loop's condition says there is one");
             self.bytes -= size(&oldest);
             self.floor = oldest.revision;
@@ -187,7 +193,11 @@ impl Ring {
     }
 
     fn wake_all(&mut self) -> Vec<Waker> {
-        self.groups.values_mut().flat_map(|slots| slots.values_mut()).filter_map(|slot| slot.waker.take()).collect()
+        self.groups
+            .values_mut()
+            .flat_map(|slots| slots.values_mut())
+            .filter_map(|slot| slot.waker.take())
+            .collect()
     }
 
     fn poll(&mut self, prefix: &Arc<str>, id: u64, waker: &Waker) -> Poll<Result<Batch, WatchError>> {
@@ -201,8 +211,13 @@ impl Ring {
             return Poll::Ready(Err(WatchError::Compacted { floor: self.floor }));
         }
         let first = self.events.partition_point(|event| event.revision <= slot.cursor);
-        let events: Vec<Event> =
-            self.events.range(first..).filter(|event| event.key.starts_with(&**prefix)).take(BATCH_MAX).cloned().collect();
+        let events: Vec<Event> = self
+            .events
+            .range(first..)
+            .filter(|event| event.key.starts_with(&**prefix))
+            .take(BATCH_MAX)
+            .cloned()
+            .collect();
         if events.len() == BATCH_MAX {
             slot.cursor = events[BATCH_MAX - 1].revision;
         } else {

@@ -6,11 +6,12 @@
 
 use bytes::Bytes;
 use openraft::AsyncRuntime;
+use openraft::impls::EmptyNode;
 use openraft::raft::{
-    AppendEntriesRequest, StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse, VoteRequest,
+    VoteResponse,
 };
 use openraft::storage::SnapshotMeta;
-use openraft::impls::EmptyNode;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
