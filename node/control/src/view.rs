@@ -43,8 +43,6 @@ pub struct View {
     wary: OrdSet<Key>,
     /// Pods and ReplicaSets without a controller: what may be adopted, or recreated under its own name.
     orphans: OrdSet<Key>,
-    /// Objects that somebody asked to delete.
-    ending: OrdSet<Key>,
     /// Events by the time of their last occurrence.
     events: OrdSet<(Timestamp, Key)>,
     faults: OrdMap<Key, Arc<str>>,
@@ -364,11 +362,6 @@ impl View {
             .filter_map(|key| Some((key, self.get::<K>(key)?)))
     }
 
-    /// Keys of objects with a deletion timestamp.
-    pub(crate) fn ending(&self) -> impl Iterator<Item = &Key> {
-        self.ending.iter()
-    }
-
     /// Events, oldest first.
     pub(crate) fn events(&self) -> &OrdSet<(Timestamp, Key)> {
         &self.events
@@ -415,9 +408,6 @@ impl View {
         if let Some(uid) = &metadata.uid {
             self.by_uid.insert(uid.as_str().into(), key.clone());
         }
-        if metadata.deletion_timestamp.is_some() {
-            self.ending.insert(key.clone());
-        }
         if is_orphan(object) {
             self.orphans.insert(key.clone());
         }
@@ -443,7 +433,6 @@ impl View {
         {
             self.by_uid.remove(&**uid);
         }
-        self.ending.remove(key);
         self.orphans.remove(key);
         match object {
             Object::Pod(pod) => {

@@ -6,10 +6,12 @@
 //! Order of calls: [`PodLife::new`] or [`PodLife::adopt`], then [`PodLife::handle`] with
 //! [`Input::Desired`] first, and from then on with whatever happens, until [`Effect::Gone`].
 
+mod adopt;
 mod backoff;
 mod life;
 mod probe;
 mod status;
+mod unit;
 
 #[cfg(test)]
 mod tests;
