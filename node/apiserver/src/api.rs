@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::FutureExt;
-use http::header::{ACCEPT, CONTENT_TYPE};
+use http::header::{ACCEPT, CONTENT_TYPE, HOST};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::Value;
@@ -32,7 +33,7 @@ use crate::view::View;
 /// What the API says of this cluster.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `v1.35.0+skein.0.1.0`: clients read it as a Kubernetes version and switch behaviour on it.
+    /// Our own version; `/version` says it after that of the Kubernetes API.
     pub version: String,
     /// The addresses that Services get.
     pub services: ServiceRange,
@@ -40,8 +41,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        // The Kubernetes release whose API the answers follow, then ours.
-        let version = concat!("v1.35.0+skein.", env!("CARGO_PKG_VERSION")).to_owned();
+        let version = env!("CARGO_PKG_VERSION").to_owned();
         Settings { version, services: ServiceRange::default() }
     }
 }
@@ -72,7 +72,8 @@ pub(crate) struct Call<'a> {
 }
 
 impl Api {
-    pub(crate) fn new(
+    /// Answers over `cluster`. Its streams end when `stopping` is cancelled.
+    pub fn new(
         cluster: Arc<dyn Cluster>,
         settings: Settings,
         limits: Limits,
@@ -122,9 +123,9 @@ impl Api {
         let query = Query::parse(head.uri.query())?;
         let accept = header(&head.headers, ACCEPT);
         match route? {
-            Route::Discovery(segments) => read_only(&head.method, || discovery::answer(&segments, accept))?,
+            Route::Discovery(segments) => read_only(&head.method, || discovery::answer(&segments, accept, host(&head)))?,
             Route::OpenApi(segments) => {
-                read_only(&head.method, || discovery::openapi(&segments, accept, &head.uri))?
+                read_only(&head.method, || discovery::openapi(&segments, accept))?
             }
             Route::Resource(resource) => {
                 let verb = Verb::of(&head.method, &resource, &query)?;
@@ -199,10 +200,10 @@ impl Api {
         &self,
         call: &Call<'_>,
         code: StatusCode,
-        object: &Value,
+        object: Value,
         warnings: &[String],
     ) -> Answer {
-        let shown = View::of(call)?.object(call.kind(), object, self.cluster.now());
+        let shown = call.view().object(call.kind(), object, self.cluster.now());
         let mut response = respond::value(code, &shown, call.query.flag("pretty")?);
         respond::warn(&mut response, warnings);
         Ok(response)
@@ -210,7 +211,7 @@ impl Api {
 
     /// Shows a list in the form the client wants.
     pub(crate) fn answer_list(&self, call: &Call<'_>, objects: Vec<Value>, metadata: Value) -> Answer {
-        let shown = View::of(call)?.list(call.kind(), objects, metadata, self.cluster.now());
+        let shown = call.view().list(call.kind(), objects, metadata, self.cluster.now());
         Ok(respond::value(StatusCode::OK, &shown, call.query.flag("pretty")?))
     }
 }
@@ -218,6 +219,10 @@ impl Api {
 impl Call<'_> {
     pub(crate) fn kind(&self) -> &'static Kind {
         self.resource.kind
+    }
+
+    pub(crate) fn view(&self) -> View {
+        View::new(self.form, self.query)
     }
 
     /// What happens to fields that the kind does not have.
@@ -302,6 +307,12 @@ impl Verb {
 /// The answer of `make`, to those who only look.
 fn read_only<T>(method: &Method, make: impl FnOnce() -> T) -> Result<T, Status> {
     if matches!(*method, Method::GET | Method::HEAD) { Ok(make()) } else { Err(Status::method_not_allowed()) }
+}
+
+/// Where the client reached us, as it says itself.
+fn host(head: &Parts) -> &str {
+    let named = header(&head.headers, HOST);
+    head.uri.authority().map(|authority| authority.as_str()).or(named).unwrap_or_default()
 }
 
 fn header(headers: &HeaderMap, name: HeaderName) -> Option<&str> {

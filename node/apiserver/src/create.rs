@@ -25,7 +25,7 @@ impl Api {
         let committed = self
             .commit(dry_run, taken, |snapshot: &dyn Snapshot| self.new_object(call, &sent.object, snapshot))
             .await?;
-        self.answer_object(call, StatusCode::CREATED, &committed.object, &sent.warnings)
+        self.answer_object(call, StatusCode::CREATED, committed.object, &sent.warnings)
     }
 
     fn new_object(&self, call: &Call<'_>, sent: &Value, snapshot: &dyn Snapshot) -> Result<Step, Status> {

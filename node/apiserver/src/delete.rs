@@ -27,7 +27,7 @@ impl Api {
         let options = delete_options(call)?;
         let removed = self.delete_object(call.kind(), call.resource.key_namespace(), name, &options).await?;
         match removed {
-            Removal::Under(object) => self.answer_object(call, StatusCode::OK, &object, &[]),
+            Removal::Under(object) => self.answer_object(call, StatusCode::OK, object, &[]),
             Removal::Done { uid } => Ok(removed_answer(call.kind(), name, &uid)),
         }
     }

@@ -27,7 +27,7 @@ impl Api {
         let snapshot = self.cluster.read(at).await.map_err(unavailable)?;
         let key = kind.key(call.resource.key_namespace(), name).to_string();
         let (bytes, revision) = snapshot.get(&key).ok_or_else(|| Status::not_found(kind, name))?;
-        self.answer_object(call, StatusCode::OK, &stored(&bytes, revision)?, &[])
+        self.answer_object(call, StatusCode::OK, stored(&bytes, revision)?, &[])
     }
 
     /// GET of a collection.

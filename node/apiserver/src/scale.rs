@@ -10,6 +10,7 @@ use crate::api::{Answer, Api, Call};
 use crate::cluster::Freshness;
 use crate::commit::unavailable;
 use crate::read::stored;
+use crate::respond;
 use crate::update::{Half, patch_of};
 
 impl Api {
@@ -19,7 +20,7 @@ impl Api {
         let snapshot = self.cluster.read(Freshness::Latest).await.map_err(unavailable)?;
         let key = kind.key(call.resource.key_namespace(), name).to_string();
         let (bytes, revision) = snapshot.get(&key).ok_or_else(|| Status::not_found(kind, name))?;
-        self.answer_object(call, StatusCode::OK, &scale::of(&stored(&bytes, revision)?), &[])
+        Ok(respond::value(StatusCode::OK, &scale::of(&stored(&bytes, revision)?), false))
     }
 
     /// PUT of `scale`.
@@ -43,7 +44,7 @@ impl Api {
         let kind = call.kind();
         let committed =
             self.change(call, name, Half::Main, &|old| take_over(kind, &wish(&scale::of(old))?, old)).await?;
-        self.answer_object(call, StatusCode::OK, &scale::of(&committed.object), &[])
+        Ok(respond::value(StatusCode::OK, &scale::of(&committed.object), false))
     }
 }
 

@@ -33,7 +33,7 @@ impl Api {
     pub(crate) async fn update(&self, call: &Call<'_>, name: &str, half: Half) -> Answer {
         let sent = call.decoded()?;
         let committed = self.change(call, name, half, &|_| Ok(sent.object.clone())).await?;
-        self.answer_object(call, StatusCode::OK, &committed.object, &sent.warnings)
+        self.answer_object(call, StatusCode::OK, committed.object, &sent.warnings)
     }
 
     /// PATCH. The patch is applied here to the object as this node reads it, and committed only if it
@@ -52,7 +52,7 @@ impl Api {
             })
             .await?;
         let warnings = warnings.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-        self.answer_object(call, StatusCode::OK, &committed.object, &warnings)
+        self.answer_object(call, StatusCode::OK, committed.object, &warnings)
     }
 
     /// Brings the object to what `wish` makes of it.

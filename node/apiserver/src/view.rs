@@ -3,58 +3,64 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use skein_api::kinds::Kind;
-use skein_api::status::Status;
+use skein_api::table::{self, Include};
 
-use crate::api::Call;
 use crate::negotiate::Form;
+use crate::query::Query;
 
-/// How the objects of one request are shown. On a watch it remembers that the columns were sent.
+/// How the objects of one request are shown.
 pub(crate) struct View {
     form: Form,
+    include: Include,
+    /// Whether the next table says its columns: on a watch only the first does.
+    headers: bool,
 }
 
 impl View {
-    pub(crate) fn of(call: &Call<'_>) -> Result<Self, Status> {
-        Ok(View { form: call.form })
+    pub(crate) fn new(form: Form, query: &Query) -> Self {
+        View { form, include: Include::parse(query.get("includeObject").unwrap_or_default()), headers: true }
     }
 
     /// One object.
-    pub(crate) fn object(&self, _kind: &Kind, object: &Value, _now: Timestamp) -> Value {
+    pub(crate) fn object(&self, kind: &Kind, object: Value, now: Timestamp) -> Value {
         match self.form {
-            Form::Object | Form::Table(_) => object.clone(),
-            Form::Metadata(version) => metadata_only(object, version),
+            Form::Object => object,
+            Form::Table(version) => {
+                let metadata = json!({ "resourceVersion": object["metadata"]["resourceVersion"] });
+                table::table(kind, &[object], metadata, version, self.include, self.headers, now)
+            }
+            Form::Metadata(version) => table::partial_metadata(&object, version),
         }
     }
 
     /// A list; `metadata` is the list's own.
-    pub(crate) fn list(&self, kind: &Kind, objects: Vec<Value>, metadata: Value, _now: Timestamp) -> Value {
+    pub(crate) fn list(&self, kind: &Kind, objects: Vec<Value>, metadata: Value, now: Timestamp) -> Value {
         match self.form {
-            Form::Object | Form::Table(_) => json!({
+            Form::Object => json!({
                 "kind": kind.list_kind(), "apiVersion": kind.api_version(), "metadata": metadata, "items": objects,
             }),
-            Form::Metadata(version) => json!({
-                "kind": "PartialObjectMetadataList", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": metadata,
-                "items": objects.iter().map(|object| metadata_only(object, version)).collect::<Vec<_>>(),
-            }),
+            Form::Table(version) => {
+                table::table(kind, &objects, metadata, version, self.include, self.headers, now)
+            }
+            Form::Metadata(version) => table::partial_metadata_list(&objects, metadata, version),
         }
     }
 
     /// One object of a watch.
     pub(crate) fn event(&mut self, kind: &Kind, object: Value, now: Timestamp) -> Value {
-        self.object(kind, &object, now)
+        let shown = self.object(kind, object, now);
+        self.headers = false;
+        shown
     }
 
-    /// The object of a bookmark, which has nothing but a version.
-    pub(crate) fn bookmark(&self, object: Value) -> Value {
+    /// The object of a bookmark, which has nothing but a version: a table of it has no rows.
+    pub(crate) fn bookmark(&self, kind: &Kind, object: Value, now: Timestamp) -> Value {
         match self.form {
-            Form::Object | Form::Table(_) => object,
-            Form::Metadata(version) => metadata_only(&object, version),
+            Form::Table(version) => {
+                let metadata = object["metadata"].clone();
+                table::table(kind, &[], metadata, version, self.include, false, now)
+            }
+            Form::Object | Form::Metadata(_) => self.object(kind, object, now),
         }
     }
-}
-
-fn metadata_only(object: &Value, version: &str) -> Value {
-    json!({
-        "kind": "PartialObjectMetadata", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": object["metadata"],
-    })
 }

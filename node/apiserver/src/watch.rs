@@ -55,7 +55,7 @@ impl Api {
             cluster: self.cluster.clone(),
             kind,
             filter,
-            view: View::of(call)?,
+            view: call.view(),
             prefix,
             events,
             end_of_initial: (options.initial_events == Some(true) && options.bookmarks).then_some(after),
@@ -242,7 +242,7 @@ impl Watching {
         if end_of_initial {
             object["metadata"]["annotations"] = json!({ INITIAL_EVENTS_END: "true" });
         }
-        let object = self.view.bookmark(object);
+        let object = self.view.bookmark(self.kind, object, self.cluster.now());
         let mut lines = Vec::new();
         push_line(&json!({ "type": "BOOKMARK", "object": object }), &mut lines);
         lines
