@@ -11,8 +11,10 @@ pub mod key;
 pub mod write;
 
 // What is served.
+pub mod discovery;
 pub mod kinds;
 pub mod limits;
+pub mod openapi;
 
 // One object's way through a request.
 pub mod binding;
@@ -21,6 +23,7 @@ pub mod object;
 pub mod patch;
 pub mod scale;
 pub mod selector;
+pub mod table;
 
 // The words of an answer.
 pub mod field;
