@@ -28,6 +28,7 @@ pub enum DirectoryError {
     Open {
         /// The directory.
         path: PathBuf,
+        /// What the disk said.
         #[source]
         source: io::Error,
     },
@@ -357,9 +358,11 @@ impl Drop for Lane {
 
 #[cfg(test)]
 mod tests {
-    use futures::executor::block_on;
-
     use super::*;
+
+    fn block_on<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
+    }
 
     #[test]
     fn what_was_written_is_read_listed_renamed_and_removed() {

@@ -19,13 +19,28 @@ mod serve;
 mod sessions;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod snapshot_file;
 mod state;
 mod store;
+pub mod store_id;
+pub mod sync_times;
 mod transport;
 mod type_config;
 mod voter_id;
 mod watch;
 mod wire;
+
+/// Whether a bug was put back on purpose; never without the simulator.
+macro_rules! broken {
+    ($mutation:ident) => {{
+        #[cfg(feature = "sim")]
+        let broken = crate::sim::Mutation::$mutation.is_set();
+        #[cfg(not(feature = "sim"))]
+        let broken = false;
+        broken
+    }};
+}
+pub(crate) use broken;
 
 pub use codec::{DecodeError, VALUE_BYTES_MAX, decode, encode, encode_into};
 pub use command::{Answer, Change, Command, Expect, Op, Outcome, Refusal, Session};
@@ -35,6 +50,7 @@ pub use handle::{
     ProposeError, ReadError,
 };
 pub use openraft_rt_tokio::TokioRuntime;
+pub use snapshot_file::{SnapshotError, SnapshotReader, SnapshotWriter, Snapshots};
 pub use state::{Event, Members, OBJECT_BYTES_MAX, Object, STORE_BYTES_MAX, State};
 pub use store::{StartError, start};
 pub use transport::{Broken, CHUNK_BYTES, FRAME_BYTES_MAX, Lane, Pipe, PipeRx, PipeTx, Transport, Unreachable};

@@ -18,7 +18,7 @@ use std::io;
 use std::ops::{Bound, Range, RangeBounds, RangeInclusive};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use futures::stream::{Stream, StreamExt, TryStreamExt};
+use futures::stream::{StreamExt, TryStreamExt};
 use openraft::async_runtime::{Oneshot, OneshotSender};
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
 use openraft::{AsyncRuntime, LogState, OptionalSend};
@@ -309,7 +309,10 @@ impl<Rt: AsyncRuntime, F: Files> RaftLogReader<TypeConfig<Rt>> for Log<Rt, F> {
     }
 
     /// Reads piece by piece, so that applying a long log takes no more memory than a short one.
-    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl futures::Stream<Item = io::Result<Entry>> + OptionalSend
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {

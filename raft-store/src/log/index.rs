@@ -80,6 +80,10 @@ impl Index {
         self.first + self.slots.len() as u64
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
     pub(super) fn slot(&self, index: u64) -> Option<Slot> {
         let at = usize::try_from(index.checked_sub(self.first)?).ok()?;
         self.slots.get(at).copied()

@@ -25,6 +25,7 @@ pub enum OpenError {
     Io {
         /// The file or directory.
         path: String,
+        /// What the disk said.
         #[source]
         source: io::Error,
     },
@@ -219,7 +220,10 @@ impl Replay {
         }
         match record.kind {
             Kind::State => self.state(decode(record)?),
-            Kind::Entry if record.index == self.index.next() => {
+            Kind::Entry if record.index == self.index.next() || self.is_fresh() => {
+                if self.is_fresh() {
+                    self.index.restart(record.index);
+                }
                 let term = stored::read_term(record.payload).map_err(|_| What::Unknown)?;
                 let slot = Slot {
                     sequence: header.sequence,
@@ -263,9 +267,19 @@ impl Replay {
             return Ok(());
         }
         let same_state = (self.vote, self.purged, self.committed) == (vote, purged, committed);
-        let next = last.map_or(0, |last| last.index + 1);
-        let same_end = next == self.index.next() && self.index.last().is_none_or(|here| Some(here) == last);
+        let same_end = match last {
+            Some(last) => {
+                // The term of an entry that lies before the oldest segment is not known here.
+                let same_id = self.index.last().is_none_or(|here| here == last);
+                last.index + 1 == self.index.next() && same_id
+            }
+            None => self.is_fresh(),
+        };
         if same_state && same_end { Ok(()) } else { Err(What::OutOfOrder) }
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.index.is_empty() && self.purged.is_none() && self.before.is_none()
     }
 
     /// Whether entries that are not purged lie before the oldest segment.

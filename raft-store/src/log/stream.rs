@@ -129,13 +129,10 @@ impl<D> Stream<D> {
         self.check()?;
         for entry in entries {
             let LogId { leader_id, index } = entry.log_id;
-            if index != self.index.next() || self.index.last().is_some_and(|last| last.leader_id > leader_id)
-            {
-                let last = self.last();
-                return Err(invalid(format!(
-                    "entry {} cannot follow {last:?} in the raft log",
-                    entry.log_id
-                )));
+            let falls = self.index.last().is_some_and(|last| last.leader_id > leader_id);
+            if falls || !(index == self.index.next() || self.is_fresh()) {
+                let last = self.last().map_or(String::from("nothing"), |last| last.to_string());
+                return Err(invalid(format!("entry {} cannot follow {last} in the raft log", entry.log_id)));
             }
             let mut payload = Vec::new();
             stored::write_entry(&entry, &mut payload);
@@ -146,6 +143,9 @@ impl<D> Stream<D> {
                 )));
             }
             let slot = self.record(Kind::Entry, index, &payload);
+            if self.is_fresh() {
+                self.index.restart(index);
+            }
             let known = self.index.push(leader_id.term, slot);
             debug_assert!(known, "the term was compared above");
             let segment = self.segments.get_mut(&slot.sequence).expect("the record lies in it");
@@ -289,6 +289,11 @@ impl<D> Stream<D> {
     /// Bytes in files and on their way there.
     pub(super) fn bytes(&self) -> u64 {
         self.segments.values().map(|segment| segment.bytes).sum()
+    }
+
+    /// Whether the next entry may be the first ever, whose index is the caller's choice.
+    fn is_fresh(&self) -> bool {
+        self.index.is_empty() && self.purged.is_none()
     }
 
     pub(super) fn check(&self) -> io::Result<()> {

@@ -1,0 +1,142 @@
+//! Whose store a directory is: the name under which it votes, written once.
+//!
+//! The file `store`: `"SKEINSTO" | format u32 | node 16 | store 8 | crc u32`.
+
+use std::io;
+
+use bytes::Bytes;
+
+use crate::VoterId;
+use crate::files::Files;
+
+const FILE: &str = "store";
+const TEMPORARY: &str = "store.tmp";
+const MAGIC: &[u8; 8] = b"SKEINSTO";
+const FORMAT: u32 = 1;
+const LENGTH: usize = 40;
+
+/// Why a directory has no voter id. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreIdError {
+    /// The disk did not do as it was told.
+    #[error("could not read or write the store id {path}; check that the disk is mounted and has space")]
+    Io {
+        /// The file.
+        path: String,
+        /// What the disk said.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is not as it was written.
+    #[error("the store id {path} is damaged; move the data directory away and join this node anew")]
+    Damaged {
+        /// The file.
+        path: String,
+    },
+    /// There is a log or a snapshot, but nothing that says whose.
+    #[error(
+        "the store id {path} is missing beside a log or a snapshot; put it back, or move the data directory away and join this node anew"
+    )]
+    Missing {
+        /// The file.
+        path: String,
+    },
+    /// A newer build wrote it.
+    #[error(
+        "the store id {path} has format {found}, this build reads up to {FORMAT}; start the newer build that wrote it"
+    )]
+    NewerFormat {
+        /// The file.
+        path: String,
+        /// The format it has.
+        found: u32,
+    },
+    /// The directory was copied from another node, or the node's key was replaced.
+    #[error(
+        "the store {path} belongs to node {owner}, not to this one; bring back that node's key, or move the data directory away and join anew"
+    )]
+    Foreign {
+        /// The file.
+        path: String,
+        /// The voter it belongs to.
+        owner: VoterId,
+    },
+}
+
+/// The voter id of the store in `files`. A directory without log and snapshot is given the id of
+/// `node` and `fresh`, eight random bytes, durably.
+pub async fn load_or_create<F: Files>(
+    files: &F,
+    node: [u8; 16],
+    fresh: [u8; 8],
+) -> Result<VoterId, StoreIdError> {
+    let path = || files.describe(FILE);
+    let failed = |source| StoreIdError::Io { path: path(), source };
+    match files.read(FILE, 0, LENGTH + 1).await {
+        Ok(bytes) => {
+            let owner = parse(&bytes).map_err(|fault| match fault {
+                Fault::Damaged => StoreIdError::Damaged { path: path() },
+                Fault::NewerFormat(found) => StoreIdError::NewerFormat { path: path(), found },
+            })?;
+            if owner.node == node { Ok(owner) } else { Err(StoreIdError::Foreign { path: path(), owner }) }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if holds_anything(files).await.map_err(failed)? {
+                return Err(StoreIdError::Missing { path: path() });
+            }
+            let voter = VoterId { node, store: fresh };
+            create(files, voter).await.map_err(failed)?;
+            Ok(voter)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+async fn holds_anything<F: Files>(files: &F) -> io::Result<bool> {
+    for directory in ["log", "snap"] {
+        match files.list(directory).await {
+            Ok(listed) if listed.is_empty() => {}
+            Ok(_) => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
+async fn create<F: Files>(files: &F, voter: VoterId) -> io::Result<()> {
+    files.remove(TEMPORARY).await?;
+    files.append(TEMPORARY, 0, Bytes::copy_from_slice(&to_bytes(voter)), true).await?;
+    files.rename(TEMPORARY, FILE).await?;
+    files.sync_directory("").await
+}
+
+fn to_bytes(voter: VoterId) -> [u8; LENGTH] {
+    let mut bytes = [0; LENGTH];
+    bytes[..8].copy_from_slice(MAGIC);
+    bytes[8..12].copy_from_slice(&FORMAT.to_le_bytes());
+    bytes[12..28].copy_from_slice(&voter.node);
+    bytes[28..36].copy_from_slice(&voter.store);
+    let sum = crc32c::crc32c(&bytes[..36]);
+    bytes[36..].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+enum Fault {
+    Damaged,
+    NewerFormat(u32),
+}
+
+fn parse(bytes: &[u8]) -> Result<VoterId, Fault> {
+    if let (true, Some(format)) = (bytes.starts_with(MAGIC), bytes.get(8..12)) {
+        let format = u32::from_le_bytes(format.try_into().expect("four bytes"));
+        if format > FORMAT {
+            return Err(Fault::NewerFormat(format));
+        }
+    }
+    let bytes: &[u8; LENGTH] = bytes.try_into().map_err(|_| Fault::Damaged)?;
+    let node = bytes[12..28].try_into().expect("sixteen bytes");
+    let store = bytes[28..36].try_into().expect("eight bytes");
+    let voter = VoterId { node, store };
+    if *bytes == to_bytes(voter) { Ok(voter) } else { Err(Fault::Damaged) }
+}
