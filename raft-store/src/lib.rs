@@ -17,8 +17,11 @@ mod network;
 mod replica;
 mod serve;
 mod sessions;
+mod shelf;
 #[cfg(feature = "sim")]
 pub mod sim;
+#[cfg(feature = "sim")]
+pub mod sim_files;
 mod snapshot_file;
 mod state;
 mod store;
@@ -50,6 +53,7 @@ pub use handle::{
     ProposeError, ReadError,
 };
 pub use openraft_rt_tokio::TokioRuntime;
+pub use shelf::LoadError;
 pub use snapshot_file::{SnapshotError, SnapshotReader, SnapshotWriter, Snapshots};
 pub use state::{Event, Members, OBJECT_BYTES_MAX, Object, STORE_BYTES_MAX, State};
 pub use store::{StartError, start};
