@@ -355,3 +355,103 @@ fn write_durably(dir: &Path, name: &str, content: &[u8]) -> Result<(), Error> {
     };
     write().map_err(|source| Error::Write { path: path.clone(), source })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn damage(dir: &Path, name: &str, content: &[u8]) -> Error {
+        let path = dir.join(name);
+        fs::write(&path, content).expect("the test's own file");
+        let error = Identity::load_or_create(dir).expect_err("damaged");
+        assert_eq!(fs::read(&path).expect("still there"), content, "the damaged file is untouched");
+        assert!(error.to_string().contains(name), "{error} names the file");
+        error
+    }
+
+    #[test]
+    fn a_restarted_node_is_the_same_node_in_its_next_generation() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let first = Identity::load_or_create(dir.path()).expect("created");
+        let second = Identity::load_or_create(dir.path()).expect("loaded");
+        assert_eq!((first.node(), first.store()), (second.node(), second.store()));
+        assert_eq!((first.generation(), second.generation()), (1, 2));
+        assert_eq!(first.derive("x"), second.derive("x"));
+        assert_ne!(first.derive("x"), first.derive("y"));
+    }
+
+    #[test]
+    fn the_node_id_is_the_hash_of_the_public_key() {
+        let identity = Identity::ephemeral().expect("a key");
+        let spki = identity.key.subject_public_key_info();
+        assert_eq!(identity.node().0, Sha256::digest(&spki)[..16]);
+        assert_eq!(identity.node().to_string().parse(), Ok(identity.node()));
+        assert!(identity.node().to_string().starts_with(&identity.node().short()));
+    }
+
+    #[test]
+    fn the_key_file_is_for_its_owner_only() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        Identity::load_or_create(dir.path()).expect("created");
+        let path = dir.path().join(KEY_FILE);
+        assert_eq!(fs::metadata(&path).expect("written").mode() & 0o777, 0o600);
+
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("own file");
+        let error = Identity::load_or_create(dir.path()).expect_err("exposed");
+        assert!(matches!(error, Error::Exposed { mode: 0o644, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_crash_between_the_two_files_leaves_a_node_that_starts() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let first = Identity::load_or_create(dir.path()).expect("created");
+        fs::remove_file(dir.path().join(STATE_FILE)).expect("own file");
+        fs::write(dir.path().join("node.json.tmp"), "half").expect("own file");
+        let second = Identity::load_or_create(dir.path()).expect("the key is whole");
+        assert_eq!(first.node(), second.node());
+        assert_ne!(first.store(), second.store(), "what was voted under the old id is forgotten");
+        assert!(!dir.path().join("node.json.tmp").exists());
+    }
+
+    #[test]
+    fn damaged_files_are_named_and_left_as_they_are() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        Identity::load_or_create(dir.path()).expect("created");
+        let state = fs::read(dir.path().join(STATE_FILE)).expect("written");
+        for content in [b"".as_slice(), b"{", b"[]", b"\xff\xfe", b"{\"version\":1}", &[b'x'; 20_000]] {
+            assert!(matches!(damage(dir.path(), STATE_FILE, content), Error::Damaged { .. }));
+        }
+        let newer = b"{\"version\":2,\"node\":{}}";
+        assert!(matches!(damage(dir.path(), STATE_FILE, newer), Error::NewerFormat { found: 2, .. }));
+        let last = br#"{"version":1,"node":"00000000000000000000000000000000","store":"0000000000000000","generation":1}"#;
+        assert!(matches!(damage(dir.path(), STATE_FILE, last), Error::Damaged { .. }), "of another node");
+
+        fs::write(dir.path().join(STATE_FILE), state).expect("own file");
+        assert!(matches!(damage(dir.path(), KEY_FILE, b"-----BEGIN"), Error::Damaged { .. }));
+    }
+
+    #[test]
+    fn a_data_directory_without_its_key_is_not_given_a_new_one() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        Identity::load_or_create(dir.path()).expect("created");
+        fs::remove_file(dir.path().join(KEY_FILE)).expect("own file");
+        let error = Identity::load_or_create(dir.path()).expect_err("no key");
+        assert!(matches!(error, Error::KeyMissing { .. }), "{error}");
+        assert!(!dir.path().join(KEY_FILE).exists());
+    }
+
+    #[test]
+    fn ids_read_as_hex_in_json_and_as_plain_bytes_elsewhere() {
+        let node = NodeId([0xab; 16]);
+        let json = serde_json::to_string(&node).expect("plain");
+        assert_eq!(json, format!("\"{}\"", "ab".repeat(16)));
+        assert_eq!(serde_json::from_str::<NodeId>(&json).expect("hex"), node);
+        let bytes = crate::encoding::encode(1, &node);
+        assert_eq!(bytes[1..], node.0);
+        for text in ["", "ab", "zz".repeat(16).as_str(), "ab".repeat(17).as_str(), "äb".repeat(8).as_str()] {
+            assert!(text.parse::<NodeId>().is_err(), "{text}");
+        }
+    }
+}

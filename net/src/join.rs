@@ -26,6 +26,7 @@ use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionError, VarInt};
 use rustls::AlertDescription;
 use rustls::time_provider::TimeProvider;
+use rustls_pki_types::UnixTime;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
@@ -40,11 +41,16 @@ pub const CLAIM_BYTES_MAX: usize = 64 << 10;
 /// 1,000 members with four addresses each are about 150 KiB.
 pub const ANSWER_BYTES_MAX: usize = 1 << 20;
 
-/// A handshake, and a claim on its way, take one round trip each.
-const STEP_MAX: Duration = Duration::from_secs(5);
+/// How long each side waits for the other.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// A handshake, and a claim on its way, take one round trip each.
+    step: Duration,
+    /// The leader commits the use of the token; an election may lie in between.
+    admit: Duration,
+}
 
-/// The leader commits the use of the token; an election may lie in between.
-const ADMIT_MAX: Duration = Duration::from_secs(10);
+const PATIENCE: Patience = Patience { step: Duration::from_secs(5), admit: Duration::from_secs(10) };
 
 /// Texts of a refusal are for people.
 const TEXT_BYTES_MAX: usize = 512;
@@ -195,12 +201,16 @@ pub trait Admission: Send + Sync {
 
 /// Answers one joiner, as a member; `connection` speaks the join protocol. Returns when it is served.
 pub async fn serve(connection: quinn::Connection, admission: &dyn Admission) {
+    serve_within(PATIENCE, connection, admission).await;
+}
+
+async fn serve_within(patience: Patience, connection: quinn::Connection, admission: &dyn Admission) {
     let from = connection.remote_address();
     if !admission.welcome(from.ip()) {
         tracing::debug!(peer = %from, "refused to read a join claim: too many");
         return connection.close(TOO_OFTEN, b"too many attempts");
     }
-    let (mut tx, claim) = match timeout(STEP_MAX, receive_claim(&connection)).await {
+    let (mut tx, claim) = match timeout(patience.step, receive_claim(&connection)).await {
         Ok(Ok(received)) => received,
         Ok(Err(error)) => {
             tracing::debug!(peer = %from, %error, "broken join claim");
@@ -208,7 +218,7 @@ pub async fn serve(connection: quinn::Connection, admission: &dyn Admission) {
         }
         Err(_) => return connection.close(TOO_SLOW, b"too slow"),
     };
-    let answer = judge(claim, admission).await;
+    let answer = judge(patience, claim, admission).await;
     match &answer {
         Ok(admitted) => {
             tracing::info!(peer = %from, node = ?tls::peer_node(admitted.chain.certificates()), "admitted")
@@ -217,7 +227,7 @@ pub async fn serve(connection: quinn::Connection, admission: &dyn Admission) {
     }
     let answer = encoding::encode(VERSION, &answer.map_err(Refusal::shortened));
     // The joiner closes when it has read everything; an unread answer is dropped with the connection.
-    let _ = timeout(STEP_MAX, async {
+    let _ = timeout(patience.step, async {
         tx.write_all(&answer).await?;
         let _ = tx.finish();
         let _ = tx.stopped().await;
@@ -239,12 +249,12 @@ pub async fn join(
     about: &About,
     clock: Arc<dyn TimeProvider>,
 ) -> Result<Admitted, Error> {
-    let config = quinn_config(token.pin(), Arc::clone(&clock))?;
+    let config = quinn_config(token.pin(), clock)?;
     let mut failures = Vec::new();
     for &address in token.addresses() {
         match attempt(endpoint, config.clone(), address, token, csr, about).await {
             Ok(admitted) => {
-                check_admitted(&admitted, token.pin(), csr, &*clock)?;
+                check_admitted(&admitted, token.pin(), csr)?;
                 return Ok(admitted);
             }
             Err(Failure::Refused(refusal)) if !refusal.may_pass() => {
@@ -438,11 +448,11 @@ async fn receive_claim(connection: &quinn::Connection) -> Result<(quinn::SendStr
     Ok((tx, Claim { token, proof, exporter, csr, about, from }))
 }
 
-async fn judge(claim: Claim, admission: &dyn Admission) -> Answer {
+async fn judge(patience: Patience, claim: Claim, admission: &dyn Admission) -> Answer {
     claim.check()?;
-    match timeout(ADMIT_MAX, admission.admit(claim)).await {
+    match timeout(patience.admit, admission.admit(claim)).await {
         Ok(answer) => answer,
-        Err(_) => Err(Refusal::Unavailable("no leader answered within 10 s".into())),
+        Err(_) => Err(Refusal::Unavailable("no leader answered in time".into())),
     }
 }
 
@@ -458,8 +468,8 @@ async fn attempt(
     let connecting = endpoint
         .connect_with(config, address, "join.skein")
         .map_err(|error| Failure::Broken(error.to_string()))?;
-    let connection = timeout(STEP_MAX, connecting).await.map_err(|_| Failure::NoAnswer)??;
-    let answer = timeout(STEP_MAX + ADMIT_MAX, ask(&connection, token, csr, about)).await;
+    let connection = timeout(PATIENCE.step, connecting).await.map_err(|_| Failure::NoAnswer)??;
+    let answer = timeout(PATIENCE.step + PATIENCE.admit, ask(&connection, token, csr, about)).await;
     connection.close(DONE, b"");
     answer.map_err(|_| Failure::NoAnswer)??.map_err(Failure::Refused)
 }
@@ -490,7 +500,7 @@ async fn ask(
     encoding::decode(VERSION, &bytes).map_err(|error| Failure::Broken(encoding::chain_of(&error)))
 }
 
-fn check_admitted(admitted: &Admitted, pin: Pin, csr: &[u8], clock: &dyn TimeProvider) -> Result<(), Error> {
+fn check_admitted(admitted: &Admitted, pin: Pin, csr: &[u8]) -> Result<(), Error> {
     let public = &admitted.public;
     if !public.members.contains(pin) {
         return Err(Error::BadAnswer("its roots are not the token's"));
@@ -498,11 +508,13 @@ fn check_admitted(admitted: &Admitted, pin: Pin, csr: &[u8], clock: &dyn TimePro
     if !ca::is_dns_label(&public.cluster.name) {
         return Err(Error::BadAnswer("the cluster's name"));
     }
-    let now = clock.current_time().ok_or(Error::BadAnswer("this machine has no clock"))?;
+    // The certificate was made a moment ago by another machine's clock: the handshake judged the dates.
+    let moment = admitted.chain.validity().renew_at().duration_since(SystemTime::UNIX_EPOCH);
+    let moment = UnixTime::since_unix_epoch(moment.map_err(|_| Error::BadAnswer("its dates"))?);
     let (leaf, authorities) = admitted.chain.certificates().split_first().expect("a chain is never empty");
     let node = public
         .members
-        .check_member(leaf, authorities, now)
+        .check_member(leaf, authorities, moment)
         .map_err(|_| Error::BadAnswer("its roots do not vouch for the certificate"))?;
     if ca::request_node(csr).ok() != Some(node) {
         return Err(Error::BadAnswer("the certificate is for another key"));
@@ -517,7 +529,7 @@ fn quinn_config(pin: Pin, clock: Arc<dyn TimeProvider>) -> Result<quinn::ClientC
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .keep_alive_interval(Some(STEP_MAX / 2));
+        .keep_alive_interval(Some(PATIENCE.step / 2));
     let mut config = quinn::ClientConfig::new(Arc::new(tls));
     config.transport_config(Arc::new(transport));
     Ok(config)
@@ -571,3 +583,6 @@ fn limited_as(address: IpAddr) -> IpAddr {
 fn is_dns_name(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(ca::is_dns_label)
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,8 @@ pub mod gossip;
 pub mod identity;
 mod ids;
 pub mod join;
+#[cfg(test)]
+mod loopback;
 pub mod stream;
 pub mod tls;
 pub mod token;

@@ -487,3 +487,6 @@ fn called(name: &ServerName<'_>) -> Option<NodeId> {
 fn only_tls13() -> rustls::Error {
     rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls13RequiredForQuic)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! The word an operator pastes on the next machine, and what the store keeps of it.
 //!
 //! `skein1-` and base64url of: version (1), hash of the root's key (32), id (6), secret (16), up to four
-//! addresses of members (family, IP, port), crc32c (4). 97 characters with one IPv4 address.
+//! addresses of members (family, IP, port), crc32c (4). 95 characters with one IPv4 address.
 //!
 //! The secret is the seed of an Ed25519 key. The store keeps the public half, so neither a leaked
 //! snapshot nor a curious follower can let anybody in.
@@ -37,7 +37,7 @@ const PREFIX: &str = "skein1-";
 const VERSION: u8 = 1;
 const CRC_BYTES: usize = 4;
 
-/// Four IPv6 addresses and all else make 154 characters; whatever is much longer is something else.
+/// Four IPv6 addresses and all else make 187 characters; whatever is much longer is something else.
 const TEXT_BYTES_MAX: usize = 512;
 
 /// Why a text is no token. Nothing was sent anywhere.
@@ -356,4 +356,196 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], ParseError> {
 /// Without the scope and flow of IPv6, which mean something on one machine only.
 fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::loopback::{HOUR, start};
+
+    const EXPORTER: [u8; 32] = [7; 32];
+
+    fn minted(uses: u32) -> (Token, TokenRecord) {
+        let addresses = ["192.168.1.10:7946".parse().expect("an address")];
+        Token::mint(Pin([1; 32]), &addresses, uses, TTL_DEFAULT, start()).expect("a token")
+    }
+
+    /// The same in every run: a lost or swapped character is found by chance, if only just (1 - 2^-32).
+    fn fixed() -> String {
+        let addresses = vec!["192.168.1.10:7946".parse().expect("an address")];
+        let secret = std::array::from_fn(|at| (at * 17) as u8);
+        Token { pin: Pin([0xa5; 32]), id: TokenId([1, 2, 3, 4, 5, 6]), secret, addresses }.to_string()
+    }
+
+    fn node(number: u8) -> NodeId {
+        NodeId([number; 16])
+    }
+
+    fn csr(number: u8) -> CsrHash {
+        CsrHash([number; 32])
+    }
+
+    #[test]
+    fn a_token_is_one_word_of_95_characters() {
+        let (token, _) = minted(1);
+        let text = token.to_string();
+        assert_eq!(text.len(), 95);
+        assert!(text.starts_with("skein1-"));
+        assert!(text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_'));
+        assert_eq!(text.parse(), Ok(token.clone()));
+        assert!(!format!("{token:?}").contains(&format!("{:?}", token.secret)), "the secret stays inside");
+    }
+
+    #[test]
+    fn a_token_that_a_terminal_wrapped_still_reads() {
+        let (token, _) = minted(1);
+        let text = token.to_string();
+        assert_eq!(format!("  {}\n  {}\r\n", &text[..40], &text[40..]).parse(), Ok(token));
+    }
+
+    #[test]
+    fn every_single_character_typo_is_caught() {
+        let text = fixed();
+        let alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_=+/.ä";
+        for (at, right) in text.char_indices() {
+            for wrong in alphabet.chars().filter(|wrong| *wrong != right) {
+                let typo: String = [&text[..at], &wrong.to_string(), &text[at + 1..]].concat();
+                assert!(typo.parse::<Token>().is_err(), "{typo}");
+            }
+            let lost = [&text[..at], &text[at + 1..]].concat();
+            assert!(lost.parse::<Token>().is_err(), "{lost}");
+        }
+    }
+
+    #[test]
+    fn swapped_neighbours_are_caught() {
+        let text = fixed().into_bytes();
+        for at in 0..text.len() - 1 {
+            let mut swapped = text.clone();
+            swapped.swap(at, at + 1);
+            if swapped != text {
+                let swapped = String::from_utf8(swapped).expect("ASCII");
+                assert!(swapped.parse::<Token>().is_err(), "{swapped}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_token_is_said_to_be_none() {
+        for text in ["", "skein", "hello", "skein2-AAAA", "https://example.org"] {
+            assert_eq!(text.parse::<Token>(), Err(ParseError::NotAToken), "{text}");
+        }
+        let newer = [2u8; 64];
+        let mut bytes = newer.to_vec();
+        bytes.extend(crc32c::crc32c(&newer).to_be_bytes());
+        let text = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes));
+        assert_eq!(text.parse::<Token>(), Err(ParseError::NewerVersion(2)));
+    }
+
+    #[test]
+    fn a_proof_is_for_one_session_one_request_and_one_secret() {
+        let (token, record) = minted(1);
+        let proof = token.prove(&EXPORTER, csr(1));
+        assert_eq!(record.verify(&EXPORTER, csr(1), &proof), Ok(()));
+        assert_eq!(record.verify(&[8; 32], csr(1), &proof), Err(Refusal::Refused), "another session");
+        assert_eq!(record.verify(&EXPORTER, csr(2), &proof), Err(Refusal::Refused), "another request");
+        let guess = Token { secret: [0; 16], ..token };
+        let guess = guess.prove(&EXPORTER, csr(1));
+        assert_eq!(record.verify(&EXPORTER, csr(1), &guess), Err(Refusal::Refused), "another secret");
+        assert_eq!(record.verify(&EXPORTER, csr(1), &Proof(vec![])), Err(Refusal::Refused));
+    }
+
+    #[test]
+    fn the_record_does_not_hold_the_secret() {
+        let (token, record) = minted(1);
+        let stored = serde_json::to_vec(&record).expect("plain");
+        let bytes = crate::encoding::encode(1, &record);
+        assert!(!bytes.windows(16).any(|window| window == token.secret));
+        assert_eq!(serde_json::from_slice::<TokenRecord>(&stored).expect("plain"), record);
+        assert_eq!(crate::encoding::decode::<TokenRecord>(1, &bytes).expect("plain"), record);
+    }
+
+    #[test]
+    fn a_token_lets_in_as_many_nodes_as_it_was_made_for() {
+        let (_, record) = minted(2);
+        let record = spend(&record, csr(1), node(1), start()).expect("the first");
+        let record = spend(&record, csr(2), node(2), start()).expect("the second");
+        assert_eq!(record.uses_left(), 0);
+        assert_eq!(spend(&record, csr(3), node(3), start()), Err(Refusal::UsedUp));
+    }
+
+    #[test]
+    fn a_repeated_request_succeeds_again_and_burns_nothing() {
+        let (_, record) = minted(1);
+        let spent = spend(&record, csr(1), node(1), start()).expect("the first");
+        assert_eq!(spend(&spent, csr(1), node(1), start()), Ok(spent.clone()), "its answer was lost");
+        assert_eq!(spend(&spent, csr(9), node(1), start()), Ok(spent), "it crashed and asks anew");
+    }
+
+    #[test]
+    fn an_expired_or_revoked_token_lets_nobody_in() {
+        let (_, record) = minted(1);
+        assert!(spend(&record, csr(1), node(1), record.expires - Duration::from_secs(1)).is_ok());
+        assert_eq!(spend(&record, csr(1), node(1), record.expires), Err(Refusal::Expired));
+        assert_eq!(spend(&record, csr(1), node(1), start() + HOUR), Err(Refusal::Expired));
+        let revoked = TokenRecord { revoked: true, ..record };
+        assert_eq!(spend(&revoked, csr(1), node(1), start()), Err(Refusal::Revoked));
+    }
+
+    #[test]
+    fn a_token_has_bounds() {
+        let address = ["10.0.0.1:1".parse().expect("an address")];
+        let mint = |addresses: &[SocketAddr], uses, ttl| {
+            Token::mint(Pin([1; 32]), addresses, uses, ttl, start()).map(|(token, _)| token)
+        };
+        assert!(matches!(mint(&[], 1, HOUR), Err(MintError::NoAddress)));
+        assert!(matches!(mint(&address, 0, HOUR), Err(MintError::Uses(0))));
+        assert!(matches!(mint(&address, USES_MAX + 1, HOUR), Err(MintError::Uses(_))));
+        assert!(matches!(mint(&address, 1, Duration::ZERO), Err(MintError::Ttl)));
+        assert!(matches!(mint(&address, 1, Duration::MAX), Err(MintError::Ttl)));
+        let many = [address[0]; 9];
+        assert_eq!(mint(&many, 1, HOUR).expect("cut").addresses().len(), ADDRESSES_MAX);
+    }
+
+    fn any_address() -> impl Strategy<Value = SocketAddr> {
+        (any::<IpAddr>(), any::<u16>()).prop_map(|(ip, port)| SocketAddr::new(ip, port))
+    }
+
+    proptest! {
+        #[test]
+        fn a_token_reads_back_as_it_was_written(
+            pin in any::<[u8; 32]>(), id in any::<[u8; 6]>(), secret in any::<[u8; 16]>(),
+            addresses in proptest::collection::vec(any_address(), 1..=ADDRESSES_MAX),
+        ) {
+            let token = Token { pin: Pin(pin), id: TokenId(id), secret, addresses };
+            prop_assert_eq!(token.to_string().parse(), Ok(token.clone()));
+        }
+
+        #[test]
+        fn every_typo_in_any_token_is_caught(
+            id in any::<[u8; 6]>(), secret in any::<[u8; 16]>(),
+            addresses in proptest::collection::vec(any_address(), 1..=ADDRESSES_MAX),
+            at in any::<prop::sample::Index>(), wrong in "[A-Za-z0-9_-]",
+        ) {
+            let token = Token { pin: Pin([3; 32]), id: TokenId(id), secret, addresses };
+            let text = token.to_string();
+            let at = at.index(text.len());
+            let typo = [&text[..at], &wrong, &text[at + 1..]].concat();
+            prop_assert!(typo == text || typo.parse::<Token>().is_err());
+        }
+
+        #[test]
+        fn no_text_panics_the_parser(text in ".*", bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = text.parse::<Token>();
+            let _ = format!("{PREFIX}{text}").parse::<Token>();
+            let mut sealed = bytes.clone();
+            sealed.extend(crc32c::crc32c(&bytes).to_be_bytes());
+            let _ = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(sealed)).parse::<Token>();
+            let mut versioned = vec![VERSION];
+            versioned.extend(bytes);
+            let _ = parse_payload(&versioned);
+        }
+    }
 }
