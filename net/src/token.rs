@@ -101,7 +101,8 @@ impl Token {
     /// Makes a token and the record that the store keeps of it.
     ///
     /// * `pin`: the root's key, so that the joiner knows the cluster before it says anything.
-    /// * `addresses`: where members listen, best first; those after the fourth are dropped.
+    /// * `addresses`: where members listen, best first; those after the fourth, and those that nobody can
+    ///   call (`0.0.0.0`, port 0), are dropped.
     pub fn mint(
         pin: Pin,
         addresses: &[SocketAddr],
@@ -109,6 +110,9 @@ impl Token {
         ttl: Duration,
         now: SystemTime,
     ) -> Result<(Token, TokenRecord), MintError> {
+        let reachable = |address: &&SocketAddr| !address.ip().is_unspecified() && address.port() != 0;
+        let addresses: Vec<SocketAddr> =
+            addresses.iter().filter(reachable).take(ADDRESSES_MAX).map(plain).collect();
         if addresses.is_empty() {
             return Err(MintError::NoAddress);
         }
@@ -123,7 +127,7 @@ impl Token {
             pin,
             id: TokenId(identity::random().map_err(chance)?),
             secret: identity::random().map_err(chance)?,
-            addresses: addresses.iter().copied().take(ADDRESSES_MAX).map(plain).collect(),
+            addresses,
         };
         let record = TokenRecord {
             id: token.id,
@@ -354,7 +358,7 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], ParseError> {
 }
 
 /// Without the scope and flow of IPv6, which mean something on one machine only.
-fn plain(address: SocketAddr) -> SocketAddr {
+fn plain(address: &SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port())
 }
 
@@ -501,6 +505,9 @@ mod tests {
             Token::mint(Pin([1; 32]), addresses, uses, ttl, start()).map(|(token, _)| token)
         };
         assert!(matches!(mint(&[], 1, HOUR), Err(MintError::NoAddress)));
+        let nowhere =
+            ["0.0.0.0:7946", "[::]:7946", "10.0.0.1:0"].map(|text| text.parse().expect("an address"));
+        assert!(matches!(mint(&nowhere, 1, HOUR), Err(MintError::NoAddress)));
         assert!(matches!(mint(&address, 0, HOUR), Err(MintError::Uses(0))));
         assert!(matches!(mint(&address, USES_MAX + 1, HOUR), Err(MintError::Uses(_))));
         assert!(matches!(mint(&address, 1, Duration::ZERO), Err(MintError::Ttl)));
