@@ -62,7 +62,8 @@ fn conflict(pod: &Value, why: &str) -> Status {
 }
 
 fn set_scheduled(pod: &mut Value, now: Timestamp) {
-    let scheduled = json!({ "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": time::rfc3339(now) });
+    let scheduled =
+        json!({ "type": "PodScheduled", "status": "True", "lastTransitionTime": time::rfc3339(now) });
     if !pod["status"].is_object() {
         pod["status"] = json!({});
     }

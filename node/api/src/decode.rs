@@ -153,7 +153,7 @@ fn name_kind(kind: &Kind, value: &mut Value) -> Result<(), Status> {
 }
 
 /// Brings what Kubernetes accepts in several forms into the one form of our types:
-/// `null` means absent, and a quantity may be a bare number.
+/// `null` and an empty list mean absent, and a quantity may be a bare number.
 pub(crate) fn normalise(value: &mut Value) {
     const OF_QUANTITIES: &[&str] =
         &["limits", "requests", "capacity", "allocatable", "overhead", "allocatedResources"];
@@ -161,7 +161,8 @@ pub(crate) fn normalise(value: &mut Value) {
     match value {
         Value::Array(elements) => elements.iter_mut().for_each(normalise),
         Value::Object(fields) => {
-            fields.retain(|_, value| !value.is_null());
+            fields
+                .retain(|_, value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()));
             for (field, value) in fields.iter_mut() {
                 match value {
                     Value::Number(number) if QUANTITIES.contains(&field.as_str()) => {

@@ -31,9 +31,7 @@ pub mod status;
 pub mod time;
 
 // The rules of each kind.
-mod defaults;
 mod rules;
-mod validate;
 
 // Values and helpers that deciding crates share.
 pub mod names;
@@ -41,3 +39,4 @@ pub mod owner;
 pub mod pod;
 pub mod quantity;
 pub mod scheduling;
+pub mod service;

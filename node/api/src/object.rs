@@ -11,9 +11,9 @@ use crate::decode::{normalise, unreadable};
 use crate::field::Errors;
 use crate::kinds::Kind;
 use crate::limits::OBJECT_BYTES_MAX;
+use crate::rules::metadata;
 use crate::status::Status;
 use crate::time;
-use crate::validate;
 
 /// Who asks, when, and the chance a new object needs.
 #[derive(Clone, Copy, Debug)]
@@ -82,14 +82,15 @@ pub fn prepare_create(kind: &Kind, object: &mut Value, context: &Context<'_>) ->
         metadata.insert("generation".into(), 1.into());
     }
     let name = text(metadata, "name").unwrap_or_default().to_owned();
-    if kind.has_status() {
+    // A node announces itself together with its status; any other status is observed, never said by a user.
+    if kind.has_status() && kind.kind != "Node" {
         fields_mut(object)?.remove("status");
     }
     apply(kind, object, kind.rules.default)?;
     apply(kind, object, kind.rules.begin)?;
 
     let mut errors = Errors::default();
-    validate::metadata(kind, object, &mut errors);
+    metadata::validate(kind, object, &mut errors);
     (kind.rules.validate)(object, &mut errors).map_err(|error| unreadable(kind, object, &error))?;
     finish(kind, &name, object, errors)
 }
@@ -331,8 +332,8 @@ fn settle(kind: &Kind, old: &Value, new: &mut Value) -> Result<Update, Status> {
         metadata_mut(new)?.insert("generation".into(), generation.into());
     }
     let mut errors = Errors::default();
-    validate::metadata(kind, new, &mut errors);
-    validate::metadata_update(old, new, &mut errors);
+    metadata::validate(kind, new, &mut errors);
+    metadata::validate_update(old, new, &mut errors);
     (kind.rules.validate)(new, &mut errors).map_err(|error| unreadable(kind, new, &error))?;
     (kind.rules.validate_update)(old, new, &mut errors).map_err(|error| unreadable(kind, new, &error))?;
     finish(kind, name(old), new, errors)?;

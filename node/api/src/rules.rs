@@ -1,5 +1,18 @@
 //! What a kind's typed rules look like, and how the generic path calls them.
 
+mod cluster;
+mod config;
+mod container;
+pub(crate) mod metadata;
+mod plain;
+mod pod;
+mod pod_defaults;
+mod pod_spec;
+mod resources;
+mod service;
+mod volume;
+mod workload;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;

@@ -1,1 +1,0 @@
-//! What a kind fills in where the user said nothing.

@@ -1,0 +1,48 @@
+//! Kinds with few rules: events, leases, service accounts.
+
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Event, ServiceAccount};
+
+use super::KindRules;
+use crate::field::{Errors, Path};
+use crate::names;
+
+impl KindRules for Event {
+    fn validate(&self, errors: &mut Errors) {
+        let of_event = self.metadata.namespace.as_deref().unwrap_or_default();
+        let of_object = self.involved_object.namespace.as_deref().unwrap_or_default();
+        // What happened to an object without namespace is told in `default`.
+        let expected = if of_object.is_empty() { "default" } else { of_object };
+        if of_event != expected {
+            let path = Path::new("involvedObject").child("namespace");
+            errors.invalid(&path, of_object, "does not match event.namespace");
+        }
+    }
+}
+
+impl KindRules for Lease {
+    fn validate(&self, errors: &mut Errors) {
+        let path = Path::new("spec");
+        let Some(spec) = &self.spec else { return };
+        if let Some(seconds) = spec.lease_duration_seconds.filter(|seconds| *seconds <= 0) {
+            errors.invalid(&path.child("leaseDurationSeconds"), seconds, "must be greater than 0");
+        }
+        if let Some(count) = spec.lease_transitions.filter(|count| *count < 0) {
+            errors.invalid(&path.child("leaseTransitions"), count, "must be greater than or equal to 0");
+        }
+        if spec.holder_identity.as_deref() == Some("") && spec.preferred_holder.is_some() {
+            errors.invalid(&path.child("holderIdentity"), "", "must not be empty");
+        }
+    }
+}
+
+impl KindRules for ServiceAccount {
+    fn validate(&self, errors: &mut Errors) {
+        for (index, reference) in self.secrets.iter().flatten().enumerate() {
+            let name = reference.name.as_deref().unwrap_or_default();
+            if let Err(fault) = names::subdomain(name) {
+                errors.invalid(&Path::new("secrets").index(index).child("name"), name, fault);
+            }
+        }
+    }
+}
