@@ -116,7 +116,7 @@ impl Timings {
             backoff: "20ms 50ms 100ms 200ms ...1s".into(),
             // A leader that lost unsynced entries in a power cut would lead again in the same term
             // and give their indices to other commands. It must be elected anew.
-            enable_leader_restore: Some(false),
+            enable_leader_restore: Some(crate::broken!(LeaderRestored)),
             ..openraft::Config::default()
         };
         config.validate().expect("the clamps above keep heartbeat < election_min < election_max")

@@ -298,6 +298,11 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
                 Asked::Answer(_) | Asked::Lost => uncertain = true,
                 Asked::Stopped => return Err(ProposeError::Stopped),
             }
+            if crate::broken!(NewSerialOnRetry) {
+                let mut serials = self.shared.serials.lock().unwrap_or_else(PoisonError::into_inner);
+                serials.last += 1;
+                command.serial = serials.last;
+            }
             if !retry.pause().await {
                 return Err(match uncertain {
                     true => ProposeError::Unknown(options.timeout),
@@ -310,6 +315,9 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     /// Fetches the leader's read index and waits until it is applied here: whatever was answered by
     /// anyone before this call is part of [`state`](Self::state) afterwards. Returns its revision.
     pub async fn read_index(&self, timeout: Duration) -> Result<u64, ReadError> {
+        if crate::broken!(StaleRead) {
+            return Ok(self.shared.replica.revision());
+        }
         let mut retry = Retry::new(self, timeout);
         loop {
             let leader = retry.leader();
@@ -485,6 +493,9 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     }
 
     pub(crate) async fn read_index_here(&self) -> Here<u64> {
+        if crate::broken!(NoReadIndex) {
+            return Here::Done(self.shared.replica.revision());
+        }
         match self.shared.raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
             Ok(_) => Here::Done(self.shared.replica.revision()),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => {

@@ -61,6 +61,7 @@ pub use transport::{Broken, CHUNK_BYTES, FRAME_BYTES_MAX, Lane, Pipe, PipeRx, Pi
 pub use disk_files::{DirectoryError, DiskFiles};
 pub use files::{Files, Listed, Pending, is_full};
 pub use log::Log;
+pub use sync_times::{SyncTimes, measure};
 pub use type_config::{CommittedLeaderId, Entry, LogId, Membership, Payload, TypeConfig, Vote};
 pub use voter_id::VoterId;
 pub use watch::{Batch, RingLimits, WatchError, Watcher};

@@ -15,6 +15,7 @@ use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, Raf
 use openraft::{AsyncRuntime, EntryPayload, OptionalSend, StoredMembership};
 
 use crate::replica::Replica;
+use crate::shelf::meta;
 use crate::state::{Event, Members, State};
 use crate::wire::Meta;
 use crate::{Answer, CommittedLeaderId, LogId, TypeConfig, VoterId};
@@ -26,7 +27,7 @@ const PUBLISH_EVERY: usize = 512;
 #[async_trait]
 pub(crate) trait Shelf: Send + Sync + 'static {
     /// Makes `state` the latest snapshot. It is durable, and older ones may be gone, when this returns.
-    async fn save(&self, meta: &Meta, state: &State) -> io::Result<()>;
+    async fn save(&self, state: &State) -> io::Result<()>;
 }
 
 type Kept = Snapshot<CommittedLeaderId, VoterId, EmptyNode, State>;
@@ -66,14 +67,10 @@ const SNAPSHOT_EVERY_BYTES: u64 = 64 << 20;
 const KEEP_BYTES: u64 = 32 << 20;
 
 impl Machine {
-    pub(crate) fn new(
-        replica: Arc<Replica>,
-        shelf: Arc<dyn Shelf>,
-        latest: Option<Meta>,
-        heavy: mpsc::Sender<Heavy>,
-    ) -> Self {
+    /// Starts from the state that `replica` shows: that of the latest snapshot, or an empty one.
+    pub(crate) fn new(replica: Arc<Replica>, shelf: Arc<dyn Shelf>, heavy: mpsc::Sender<Heavy>) -> Self {
         let state = replica.state();
-        let latest = latest.map(|meta| Snapshot { meta, snapshot: state.clone() });
+        let latest = state.applied().map(|_| Snapshot { meta: meta(&state), snapshot: state.clone() });
         let weight = Weight { total: 0, marks: VecDeque::new(), tell: heavy, told: 0 };
         Machine { state, replica, shelf, latest: Arc::new(Mutex::new(latest)), weight }
     }
@@ -164,7 +161,7 @@ impl<Rt: AsyncRuntime> RaftStateMachine<TypeConfig<Rt>> for Machine {
     }
 
     async fn install_snapshot(&mut self, meta: &Meta, snapshot: State) -> io::Result<()> {
-        self.shelf.save(meta, &snapshot).await?;
+        self.shelf.save(&snapshot).await?;
         keep(&self.latest, Snapshot { meta: meta.clone(), snapshot: snapshot.clone() });
         self.state = snapshot;
         self.replica.publish_snapshot(self.state.clone());
@@ -187,9 +184,8 @@ impl<Rt: AsyncRuntime> RaftSnapshotBuilder<TypeConfig<Rt>> for Builder {
     type SnapshotData = State;
 
     async fn build_snapshot(&mut self) -> io::Result<Kept> {
-        let meta = Meta { last_log_id: self.state.applied(), last_membership: self.state.members().clone() };
-        self.shelf.save(&meta, &self.state).await?;
-        let kept = Snapshot { meta, snapshot: self.state.clone() };
+        self.shelf.save(&self.state).await?;
+        let kept = Snapshot { meta: meta(&self.state), snapshot: self.state.clone() };
         keep(&self.latest, kept.clone());
         Ok(kept)
     }

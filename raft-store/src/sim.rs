@@ -3,10 +3,12 @@
 //!
 //! With one seed everything here happens in the same order, at the same virtual moments.
 
+mod mutation;
 mod network;
 mod process;
 mod runtime;
 
+pub use mutation::Mutation;
 pub use network::{Incoming, SimNetwork, SimTransport, Weather};
 pub use process::Process;
 pub use runtime::{SimJoinHandle, SimRt};

@@ -17,9 +17,10 @@ use crate::log::Log;
 use crate::machine::{Heavy, Machine, Shelf};
 use crate::network::Network;
 use crate::replica::Replica;
+use crate::shelf::{LoadError, load};
+use crate::snapshot_file::Snapshots;
 use crate::state::State;
 use crate::transport::Transport;
-use crate::wire::Meta;
 
 /// Why a store did not start.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +28,9 @@ pub enum StartError {
     /// Nothing was changed.
     #[error("could not open the raft log")]
     Log(#[from] crate::log::OpenError),
+    /// Nothing was changed.
+    #[error("could not load the latest snapshot")]
+    Snapshot(#[from] LoadError),
     /// Log and snapshot are as they were.
     #[error("consensus did not start: {0}; see the log for what failed on the disk")]
     Raft(String),
@@ -45,28 +49,28 @@ where
     Rt: AsyncRuntime,
     F: Files,
 {
+    let shelf_files = files.beside();
+    let snapshots = Snapshots::open(shelf_files.clone()).await.map_err(LoadError::File)?;
+    let state = load(&snapshots).await?.unwrap_or_default();
     let log = Log::<Rt, F>::open(files, config.voter, config.log).await?;
-    let closing = log.clone();
-    let closing: Closing = Box::new(move || Box::pin(async move { closing.close().await }));
-    let disk = Disk { log, shelf: Arc::new(NoShelf), snapshot: None, closing };
+    let open_log = log.clone();
+    let closing: Closing = Box::new(move || {
+        Box::pin(async move {
+            open_log.close().await;
+            // Closing only ever waits.
+            let _ = shelf_files.close().await;
+        })
+    });
+    let disk = Disk { log, shelf: Arc::new(snapshots), state, closing };
     assemble(config, disk, transport).await.map_err(StartError::Raft)
-}
-
-struct NoShelf;
-
-#[async_trait::async_trait]
-impl Shelf for NoShelf {
-    async fn save(&self, _: &Meta, _: &State) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 /// What the disk held, and the ways to write to it.
 pub(crate) struct Disk<L> {
     pub(crate) log: L,
     pub(crate) shelf: Arc<dyn Shelf>,
-    /// The latest snapshot.
-    pub(crate) snapshot: Option<(Meta, State)>,
+    /// That of the latest snapshot, or an empty one.
+    pub(crate) state: State,
     /// Run after everything that writes has ended.
     pub(crate) closing: Closing,
 }
@@ -82,11 +86,10 @@ where
     Rt: AsyncRuntime,
     L: RaftLogStorage<TypeConfig<Rt>>,
 {
-    let (meta, state) = disk.snapshot.unzip();
-    let replica = Replica::new(state.unwrap_or_default(), config.ring);
+    let replica = Replica::new(disk.state, config.ring);
     let links = Links::<Rt>::new(transport);
     let (tell, heavy) = mpsc::channel(1);
-    let machine = Machine::new(replica.clone(), disk.shelf, meta, tell);
+    let machine = Machine::new(replica.clone(), disk.shelf, tell);
     let network = Network::new(links.clone());
     let raft_config = Arc::new(config.timings.raft());
     let raft = Raft::new(config.voter, raft_config, network, disk.log, machine).await;

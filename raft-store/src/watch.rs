@@ -228,6 +228,13 @@ impl Ring {
             return Poll::Pending;
         }
         slot.waker = None;
+        let mut events = events;
+        if crate::broken!(WatchEventSkipped) {
+            events.remove(0);
+        }
+        if crate::broken!(WatchEventRepeated) {
+            events.extend(events.last().cloned());
+        }
         Poll::Ready(Ok(Batch { events, revision: slot.cursor }))
     }
 

@@ -106,3 +106,15 @@ impl AsyncRuntime for SimRt {
         std::future::ready(Ok(work()))
     }
 }
+
+impl SimRt {
+    /// Records every spawn, poll, wake and timer from now on; see [`take_trace`](Self::take_trace).
+    pub fn record_trace(&mut self) {
+        self.0.record_trace(true);
+    }
+
+    /// What happened since recording began, one line each: equal for equal seeds.
+    pub fn take_trace(&self) -> Vec<String> {
+        self.0.take_trace()
+    }
+}

@@ -1,0 +1,35 @@
+//! Bugs to be put back on purpose: a checker is believed after it has caught them.
+
+use std::cell::Cell;
+
+/// A rule of the store that is broken while this is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// The leader answers reads without asking a quorum whether it still leads.
+    NoReadIndex,
+    /// A repeated proposal gets a new serial, so it may be applied twice.
+    NewSerialOnRetry,
+    /// openraft's default: a restarted leader leads on without an election.
+    LeaderRestored,
+    /// A watcher loses the first event of each batch.
+    WatchEventSkipped,
+    /// A watcher gets the last event of each batch again.
+    WatchEventRepeated,
+    /// A node reads from its replica without any read index.
+    StaleRead,
+}
+
+thread_local! {
+    static BROKEN: Cell<Option<Mutation>> = const { Cell::new(None) };
+}
+
+impl Mutation {
+    /// Breaks the rule for everything that runs on this thread, until called again.
+    pub fn set(broken: Option<Mutation>) {
+        BROKEN.set(broken);
+    }
+
+    pub(crate) fn is_set(self) -> bool {
+        BROKEN.get() == Some(self)
+    }
+}

@@ -1,0 +1,148 @@
+//! What clients asked and saw, and whether it can be true.
+//!
+//! Revisions give the order of everything, so one pass decides: no search for an order is needed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use skein_raft_store::Event;
+
+/// One call of one client, in virtual nanoseconds.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) begin: u64,
+    pub(crate) end: u64,
+    pub(crate) what: What,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum What {
+    /// A put of a value nobody else puts, or a deletion.
+    Write { key: String, value: Option<String>, outcome: Outcome },
+    /// A read behind a read index: the value and the revision of the state it came from.
+    Read { key: String, value: Option<String>, revision: u64 },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Done(u64),
+    /// Refused, or certainly not accepted by anybody.
+    NotDone,
+    /// Already as asked.
+    Unchanged,
+    Unknown,
+}
+
+/// All that happened in one run.
+#[derive(Default)]
+pub(crate) struct History {
+    pub(crate) calls: Vec<Call>,
+    /// By revision, from the watchers of all nodes.
+    pub(crate) events: BTreeMap<u64, Event>,
+    pub(crate) violations: Vec<String>,
+}
+
+impl History {
+    /// I2: two nodes never apply different changes under one revision.
+    pub(crate) fn saw(&mut self, node: usize, event: Event) {
+        let revision = event.revision;
+        if let Some(first) = self.events.get(&revision) {
+            if *first != event {
+                self.violations.push(format!("I2: node {node} applied {event:?}, another one {first:?}"));
+            }
+        } else {
+            self.events.insert(revision, event);
+        }
+    }
+
+    /// Everything wrong with this run.
+    pub(crate) fn check(&self) -> Vec<String> {
+        let mut wrong = self.violations.clone();
+        self.check_writes(&mut wrong);
+        self.check_order(&mut wrong);
+        self.check_reads(&mut wrong);
+        wrong
+    }
+
+    /// I1 and I4.
+    fn check_writes(&self, wrong: &mut Vec<String>) {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let mut times_of_value: BTreeMap<String, u32> = BTreeMap::new();
+        for value in self.events.values().filter_map(|event| event.value.as_deref()) {
+            *times_of_value.entry(text(value)).or_default() += 1;
+        }
+        for call in &self.calls {
+            let What::Write { key, value, outcome } = &call.what else { continue };
+            let times = value.as_ref().map_or(0, |value| times_of_value.get(value).copied().unwrap_or(0));
+            match outcome {
+                Outcome::Done(revision) => match self.events.get(revision) {
+                    Some(event) if *event.key == **key && event.value.as_deref().map(text) == *value => {}
+                    other => wrong.push(format!("I1: {call:?} was answered, but there is {other:?}")),
+                },
+                Outcome::NotDone if times > 0 => {
+                    wrong.push(format!("I4: {call:?} was refused and yet applied"))
+                }
+                _ => {}
+            }
+            if times > 1 {
+                wrong.push(format!("I4: {call:?} was applied {times} times"));
+            }
+        }
+    }
+
+    /// I3.
+    fn check_order(&self, wrong: &mut Vec<String>) {
+        let mut by_begin: Vec<&Call> = self.calls.iter().collect();
+        by_begin.sort_by_key(|call| call.begin);
+        let mut by_end: Vec<&Call> = self.calls.iter().collect();
+        by_end.sort_by_key(|call| call.end);
+        let mut ended = by_end.into_iter().peekable();
+        let mut answered = 0;
+        for call in by_begin {
+            while let Some(before) = ended.next_if(|before| before.end < call.begin) {
+                answered = answered.max(before.revision().unwrap_or(0));
+            }
+            let (is_write, Some(revision)) = (matches!(call.what, What::Write { .. }), call.revision())
+            else {
+                continue;
+            };
+            if revision < answered || (is_write && revision == answered) {
+                wrong.push(format!("I3: {call:?} began after revision {answered} was answered"));
+            }
+        }
+    }
+
+    /// A read shows the key as it was at the revision of the state read.
+    fn check_reads(&self, wrong: &mut Vec<String>) {
+        let mut by_key: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
+        for event in self.events.values() {
+            by_key.entry(&event.key).or_default().push(event);
+        }
+        let gaps: BTreeSet<u64> = match self.events.last_key_value() {
+            Some((last, _)) => (1..=*last).filter(|revision| !self.events.contains_key(revision)).collect(),
+            None => BTreeSet::new(),
+        };
+        if let Some(gap) = gaps.first() {
+            wrong.push(format!("revision {gap} was applied by no node that was watched"));
+            return;
+        }
+        for call in &self.calls {
+            let What::Read { key, value, revision } = &call.what else { continue };
+            let events = by_key.get(key.as_str()).map_or(&[][..], Vec::as_slice);
+            let until = events.partition_point(|event| event.revision <= *revision);
+            let expected = until.checked_sub(1).and_then(|last| events[last].value.as_deref());
+            if expected != value.as_ref().map(String::as_bytes) {
+                wrong.push(format!("I7: {call:?} should have read {expected:?}"));
+            }
+        }
+    }
+}
+
+impl Call {
+    fn revision(&self) -> Option<u64> {
+        match &self.what {
+            What::Write { outcome: Outcome::Done(revision), .. } => Some(*revision),
+            What::Write { .. } => None,
+            What::Read { revision, .. } => Some(*revision),
+        }
+    }
+}

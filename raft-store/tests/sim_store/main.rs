@@ -1,0 +1,102 @@
+//! Whole stores under a seed: virtual time, faults, clients, and a checker of what they saw.
+//!
+//! `SKEIN_SEED=n cargo test -p skein-raft-store --test sim_store one_seed` runs one seed again,
+//! `SKEIN_SEEDS=n .. no_fault_breaks_an_invariant` the first n.
+
+mod history;
+mod world;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use skein_raft_store::sim::Mutation;
+use world::{Faults, Outcomes, Plan, run};
+
+fn plan(seed: u64) -> Plan {
+    let nodes = if seed.is_multiple_of(4) { 5 } else { 3 };
+    Plan { seed, nodes, clients: 4, faults_for: Duration::from_secs(15), faults: Faults::All }
+}
+
+fn check(plan: Plan) -> Outcomes {
+    let outcomes = run(plan);
+    let wrong = &outcomes.wrong;
+    assert!(wrong.is_empty(), "SKEIN_SEED={} breaks the store:\n{}", plan.seed, wrong.join("\n"));
+    outcomes
+}
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(default)
+}
+
+/// Whether the checker finds something wrong in one of `seeds` with the rule broken.
+fn caught(mutation: Mutation, faults: Faults, seeds: std::ops::Range<u64>) -> bool {
+    Mutation::set(Some(mutation));
+    let caught = seeds.into_iter().any(|seed| !run(Plan { faults, ..plan(seed) }).wrong.is_empty());
+    Mutation::set(None);
+    caught
+}
+
+#[test]
+fn without_faults_every_write_is_taken() {
+    let outcomes = check(Plan { faults: Faults::None, ..plan(1) });
+    assert!(outcomes.counts["done"] > 500, "{:?}", outcomes.counts);
+    assert!(!outcomes.counts.contains_key("unknown"), "{:?}", outcomes.counts);
+}
+
+#[test]
+fn no_fault_breaks_an_invariant() {
+    let seeds = number("SKEIN_SEEDS", 6);
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    for seed in 1..=seeds {
+        for (what, times) in check(plan(seed)).counts {
+            *counts.entry(what).or_default() += times;
+        }
+    }
+    println!("{counts:?}");
+    for what in ["killed", "power cut", "paused", "isolated", "bad weather", "slow disk", "all off", "bytes lost"] {
+        assert!(counts.contains_key(what), "no {what}: {counts:?}");
+    }
+}
+
+#[test]
+fn one_seed() {
+    println!("{:?}", check(plan(number("SKEIN_SEED", 4711))).counts);
+}
+
+#[test]
+fn one_seed_has_one_course() {
+    let plan = Plan { faults_for: Duration::from_secs(10), ..plan(3) };
+    assert_eq!(run(plan).trace, run(plan).trace);
+}
+
+#[test]
+fn the_checker_sees_a_read_without_read_index() {
+    assert!(caught(Mutation::NoReadIndex, Faults::Cuts, 1..60));
+}
+
+#[test]
+fn the_checker_sees_a_stale_read() {
+    assert!(caught(Mutation::StaleRead, Faults::None, 1..4));
+}
+
+#[test]
+fn the_checker_sees_a_request_applied_twice() {
+    assert!(caught(Mutation::NewSerialOnRetry, Faults::All, 1..60));
+}
+
+#[test]
+fn the_checker_sees_a_skipped_watch_event() {
+    assert!(caught(Mutation::WatchEventSkipped, Faults::None, 1..4));
+}
+
+#[test]
+fn the_checker_sees_a_repeated_watch_event() {
+    assert!(caught(Mutation::WatchEventRepeated, Faults::None, 1..4));
+}
+
+/// Openraft's default lets a leader that lost unsynced entries lead on in the same term, and gives
+/// the indices of those entries to other commands.
+#[test]
+fn a_restored_leader_breaks_the_store_and_so_must_be_elected_anew() {
+    assert!(caught(Mutation::LeaderRestored, Faults::PowerCuts, 1..80));
+}
