@@ -392,4 +392,6 @@ fn closed() -> io::Error {
 }
 
 #[cfg(test)]
+mod suite_tests;
+#[cfg(all(test, feature = "sim"))]
 mod tests;

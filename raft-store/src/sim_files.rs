@@ -376,8 +376,13 @@ impl Disk {
     }
 
     fn check_space(&self, more: u64) -> io::Result<()> {
-        let used: u64 = self.inodes.values().map(|inode| inode.bytes.len() as u64 + inode.reserved).sum();
-        if used.saturating_add(more) > self.capacity { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        let named = self.names.values().map(|inode| &self.inodes[inode]);
+        let used: u64 = named.map(|inode| inode.bytes.len() as u64 + inode.reserved).sum();
+        if used.saturating_add(more) > self.capacity {
+            Err(io::ErrorKind::StorageFull.into())
+        } else {
+            Ok(())
+        }
     }
 
     fn begin_sync(&mut self) -> io::Result<Duration> {
