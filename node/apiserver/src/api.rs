@@ -123,10 +123,10 @@ impl Api {
         let query = Query::parse(head.uri.query())?;
         let accept = header(&head.headers, ACCEPT);
         match route? {
-            Route::Discovery(segments) => read_only(&head.method, || discovery::answer(&segments, accept, host(&head)))?,
-            Route::OpenApi(segments) => {
-                read_only(&head.method, || discovery::openapi(&segments, accept))?
+            Route::Discovery(segments) => {
+                read_only(&head.method, || discovery::answer(&segments, accept, host(&head)))?
             }
+            Route::OpenApi(segments) => read_only(&head.method, || discovery::openapi(&segments, accept))?,
             Route::Resource(resource) => {
                 let verb = Verb::of(&head.method, &resource, &query)?;
                 let class = verb.class(&query)?;

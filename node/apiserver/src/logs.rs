@@ -40,7 +40,9 @@ impl Api {
             Ok(Err(LogError::NotFound(text))) => return Err(Status::bad_request(text)),
             Ok(Err(LogError::Unavailable(why))) => return Err(unavailable(why)),
             Err(_) => {
-                return Err(Status::timeout(format!("node {node:?} did not answer; see whether it is ready")));
+                return Err(Status::timeout(format!(
+                    "node {node:?} did not answer; see whether it is ready"
+                )));
             }
         };
         let stopping = self.stopping.clone();

@@ -1,0 +1,189 @@
+//! Connections over loopback: TLS, who is at the other end, both versions of HTTP, stopping.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::RootCertStore;
+use rustls::pki_types::{CertificateDer, ServerName};
+use skein_apiserver::identity::Identity;
+use skein_apiserver::limits::Limits;
+use skein_apiserver::testing::MemoryCluster;
+use skein_apiserver::{Body, full};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::harness::{PATIENCE, PODS};
+use crate::served::{Issued, Served};
+
+async fn served() -> Served {
+    Served::new(MemoryCluster::with_default_namespace(), Limits::default()).await
+}
+
+async fn connect(
+    served: &Served,
+    client: Option<Issued>,
+    alpn: &[u8],
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(served.ca()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
+    let mut config = match client {
+        Some(issued) => config.with_client_auth_cert(vec![issued.certificate], issued.key).unwrap(),
+        None => config.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![alpn.to_vec()];
+    let stream = TcpStream::connect(served.address).await?;
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    timeout(PATIENCE, TlsConnector::from(Arc::new(config)).connect(name, stream))
+        .await
+        .expect("a handshake ends in time")
+}
+
+fn get(path: &str) -> Request<Body> {
+    Request::get(path).header("host", "127.0.0.1").body(full("")).unwrap()
+}
+
+/// One request over HTTP/1.1 on a connection of its own.
+async fn ask<S>(stream: S, path: &str) -> Result<Response<Incoming>, hyper::Error>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    timeout(PATIENCE, sender.send_request(get(path))).await.expect("an answer comes in time")
+}
+
+async fn code(served: &Served, client: Option<Issued>, path: &str) -> u16 {
+    let stream = connect(served, client, b"http/1.1").await.unwrap();
+    ask(stream, path).await.unwrap().status().as_u16()
+}
+
+#[tokio::test]
+async fn a_certificate_says_who_may() {
+    let served = served().await;
+    assert_eq!(code(&served, Some(served.issue_client("ann", "system:masters")), PODS).await, 200);
+    assert_eq!(code(&served, Some(served.issue_client("n1", "system:nodes")), PODS).await, 200);
+    assert_eq!(code(&served, Some(served.issue_client("eve", "developers")), PODS).await, 403);
+    assert_eq!(code(&served, None, PODS).await, 403);
+    assert_eq!(code(&served, None, "/healthz").await, 200);
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_authority_ends_the_handshake() {
+    let (served, other) = (served().await, served().await);
+    let foreign = other.issue_client("ann", "system:masters");
+    let refused = match connect(&served, Some(foreign), b"http/1.1").await {
+        Err(_) => true,
+        // In TLS 1.3 the client learns of it with the first answer.
+        Ok(stream) => ask(stream, "/healthz").await.is_err(),
+    };
+    assert!(refused);
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_is_out_on_connections_that_are_open_already() {
+    let served = served().await;
+    let client = served.issue_client("ann", "system:masters");
+    let (_, serial) = Identity::of_certificate(&client.certificate).unwrap();
+    let stream = connect(&served, Some(client), b"http/1.1").await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let first = sender.send_request(get(PODS)).await.unwrap();
+    assert_eq!(first.status(), 200);
+    first.into_body().collect().await.unwrap();
+    served.revoked.0.lock().unwrap().push(serial);
+    sender.ready().await.unwrap();
+    assert_eq!(sender.send_request(get(PODS)).await.unwrap().status(), 401);
+}
+
+#[tokio::test]
+async fn the_servers_certificate_can_be_replaced_while_it_runs() {
+    let served = served().await;
+    let shown = |stream: &TlsStream<TcpStream>| -> CertificateDer<'static> {
+        stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
+    };
+    let before = shown(&connect(&served, None, b"h2").await.unwrap());
+    let (certificate, expect) = served.new_server_certificate();
+    served.certificate.replace(certificate);
+    let after = shown(&connect(&served, None, b"h2").await.unwrap());
+    assert_ne!(before, after);
+    assert_eq!(after, expect);
+}
+
+#[tokio::test]
+async fn many_watches_share_one_connection_of_http_2() {
+    let served = served().await;
+    let stream = connect(&served, Some(served.issue_client("ann", "system:masters")), b"h2").await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let watch = |number: usize| {
+        let mut sender = sender.clone();
+        let path = format!("https://127.0.0.1{PODS}?watch=1&timeoutSeconds=600&labelSelector=n%3D{number}");
+        async move { sender.send_request(Request::get(path).body(full("")).unwrap()).await.unwrap() }
+    };
+    let open = timeout(PATIENCE, futures::future::join_all((0..100).map(watch))).await.unwrap();
+    assert!(open.iter().all(|response| response.status() == 200));
+}
+
+#[tokio::test]
+async fn a_stream_of_this_machine_needs_no_certificate() {
+    let served = served().await;
+    let (ours, theirs) = tokio::io::duplex(64 << 10);
+    let server = served.server.clone();
+    tokio::spawn(async move { server.serve_stream(theirs, Identity::administrator("cli")).await });
+    assert_eq!(ask(ours, PODS).await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_stopping_server_ends_its_watches_and_returns() {
+    let mut served = served().await;
+    let stream =
+        connect(&served, Some(served.issue_client("ann", "system:masters")), b"http/1.1").await.unwrap();
+    let watch = ask(stream, &format!("{PODS}?watch=1&resourceVersion=1")).await.unwrap();
+    served.stop.cancel();
+    let body = timeout(PATIENCE, watch.into_body().collect()).await.expect("the watch ends");
+    assert_eq!(body.unwrap().to_bytes().len(), 0);
+    timeout(PATIENCE, served.running.take().unwrap()).await.expect("the server ends").unwrap();
+    assert!(TcpStream::connect(served.address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_client_that_sends_no_header_is_let_go() {
+    let limits = Limits { header_time_max: Duration::from_millis(300), ..Limits::default() };
+    let served = Served::new(MemoryCluster::with_default_namespace(), limits).await;
+    // Says nothing at all, not even TLS.
+    let mut mute = TcpStream::connect(served.address).await.unwrap();
+    assert_eq!(timeout(PATIENCE, mute.read(&mut [0; 16])).await.expect("the server closes").unwrap_or(0), 0);
+    // Says half a header.
+    let mut slow = connect(&served, None, b"http/1.1").await.unwrap();
+    slow.write_all(b"GET /healthz HTTP/1.1\r\nhost: ").await.unwrap();
+    let mut rest = Vec::new();
+    timeout(PATIENCE, slow.read_to_end(&mut rest)).await.expect("the server closes").ok();
+    assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 408"), "{:?}", String::from_utf8_lossy(&rest));
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_for_their_turn() {
+    let limits = Limits { connections_max: 1, ..Limits::default() };
+    let served = Served::new(MemoryCluster::with_default_namespace(), limits).await;
+    let first = connect(&served, None, b"http/1.1").await.unwrap();
+    // The kernel takes the connection, so that a probe of the port is answered; we do not, yet.
+    TcpStream::connect(served.address).await.unwrap();
+    let mut second = Box::pin(code(&served, None, "/healthz"));
+    assert!(timeout(Duration::from_millis(300), &mut second).await.is_err());
+    drop(first);
+    assert_eq!(second.await, 200);
+}

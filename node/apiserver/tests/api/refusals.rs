@@ -1,0 +1,169 @@
+//! Bad input, bad callers, bad days.
+
+use std::time::Duration;
+
+use http::{Method, Request};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use serde_json::json;
+use skein_apiserver::limits::Limits;
+use skein_apiserver::{Identity, body_from};
+
+use crate::harness::{CONFIG_MAPS, Client, PODS, config_map, request};
+
+#[tokio::test]
+async fn a_path_that_names_nothing_is_a_status_of_404() {
+    let client = Client::new();
+    for path in [
+        "/nothing",
+        "/api/v1/unicorns",
+        "/apis/nobody.example/v1/things",
+        "/apis/nobody.example",
+        "/api/v1/namespaces/a/pods/b/fly",
+    ] {
+        let reply = client.get(path).await;
+        assert_eq!((reply.code, reply.reason()), (404, "NotFound"), "{path}");
+        assert_eq!(reply.value["kind"], "Status", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_verb_that_the_resource_has_not_is_405() {
+    let client = Client::new();
+    for (method, path) in [
+        (Method::POST, "/api/v1/namespaces/default/pods/web"),
+        (Method::PUT, "/api/v1/namespaces/default/pods"),
+        (Method::DELETE, "/api/v1/namespaces/default/pods/web/status"),
+        (Method::POST, "/version"),
+        (Method::OPTIONS, "/api/v1/namespaces/default/pods"),
+    ] {
+        let reply = client.send(request(method.clone(), path, "application/json", "{}")).await;
+        assert_eq!((reply.code, reply.reason()), (405, "MethodNotAllowed"), "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn strangers_learn_how_the_server_is_and_nothing_else() {
+    let client = Client::new();
+    let user = Identity { user: "eve".into(), groups: vec!["developers".into()] };
+    for path in ["/healthz", "/livez", "/readyz", "/readyz/ping", "/version"] {
+        assert_eq!(client.send_as(&user, request(Method::GET, path, "", "")).await.code, 200, "{path}");
+    }
+    for path in [PODS, "/api", "/apis", "/openapi/v3", "/nothing", "/api/v1/namespaces/default/pods/web/log"]
+    {
+        let reply = client.send_as(&user, request(Method::GET, path, "", "")).await;
+        assert_eq!((reply.code, reply.reason()), (403, "Forbidden"), "{path}");
+        assert!(reply.message().contains("User \"eve\" cannot get"), "{}", reply.message());
+    }
+    let node = Identity { user: "system:node:n1".into(), groups: vec!["system:nodes".into()] };
+    assert_eq!(client.send_as(&node, request(Method::GET, PODS, "", "")).await.code, 200);
+}
+
+#[tokio::test]
+async fn bodies_and_objects_beyond_their_bounds_are_413() {
+    let client = Client::new();
+    let big = |bytes: usize| json!({ "metadata": { "name": "a" }, "data": { "a": "x".repeat(bytes) } });
+    let body = client.post(CONFIG_MAPS, &big(4 << 20)).await;
+    assert_eq!((body.code, body.reason()), (413, "RequestEntityTooLarge"));
+    let object = client.post(CONFIG_MAPS, &big(2 << 20)).await;
+    assert!([413, 422].contains(&object.code), "{}", object.code);
+    assert!(client.cluster.value("core/configmaps/default/a").is_none());
+}
+
+#[tokio::test]
+async fn a_body_that_never_comes_ends_its_request() {
+    let client =
+        Client::with_limits(Limits { body_time_max: Duration::from_millis(50), ..Limits::default() });
+    let never = StreamBody::new(futures::stream::pending::<Result<Frame<bytes::Bytes>, std::io::Error>>());
+    let request = Request::post(CONFIG_MAPS).body(body_from(never)).unwrap();
+    let reply = client.send(request).await;
+    assert_eq!((reply.code, reply.reason()), (504, "Timeout"));
+}
+
+#[tokio::test]
+async fn hostile_bodies_are_refused_in_words() {
+    let client = Client::new();
+    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    for body in [
+        "",
+        "null",
+        "[]",
+        "7",
+        "\"x\"",
+        "{\"metadata\":7}",
+        "{\"metadata\":{\"name\":7}}",
+        "\u{0}",
+        &deep,
+        "{\"data\":{\"a\":{}},\"metadata\":{\"name\":\"a\"}}",
+    ] {
+        for path in [CONFIG_MAPS, &format!("{PODS}/web/binding"), &format!("{PODS}/web/eviction")] {
+            let reply = client.send(request(Method::POST, path, "application/json", body)).await;
+            assert!((400..500).contains(&reply.code), "{path} {body:.40}: {}", reply.code);
+            assert_eq!(reply.value["kind"], "Status");
+        }
+    }
+    client.post(CONFIG_MAPS, &config_map("a")).await.ok();
+    let path = format!("{CONFIG_MAPS}/a");
+    for (method, media) in [
+        (Method::PUT, "json"),
+        (Method::DELETE, "json"),
+        (Method::PATCH, "merge-patch+json"),
+        (Method::PATCH, "json-patch+json"),
+        (Method::PATCH, "strategic-merge-patch+json"),
+    ] {
+        for body in ["null", "7", "[7]", &deep, "{\"metadata\":7}", "{\"metadata\":{\"finalizers\":7}}"] {
+            let reply =
+                client.send(request(method.clone(), &path, &format!("application/{media}"), body)).await;
+            assert!(reply.code < 500, "{method} {media} {body:.40}: {} {}", reply.code, reply.message());
+            client.post(CONFIG_MAPS, &config_map("a")).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn forms_that_cannot_be_served_are_406() {
+    let client = Client::new();
+    for accept in ["application/vnd.kubernetes.protobuf", "text/html"] {
+        let reply = client.get_as(PODS, accept).await;
+        assert_eq!((reply.code, reply.reason()), (406, "NotAcceptable"), "{accept}");
+    }
+    assert_eq!(client.get_as(PODS, "application/vnd.kubernetes.protobuf, */*").await.code, 200);
+}
+
+#[tokio::test]
+async fn a_client_with_too_much_under_way_is_asked_to_wait() {
+    let client = Client::with_limits(Limits { streams_max: 1, ..Limits::default() });
+    let path = format!("{CONFIG_MAPS}?watch=1");
+    let open = client.open(&path).await;
+    let refused = client.get(&path).await;
+    assert_eq!(
+        (refused.code, refused.reason(), refused.header("retry-after")),
+        (429, "TooManyRequests", "1")
+    );
+    assert_eq!(client.get(CONFIG_MAPS).await.code, 200);
+    drop(open);
+    let mut again = client.open(&path).await;
+    client.post(CONFIG_MAPS, &config_map("a")).await.ok();
+    assert_eq!(again.change().await.1, "a");
+}
+
+#[tokio::test]
+async fn a_panic_ends_its_request_and_nothing_else() {
+    let client = Client::new();
+    client.cluster.before_propose(|_, _| panic!("a state nobody thought of"));
+    let broken = client.post(CONFIG_MAPS, &config_map("a")).await;
+    assert_eq!((broken.code, broken.reason()), (500, "InternalError"));
+    assert!(!broken.message().contains("nobody thought"), "what the log says is not for clients");
+    assert_eq!(client.get(CONFIG_MAPS).await.ok()["items"], json!([]));
+    assert_eq!(client.post(CONFIG_MAPS, &config_map("a")).await.code, 201);
+}
+
+#[tokio::test]
+async fn a_damaged_object_is_our_fault_and_names_none_of_the_others() {
+    let client = Client::new();
+    client.cluster.put("core/configmaps/default/bad", "{");
+    let reply = client.get(&format!("{CONFIG_MAPS}/bad")).await;
+    assert_eq!((reply.code, reply.reason()), (500, "InternalError"));
+    client.post(CONFIG_MAPS, &config_map("a")).await.ok();
+    assert_eq!(client.get(&format!("{CONFIG_MAPS}/a")).await.ok()["data"]["a"], "1");
+}

@@ -1,0 +1,152 @@
+//! An API over TLS on loopback, with a client CA and a kubeconfig in a directory of its own.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::RootCertStore;
+use rustls::crypto::ring;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use skein_apiserver::identity::{Serial, WhoMay};
+use skein_apiserver::limits::Limits;
+use skein_apiserver::testing::MemoryCluster;
+use skein_apiserver::tls::{self, SwappableCertificate};
+use skein_apiserver::{Config, Server, Settings};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// A running server. Dropping it stops the server and removes the directory.
+pub(crate) struct Served {
+    pub(crate) cluster: MemoryCluster,
+    pub(crate) address: SocketAddr,
+    pub(crate) server: Server,
+    pub(crate) certificate: Arc<SwappableCertificate>,
+    pub(crate) revoked: Arc<Revoked>,
+    /// Resolves when the server has stopped.
+    pub(crate) running: Option<tokio::task::JoinHandle<()>>,
+    pub(crate) stop: CancellationToken,
+    ca: CertifiedIssuer<'static, KeyPair>,
+    directory: tempfile::TempDir,
+}
+
+/// The serials taken back.
+#[derive(Default)]
+pub(crate) struct Revoked(pub(crate) Mutex<Vec<Serial>>);
+
+impl WhoMay for Revoked {
+    fn is_revoked(&self, serial: &Serial) -> bool {
+        self.0.lock().unwrap().contains(serial)
+    }
+}
+
+/// A certificate with its key.
+pub(crate) struct Issued {
+    pub(crate) certificate: CertificateDer<'static>,
+    pub(crate) certificate_pem: String,
+    pub(crate) key: PrivateKeyDer<'static>,
+    pub(crate) key_pem: String,
+}
+
+impl Served {
+    pub(crate) async fn new(cluster: MemoryCluster, limits: Limits) -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "test CA");
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.der().clone()).unwrap();
+
+        let certificate = Arc::new(SwappableCertificate::new(certified(&issue_server(&ca))));
+        let config = tls::server_config(certificate.clone(), roots).unwrap();
+        let revoked = Arc::new(Revoked::default());
+        let stop = CancellationToken::new();
+        let config =
+            Config { tls: Arc::new(config), who_may: revoked.clone(), settings: Settings::default(), limits };
+        let server = Server::new(config, Arc::new(cluster.clone()), stop.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let runner = server.clone();
+        let running = Some(tokio::spawn(async move { runner.run(listener).await }));
+        let directory = tempfile::tempdir().unwrap();
+        Served { cluster, address, server, certificate, revoked, running, stop, ca, directory }
+    }
+
+    /// A certificate for the API of this address, as after a restart or a renewal.
+    pub(crate) fn new_server_certificate(&self) -> (CertifiedKey, CertificateDer<'static>) {
+        let issued = issue_server(&self.ca);
+        (certified(&issued), issued.certificate)
+    }
+
+    pub(crate) fn issue_client(&self, user: &str, group: &str) -> Issued {
+        issue_client(&self.ca, user, group)
+    }
+
+    pub(crate) fn ca(&self) -> CertificateDer<'static> {
+        self.ca.der().clone()
+    }
+
+    /// Writes a kubeconfig for an administrator.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        let admin = self.issue_client("admin", "system:masters");
+        let write = |name: &str, text: &str| {
+            let path = self.directory.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let (ca, certificate, key) = (
+            write("ca.pem", &self.ca.pem()),
+            write("admin.pem", &admin.certificate_pem),
+            write("admin.key", &admin.key_pem),
+        );
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
+             clusters: [{{name: test, cluster: {{server: 'https://{}', certificate-authority: '{ca}'}}}}]\n\
+             users: [{{name: admin, user: {{client-certificate: '{certificate}', client-key: '{key}'}}}}]\n\
+             contexts: [{{name: test, context: {{cluster: test, user: admin}}}}]\n",
+            self.address
+        );
+        PathBuf::from(write("kubeconfig", &text))
+    }
+
+    /// The server's directory, for files of a test.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn issue_server(ca: &CertifiedIssuer<'static, KeyPair>) -> Issued {
+    let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+    params.distinguished_name.push(DnType::CommonName, "api");
+    issued(params, ca)
+}
+
+fn issue_client(ca: &CertifiedIssuer<'static, KeyPair>, user: &str, group: &str) -> Issued {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, user);
+    params.distinguished_name.push(DnType::OrganizationName, group);
+    issued(params, ca)
+}
+
+fn issued(params: CertificateParams, ca: &CertifiedIssuer<'static, KeyPair>) -> Issued {
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, ca).unwrap();
+    Issued {
+        certificate: certificate.der().clone(),
+        certificate_pem: certificate.pem(),
+        key: PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+        key_pem: key.serialize_pem(),
+    }
+}
+
+fn certified(issued: &Issued) -> CertifiedKey {
+    let key = ring::sign::any_supported_type(&issued.key).unwrap();
+    CertifiedKey::new(vec![issued.certificate.clone()], key)
+}
