@@ -15,17 +15,14 @@ impl Chance {
     pub fn of(&self, subject: &str) -> Draws {
         // FNV-1a over the subject, twice with different starts, mixed with each half of the seed.
         let hash = |start: u64| {
-            subject.bytes().fold(start, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+            subject
+                .bytes()
+                .fold(start, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
         };
         Draws {
             first: hash(0xcbf2_9ce4_8422_2325) ^ self.0 as u64,
             second: hash(0x9ae1_6a3b_2f90_404f) ^ (self.0 >> 64) as u64,
         }
-    }
-
-    /// The chance of the `pass`-th pass over one round.
-    pub(crate) fn pass(&self, pass: u32) -> Chance {
-        Chance(self.0.wrapping_add(u128::from(pass).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c834)))
     }
 }
 

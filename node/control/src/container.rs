@@ -210,7 +210,9 @@ pub enum Error {
     #[error("container's runAsUser breaks non-root policy (container: {0})")]
     RootForbidden(String),
     /// A volume of a kind that this cluster does not have.
-    #[error("volume \"{name}\" is of kind {kind}, which this cluster cannot mount; use emptyDir, configMap, secret, downwardAPI, projected or hostPath")]
+    #[error(
+        "volume \"{name}\" is of kind {kind}, which this cluster cannot mount; use emptyDir, configMap, secret, downwardAPI, projected or hostPath"
+    )]
     VolumeKind {
         /// The volume.
         name: String,
@@ -239,7 +241,10 @@ impl Error {
 
     /// The same while the pod's volumes are being made, when kubelet still says `ContainerCreating`.
     pub fn into_volume_error(self) -> StartError {
-        StartError { reason: "ContainerCreating".to_owned(), message: format!("MountVolume.SetUp failed: {self}") }
+        StartError {
+            reason: "ContainerCreating".to_owned(),
+            message: format!("MountVolume.SetUp failed: {self}"),
+        }
     }
 }
 

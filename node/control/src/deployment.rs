@@ -94,7 +94,9 @@ fn bounds(deployment: &Deployment) -> (i32, i32) {
 fn share_of(size: i32, value: Option<&IntOrString>, round_up: bool) -> i32 {
     let percent = match value {
         Some(IntOrString::Int(number)) => return (*number).max(0),
-        Some(IntOrString::String(text)) => text.trim_end_matches('%').parse::<i64>().unwrap_or(0).clamp(0, 100_000),
+        Some(IntOrString::String(text)) => {
+            text.trim_end_matches('%').parse::<i64>().unwrap_or(0).clamp(0, 100_000)
+        }
         None => 25,
     };
     let share = i64::from(size) * percent + if round_up { 99 } else { 0 };

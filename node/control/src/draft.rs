@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::chance::Chance;
 use crate::meta;
 use crate::time::{seconds_after, whole_seconds};
-use crate::view::{Changed, Key, Kind, Object, View};
+use crate::view::{Changed, Key, Kind, Object, Touched, View};
 
 /// See the module.
 pub(crate) struct Draft<'a> {
@@ -23,10 +23,10 @@ pub(crate) struct Draft<'a> {
     looked_at: Changed,
     /// What the plan's own writes touched: the next pass looks there.
     touched: Changed,
-    /// In the order in which keys were first written.
+    /// What was touched since [`Draft::take_fresh`] was last called.
+    fresh: Changed,
     edits: BTreeMap<Key, Edit>,
-    order: Vec<Key>,
-    events: Vec<(Key, Vec<u8>)>,
+    events: BTreeMap<Key, Vec<u8>>,
     pub(crate) now: Timestamp,
     pub(crate) chance: Chance,
     wake_at: Option<Timestamp>,
@@ -47,9 +47,9 @@ impl<'a> Draft<'a> {
             view: base.clone(),
             looked_at: changed,
             touched: Changed::default(),
+            fresh: Changed::default(),
             edits: BTreeMap::new(),
-            order: Vec::new(),
-            events: Vec::new(),
+            events: BTreeMap::new(),
             now: whole_seconds(now),
             chance,
             wake_at: None,
@@ -68,10 +68,15 @@ impl<'a> Draft<'a> {
     }
 
     /// Begins the next pass over what this one wrote. False if it wrote nothing.
-    pub(crate) fn next_pass(&mut self, chance: Chance) -> bool {
+    pub(crate) fn next_pass(&mut self) -> bool {
         self.looked_at = std::mem::take(&mut self.touched);
-        self.chance = chance;
         !self.looked_at.is_empty()
+    }
+
+    /// What the plan's own writes have touched since this was last asked: for a planner whose decisions
+    /// lead to further ones of its own.
+    pub(crate) fn take_fresh(&mut self) -> Changed {
+        std::mem::take(&mut self.fresh)
     }
 
     /// About how many bytes the plan has so far.
@@ -94,8 +99,7 @@ impl<'a> Draft<'a> {
         let metadata = object.metadata_mut();
         metadata.uid = Some(uid);
         metadata.creation_timestamp = Some(Time(now));
-        let key =
-            crate::view::key_of::<K>(meta::namespace(object.metadata()), meta::name(object.metadata()));
+        let key = crate::view::key_of::<K>(meta::namespace(object.metadata()), meta::name(object.metadata()));
         self.put(key.clone(), K::into_object(Arc::new(object)));
         key
     }
@@ -116,7 +120,7 @@ impl<'a> Draft<'a> {
         // A rough count: it only bounds one command, and encoding twice would cost more than it tells.
         self.bytes += 2048;
         let touched = self.view.put(key, object, 0);
-        self.touched.add(touched);
+        self.add_touched(touched);
     }
 
     /// Deletes an object at once.
@@ -131,7 +135,7 @@ impl<'a> Draft<'a> {
             edit.deleted |= present;
         }
         let touched = self.view.remove(key);
-        self.touched.add(touched);
+        self.add_touched(touched);
     }
 
     /// Removes an object as far as its finalizers allow: without any it is gone at once.
@@ -227,19 +231,17 @@ impl<'a> Draft<'a> {
         };
         let bytes = serde_json::to_vec(&event).expect("an Event is made of strings and numbers");
         self.bytes += bytes.len();
-        self.events.push((key, bytes));
+        self.events.insert(key, bytes);
     }
 
-    /// The writes, each under the revision that the plan was made from; Events last.
-    ///
-    /// A name that changes hands within the plan (an old object deleted, a new one with another uid put in
+    /// The writes in the order of their keys, each under the revision that the plan was made from; Events
+    /// last. A name that changes hands within the plan (an old object deleted, a new one with another uid put in
     /// its place) gives two writes in this order.
     pub(crate) fn finish(self) -> Vec<Write> {
         let mut writes = Vec::new();
-        for key in &self.order {
+        for (key, edit) in &self.edits {
             let before = self.base.stored(key);
             let after = self.view.stored(key);
-            let deleted = self.edits.get(key).is_some_and(|edit| edit.deleted);
             let write = |expect, change| Write { key: key.to_string(), expect, change };
             let put = |object: &Object| object.to_bytes().map(Change::Put);
             match (before, after) {
@@ -248,13 +250,14 @@ impl<'a> Draft<'a> {
                     writes.extend(put(&new.object).map(|change| write(Expect::Absent, change)));
                 }
                 (Some(old), None) => writes.push(write(Expect::Revision(old.revision), Change::Delete)),
-                (Some(old), Some(new)) if deleted => {
+                (Some(old), Some(new)) if edit.deleted => {
                     writes.push(write(Expect::Revision(old.revision), Change::Delete));
                     writes.extend(put(&new.object).map(|change| write(Expect::Absent, change)));
                 }
                 (Some(old), Some(new)) if old.object == new.object => {}
                 (Some(old), Some(new)) => {
-                    writes.extend(put(&new.object).map(|change| write(Expect::Revision(old.revision), change)));
+                    writes
+                        .extend(put(&new.object).map(|change| write(Expect::Revision(old.revision), change)));
                 }
             }
         }
@@ -264,11 +267,15 @@ impl<'a> Draft<'a> {
         writes
     }
 
+    /// The planners that follow in this pass look at it too, as they would if they looked at everything.
+    fn add_touched(&mut self, touched: Touched) {
+        self.looked_at.add(touched.clone());
+        self.fresh.add(touched.clone());
+        self.touched.add(touched);
+    }
+
     fn note(&mut self, key: &Key) {
-        if !self.edits.contains_key(key) {
-            self.edits.insert(key.clone(), Edit::default());
-            self.order.push(key.clone());
-        }
+        self.edits.entry(key.clone()).or_default();
     }
 }
 
@@ -287,8 +294,8 @@ pub(crate) fn edit_metadata(object: &mut Object, edit: impl FnOnce(&mut ObjectMe
         Object::Other(object) => {
             let other = Arc::make_mut(object);
             edit(&mut other.metadata);
-            other.json["metadata"] =
-                serde_json::to_value(&other.metadata).expect("metadata is made of strings, numbers and lists");
+            other.json["metadata"] = serde_json::to_value(&other.metadata)
+                .expect("metadata is made of strings, numbers and lists");
         }
     }
 }

@@ -23,9 +23,16 @@ const EVENT_BATCH_SECONDS: i64 = 60;
 
 /// Writes the end of whatever has no owner any more, finishes deletions that wait for it, and expires Events.
 pub(crate) fn plan(draft: &mut Draft<'_>) {
-    for key in touched(draft.view(), draft.changed()) {
-        drop_lost_owners(draft, &key);
-        finish_deletion(draft, &key);
+    let mut work = touched(draft.view(), draft.changed());
+    // What goes takes along what it owned, down to the last generation in one pass.
+    while !work.is_empty() {
+        draft.take_fresh();
+        for key in &work {
+            drop_lost_owners(draft, key);
+            finish_deletion(draft, key);
+        }
+        let fresh = draft.take_fresh();
+        work = touched(draft.view(), &fresh);
     }
     expire_events(draft);
 }
@@ -51,18 +58,16 @@ fn matters(view: &View, key: &Key) -> bool {
 fn drop_lost_owners(draft: &mut Draft<'_>, key: &Key) {
     let Some(stored) = draft.view().stored(key) else { return };
     let metadata = stored.object.metadata();
-    let owners: Vec<&str> = metadata.owner_references.iter().flatten().map(|owner| owner.uid.as_str()).collect();
+    let owners: Vec<&str> =
+        metadata.owner_references.iter().flatten().map(|owner| owner.uid.as_str()).collect();
     let lost: BTreeSet<String> = owners
         .iter()
         .filter(|uid| draft.view().key_of_uid(uid).is_none())
         .map(|uid| (*uid).to_owned())
         .collect();
     // An owner that waits for its dependents holds nobody back.
-    let waiting: BTreeSet<String> = owners
-        .iter()
-        .filter(|uid| owner_waits(draft.view(), uid))
-        .map(|uid| (*uid).to_owned())
-        .collect();
+    let waiting: BTreeSet<String> =
+        owners.iter().filter(|uid| owner_waits(draft.view(), uid)).map(|uid| (*uid).to_owned()).collect();
     let solid = owners.iter().filter(|uid| !lost.contains(**uid) && !waiting.contains(**uid)).count();
     if owners.is_empty() || lost.is_empty() && waiting.is_empty() {
         return;
@@ -115,7 +120,10 @@ fn finish_deletion(draft: &mut Draft<'_>, key: &Key) {
         let blocks = |dependent: &Key| {
             let stored = draft.view().stored(dependent);
             let owners = stored.and_then(|stored| stored.object.metadata().owner_references.as_ref());
-            owners.into_iter().flatten().any(|owner| owner.uid == uid && owner.block_owner_deletion == Some(true))
+            owners
+                .into_iter()
+                .flatten()
+                .any(|owner| owner.uid == uid && owner.block_owner_deletion == Some(true))
         };
         if !draft.view().dependents(&uid).any(blocks) {
             drop_finalizer(draft, key, FOREGROUND);

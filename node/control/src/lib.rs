@@ -25,3 +25,6 @@ pub mod container;
 pub mod judge;
 pub mod probe;
 pub mod voters;
+
+#[cfg(test)]
+mod world;

@@ -86,12 +86,12 @@ pub(crate) fn set_condition(status: &mut PodStatus, mut wanted: PodCondition, no
     let conditions = status.conditions.get_or_insert_default();
     match conditions.iter_mut().find(|condition| condition.type_ == wanted.type_) {
         Some(held) => {
-            wanted.last_transition_time = if held.status == wanted.status && held.last_transition_time.is_some()
-            {
-                held.last_transition_time.clone()
-            } else {
-                Some(Time(now))
-            };
+            wanted.last_transition_time =
+                if held.status == wanted.status && held.last_transition_time.is_some() {
+                    held.last_transition_time.clone()
+                } else {
+                    Some(Time(now))
+                };
             wanted.last_probe_time = held.last_probe_time.clone();
             *held = wanted;
         }
@@ -114,7 +114,8 @@ pub(crate) fn selects(selector: &LabelSelector, labels: Option<&BTreeMap<String,
     equal.into_iter().all(|(key, value)| label(key) == Some(value))
         && expressions.into_iter().all(|wanted| {
             let held = label(&wanted.key);
-            let listed = || held.is_some_and(|held| wanted.values.iter().flatten().any(|value| value == held));
+            let listed =
+                || held.is_some_and(|held| wanted.values.iter().flatten().any(|value| value == held));
             match wanted.operator.as_str() {
                 "In" => listed(),
                 "NotIn" => !listed(),

@@ -1,7 +1,8 @@
 //! What every namespace has, and how one ends.
 
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Namespace, NamespaceSpec, NamespaceStatus, Pod, Service, ServiceAccount, ServicePort, ServiceSpec,
+    ConfigMap, Namespace, NamespaceSpec, NamespaceStatus, Pod, Service, ServiceAccount, ServicePort,
+    ServiceSpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -45,7 +46,9 @@ pub(crate) fn plan(draft: &mut Draft<'_>, ca_pem: &str, kubernetes_ip: &str) {
 /// Namespaces that changed, or in which something did.
 fn touched(view: &View, changed: &Changed) -> BTreeSet<String> {
     match changed {
-        Changed::All => view.all::<Namespace>().map(|(_, held)| meta::name(&held.metadata).to_owned()).collect(),
+        Changed::All => {
+            view.all::<Namespace>().map(|(_, held)| meta::name(&held.metadata).to_owned()).collect()
+        }
         Changed::Some { keys, .. } => keys.iter().filter_map(|key| namespace_in(key)).collect(),
     }
 }

@@ -1,8 +1,8 @@
 //! What the judge's verdicts do to nodes and their pods.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, PodCondition, PodStatus, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -62,7 +62,8 @@ pub(crate) fn plan(draft: &mut Draft<'_>, verdicts: &BTreeMap<String, Verdict>) 
 /// Since when a node has the taint, if it has.
 pub(crate) fn unreachable_since(node: &Node) -> Option<Timestamp> {
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
-    let taint = taints.into_iter().flatten().find(|taint| taint.key == UNREACHABLE && taint.effect == "NoExecute")?;
+    let taint =
+        taints.into_iter().flatten().find(|taint| taint.key == UNREACHABLE && taint.effect == "NoExecute")?;
     Some(taint.time_added.as_ref().map_or(Timestamp::MIN, |time| time.0))
 }
 
@@ -93,10 +94,13 @@ fn mark_unreachable(draft: &mut Draft<'_>, key: &Key, node: &Arc<Node>) {
             condition.message = Some("the node does not answer; its pods are replaced elsewhere".to_owned());
         }
     });
-    draft.event(&**node, WHO, false, "NodeNotReady", &format!(
-        "Node {} status is now: NodeNotReady",
-        meta::name(&node.metadata)
-    ));
+    draft.event(
+        &**node,
+        WHO,
+        false,
+        "NodeNotReady",
+        &format!("Node {} status is now: NodeNotReady", meta::name(&node.metadata)),
+    );
 }
 
 fn mark_reachable(draft: &mut Draft<'_>, key: &Key) {
@@ -195,7 +199,8 @@ fn tolerates_loss(toleration: &Toleration) -> bool {
 /// run always is made anew under its own name.
 fn replace(draft: &mut Draft<'_>, key: &Key, pod: &Arc<Pod>, node_is_gone: bool) {
     let owned = meta::controller(&pod.metadata).is_some();
-    let always = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always") == "Always";
+    let always =
+        pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always") == "Always";
     let may_move = meta::annotation(&pod.metadata, RESCHEDULE) != Some("false");
     if owned || meta::has_ended(pod) && node_is_gone {
         draft.remove(key);
@@ -256,4 +261,3 @@ fn not_ready(draft: &mut Draft<'_>, key: &Key) {
         }
     });
 }
-

@@ -68,7 +68,7 @@ pub fn plan(view: &View, changed: &Changed, round: &Round<'_>) -> Plan {
         replicaset::plan(&mut draft);
         scheduler::plan(&mut draft);
         pass += 1;
-        if !draft.next_pass(round.chance.pass(pass)) {
+        if !draft.next_pass() {
             break false;
         }
         if pass == PASSES_MAX || draft.bytes() > BATCH_BYTES_MAX {
@@ -78,3 +78,6 @@ pub fn plan(view: &View, changed: &Changed, round: &Round<'_>) -> Plan {
     let wake_at = draft.wanted_wake();
     Plan { writes: draft.finish(), wake_at, unfinished }
 }
+
+#[cfg(test)]
+mod tests;

@@ -93,7 +93,7 @@ fn bring_to_size(draft: &mut Draft<'_>, set: &Arc<ReplicaSet>) {
     if active.len() < wanted {
         create(draft, set, (wanted - active.len()).min(BURST));
     } else {
-        for key in surplus(draft.view(), active, wanted) {
+        for key in surplus(active, wanted) {
             let name = key.rsplit('/').next().unwrap_or_default().to_owned();
             draft.delete_pod(&key);
             draft.event(&**set, WHO, false, "SuccessfulDelete", &format!("Deleted pod: {name}"));
@@ -111,7 +111,10 @@ fn active_pods(view: &View, set: &ReplicaSet) -> Vec<(Key, Arc<Pod>)> {
 }
 
 fn create(draft: &mut Draft<'_>, set: &ReplicaSet, count: usize) {
-    let mut draws = draft.chance.of(meta::uid(&set.metadata));
+    let uid = meta::uid(&set.metadata);
+    // A set that makes pods in two passes of one plan must not draw the same twice.
+    let had = draft.view().dependents(uid).count();
+    let mut draws = draft.chance.of(&format!("{uid} had {had}"));
     for _ in 0..count {
         let mut pod = pod_of(set);
         let base = pod.metadata.generate_name.clone().unwrap_or_default();
@@ -172,7 +175,7 @@ fn owner_reference(set: &ReplicaSet) -> OwnerReference {
 
 /// Whom to delete so that `wanted` stay: who serves least goes first, and among equals the newest.
 /// Order: ReplicaSet documentation, "Scaling a ReplicaSet".
-fn surplus(view: &View, mut active: Vec<(Key, Arc<Pod>)>, wanted: usize) -> Vec<Key> {
+fn surplus(mut active: Vec<(Key, Arc<Pod>)>, wanted: usize) -> Vec<Key> {
     let too_many = active.len().saturating_sub(wanted);
     if too_many == 0 {
         return Vec::new();
@@ -181,7 +184,6 @@ fn surplus(view: &View, mut active: Vec<(Key, Arc<Pod>)>, wanted: usize) -> Vec<
     for (_, pod) in &active {
         *neighbours.entry(meta::node_of(pod).unwrap_or_default().to_owned()).or_default() += 1;
     }
-    let _ = view;
     active.sort_by_cached_key(|(key, pod)| {
         let node = meta::node_of(pod);
         let phase = match meta::phase(pod) {
@@ -198,7 +200,12 @@ fn surplus(view: &View, mut active: Vec<(Key, Arc<Pod>)>, wanted: usize) -> Vec<
         (
             (node.is_some(), phase, meta::is_ready(pod), cost),
             Reverse(neighbours.get(node.unwrap_or_default()).copied()),
-            (Reverse(ready_since), Reverse(restarts(pod)), Reverse(meta::created(&pod.metadata)), key.clone()),
+            (
+                Reverse(ready_since),
+                Reverse(restarts(pod)),
+                Reverse(meta::created(&pod.metadata)),
+                key.clone(),
+            ),
         )
     });
     active.into_iter().take(too_many).map(|(key, _)| key).collect()
@@ -224,7 +231,8 @@ pub(crate) struct Tally {
 impl Tally {
     pub(crate) fn of(view: &View, set: &ReplicaSet, now: Timestamp) -> Tally {
         let min_ready = set.spec.min_ready_seconds.unwrap_or(0);
-        let template = set.spec.template.as_ref().and_then(|template| template.metadata.as_ref()?.labels.as_ref());
+        let template =
+            set.spec.template.as_ref().and_then(|template| template.metadata.as_ref()?.labels.as_ref());
         let mut tally = Tally::default();
         for (_, pod) in view.controlled_by::<Pod>(meta::uid(&set.metadata)) {
             if meta::has_ended(pod) {
@@ -237,7 +245,8 @@ impl Tally {
             tally.replicas += 1;
             let labels = pod.metadata.labels.as_ref();
             let has = |key: &String, value: &String| labels.and_then(|labels| labels.get(key)) == Some(value);
-            tally.fully_labeled += i32::from(template.into_iter().flatten().all(|(key, value)| has(key, value)));
+            tally.fully_labeled +=
+                i32::from(template.into_iter().flatten().all(|(key, value)| has(key, value)));
             tally.ready += i32::from(meta::is_ready(pod));
             match meta::available_from(pod, min_ready) {
                 Some(from) if from <= now => tally.available += 1,

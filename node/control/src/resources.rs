@@ -121,7 +121,8 @@ impl QosClass {
                 let request = resources.and_then(|held| named(held.requests.as_ref(), name));
                 let limit = resources.and_then(|held| named(held.limits.as_ref(), name));
                 any |= request.is_some_and(|amount| amount > 0) || limit.is_some_and(|amount| amount > 0);
-                guaranteed &= limit.is_some_and(|amount| amount > 0) && request.is_none_or(|it| Some(it) == limit);
+                guaranteed &=
+                    limit.is_some_and(|amount| amount > 0) && request.is_none_or(|it| Some(it) == limit);
             }
         }
         match (any, guaranteed) {

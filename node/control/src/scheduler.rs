@@ -86,7 +86,8 @@ fn waiting(view: &View, changed: &Changed) -> Vec<(Key, Arc<Pod>)> {
     let all = || view.unbound().filter(|(_, pod)| is_ours(pod)).map(|(key, pod)| (key.clone(), pod.clone()));
     let Changed::Some { keys, .. } = changed else { return all().collect() };
     let pods = || keys.iter().filter(|key| key.starts_with(Pod::PREFIX));
-    let waits = |key: &Key| view.get::<Pod>(key).filter(|pod| meta::node_of(pod).is_none() && meta::is_active(pod));
+    let waits =
+        |key: &Key| view.get::<Pod>(key).filter(|pod| meta::node_of(pod).is_none() && meta::is_active(pod));
     if changed.any_under(Node::PREFIX) || pods().any(|key| waits(key).is_none()) {
         return all().collect();
     }

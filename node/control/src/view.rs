@@ -342,7 +342,10 @@ impl View {
 
     /// Pods that are bound and have not ended.
     pub(crate) fn all_bound(&self) -> impl Iterator<Item = &Pod> {
-        self.by_node.iter().filter_map(|(_, key)| Some(&**self.get::<Pod>(key)?)).filter(|pod| !crate::meta::has_ended(pod))
+        self.by_node
+            .iter()
+            .filter_map(|(_, key)| Some(&**self.get::<Pod>(key)?))
+            .filter(|pod| !crate::meta::has_ended(pod))
     }
 
     /// Bound pods that keep others away.
@@ -374,9 +377,10 @@ impl View {
 
     fn under(&self, prefix: &str) -> impl Iterator<Item = (&Key, &Stored)> + use<'_> {
         let prefix = prefix.to_owned();
-        self.objects.range(Key::from(&*prefix)..).take_while(move |(key, _)| key.starts_with(&*prefix)).map(
-            |(key, stored)| (key, stored),
-        )
+        self.objects
+            .range(Key::from(&*prefix)..)
+            .take_while(move |(key, _)| key.starts_with(&*prefix))
+            .map(|(key, stored)| (key, stored))
     }
 
     /// Puts a decoded object in place of whatever was at `key`.
@@ -524,7 +528,10 @@ impl EventMark {
             event.event_time.as_ref().map(|time| time.0),
             event.metadata.creation_timestamp.as_ref().map(|time| time.0),
         ];
-        EventMark { metadata: event.metadata, last: last.into_iter().flatten().next().unwrap_or(Timestamp::MIN) }
+        EventMark {
+            metadata: event.metadata,
+            last: last.into_iter().flatten().next().unwrap_or(Timestamp::MIN),
+        }
     }
 }
 
@@ -539,10 +546,7 @@ fn owners(metadata: &ObjectMeta) -> impl Iterator<Item = &OwnerReference> {
 
 fn of_index<'a>(index: &'a Index, word: &str) -> impl Iterator<Item = &'a Key> + use<'a> {
     let word: Arc<str> = word.into();
-    index
-        .range((word.clone(), Key::from(""))..)
-        .take_while(move |(at, _)| *at == word)
-        .map(|(_, key)| key)
+    index.range((word.clone(), Key::from(""))..).take_while(move |(at, _)| *at == word).map(|(_, key)| key)
 }
 
 fn typed<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {

@@ -1,8 +1,8 @@
 //! A container's environment.
 
 use k8s_openapi::api::core::v1::{
-    ConfigMap, ConfigMapEnvSource, Container, EnvVarSource, ObjectFieldSelector, ResourceFieldSelector, Secret,
-    SecretEnvSource, Service,
+    ConfigMap, ConfigMapEnvSource, Container, EnvVarSource, ObjectFieldSelector, ResourceFieldSelector,
+    Secret, SecretEnvSource, Service,
 };
 use std::collections::BTreeMap;
 
@@ -70,8 +70,10 @@ pub(super) fn expand(text: &str, env: &[(String, String)]) -> String {
 
 /// Where programs of every Kubernetes client library look for the API server.
 fn api_server(look: &Lookup<'_>) -> Vec<(String, String)> {
-    let service = look.view.named::<Service>("default", "kubernetes").and_then(|service| service.spec.as_ref());
-    let Some(host) = service.and_then(|spec| spec.cluster_ip.clone()).filter(|ip| !ip.is_empty() && ip != "None")
+    let service =
+        look.view.named::<Service>("default", "kubernetes").and_then(|service| service.spec.as_ref());
+    let Some(host) =
+        service.and_then(|spec| spec.cluster_ip.clone()).filter(|ip| !ip.is_empty() && ip != "None")
     else {
         return Vec::new();
     };
@@ -83,7 +85,10 @@ fn api_server(look: &Lookup<'_>) -> Vec<(String, String)> {
     ]
 }
 
-fn from_config_map(look: &Lookup<'_>, wanted: &ConfigMapEnvSource) -> Result<BTreeMap<String, String>, Error> {
+fn from_config_map(
+    look: &Lookup<'_>,
+    wanted: &ConfigMapEnvSource,
+) -> Result<BTreeMap<String, String>, Error> {
     match look.view.named::<ConfigMap>(look.namespace(), &wanted.name) {
         Some(map) => Ok(map.data.clone().unwrap_or_default()),
         None if wanted.optional == Some(true) => Ok(BTreeMap::new()),

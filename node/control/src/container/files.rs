@@ -157,7 +157,8 @@ fn downward(
 }
 
 fn insert(files: &mut Files, path: &str, mode: u32, bytes: Vec<u8>) -> Result<(), Error> {
-    let leaves = path.starts_with('/') || path.split('/').any(|part| part.is_empty() || part == ".." || part == ".");
+    let leaves =
+        path.starts_with('/') || path.split('/').any(|part| part.is_empty() || part == ".." || part == ".");
     if leaves || path.contains('\0') {
         return Err(Error::PathEscapes(path.to_owned()));
     }

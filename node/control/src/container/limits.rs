@@ -40,7 +40,8 @@ pub fn limits(pod: &Pod) -> Limits {
         spec.containers.iter().chain(init.filter(|init| keeps_running(init)))
     };
     let ones = || spec.init_containers.iter().flatten().filter(|init| !keeps_running(init));
-    let of = |container: &Container, name: &str| limit(container.resources.as_ref()?, name).filter(|it| *it > 0);
+    let of =
+        |container: &Container, name: &str| limit(container.resources.as_ref()?, name).filter(|it| *it > 0);
     let whole = |name: &str| {
         let sum = running().map(|container| of(container, name)).sum::<Option<i64>>()?;
         let peaks: Option<Vec<i64>> = ones().map(|container| of(container, name)).collect();

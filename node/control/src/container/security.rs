@@ -63,7 +63,9 @@ pub(super) fn plan(spec: &PodSpec, container: &Container) -> Result<Security, Er
         let plain = |name: &String| name.strip_prefix("CAP_").unwrap_or(name).to_ascii_uppercase();
         held.into_iter().flatten().map(plain).collect()
     };
-    let profile = own.and_then(|own| own.seccomp_profile.as_ref()).or(of_pod.and_then(|pod| pod.seccomp_profile.as_ref()));
+    let profile = own
+        .and_then(|own| own.seccomp_profile.as_ref())
+        .or(of_pod.and_then(|pod| pod.seccomp_profile.as_ref()));
     Ok(Security {
         privileged,
         run_as_user,

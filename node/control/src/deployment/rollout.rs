@@ -123,9 +123,8 @@ fn rescale(draft: &mut Draft<'_>, deployment: &Deployment, sets: &Sets) {
         }
         return;
     }
-    let saturated = |set: &Set| {
-        set.size() == size && noted_size(set) == Some(size) && set.tally.available == size
-    };
+    let saturated =
+        |set: &Set| set.size() == size && noted_size(set) == Some(size) && set.tally.available == size;
     if sets.new.as_ref().is_some_and(saturated) {
         for set in sets.old.iter().filter(|set| set.size() > 0) {
             scale(draft, deployment, set, 0);
@@ -140,7 +139,9 @@ fn rescale(draft: &mut Draft<'_>, deployment: &Deployment, sets: &Sets) {
     // Larger ones first, and among equals the newer when growing, the older when shrinking.
     let mut active: Vec<&Set> = active;
     if to_add > 0 {
-        active.sort_by_key(|set| (Reverse(set.size()), Reverse(meta::created(&set.object.metadata)), set.key.clone()));
+        active.sort_by_key(|set| {
+            (Reverse(set.size()), Reverse(meta::created(&set.object.metadata)), set.key.clone())
+        });
     } else {
         active.sort_by_key(|set| (Reverse(set.size()), meta::created(&set.object.metadata), set.key.clone()));
     }

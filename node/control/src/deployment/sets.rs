@@ -55,7 +55,11 @@ impl Sets {
     pub(super) fn of(draft: &Draft<'_>, deployment: &Deployment) -> Sets {
         let view = draft.view();
         let mut all: Vec<Set> = owned(view, deployment)
-            .map(|(key, set)| Set { key: key.clone(), object: set.clone(), tally: Tally::of(view, set, draft.now) })
+            .map(|(key, set)| Set {
+                key: key.clone(),
+                object: set.clone(),
+                tally: Tally::of(view, set, draft.now),
+            })
             .collect();
         all.sort_by(|a, b| {
             let age = |set: &Set| (meta::created(&set.object.metadata), set.key.clone());
@@ -174,12 +178,14 @@ fn create(draft: &mut Draft<'_>, key: &Key, deployment: &Deployment, sets: &Sets
         match_expressions: deployment.spec.selector.match_expressions.clone(),
     };
     let size = super::rollout::new_size(deployment, 0, sets.size());
+    let mut annotations = annotations(deployment, &ObjectMeta::default(), revision);
+    note_size(&mut annotations, deployment);
     let set = ReplicaSet {
         metadata: ObjectMeta {
             name: Some(name.clone()),
             namespace: deployment.metadata.namespace.clone(),
             labels: Some(labels),
-            annotations: Some(annotations(deployment, &ObjectMeta::default(), revision)),
+            annotations: Some(annotations),
             owner_references: Some(vec![owner_reference(deployment)]),
             generation: Some(1),
             ..ObjectMeta::default()
@@ -203,13 +209,19 @@ fn create(draft: &mut Draft<'_>, key: &Key, deployment: &Deployment, sets: &Sets
             &format!("Scaled up replica set {name} from 0 to {size}"),
         );
     }
-    super::status::note_progress(draft, key, "NewReplicaSetCreated", &format!("Created new replica set \"{name}\""));
+    super::status::note_progress(
+        draft,
+        key,
+        "NewReplicaSetCreated",
+        &format!("Created new replica set \"{name}\""),
+    );
 }
 
 /// Sets a ReplicaSet's size, and tells users.
 pub(super) fn scale(draft: &mut Draft<'_>, deployment: &Deployment, set: &Set, size: i32) {
     let held = set.size();
-    let annotations = annotations(deployment, &set.object.metadata, set.revision());
+    let mut annotations = annotations(deployment, &set.object.metadata, set.revision());
+    note_size(&mut annotations, deployment);
     draft.edit::<ReplicaSet>(&set.key, |object| {
         object.metadata.annotations = Some(annotations);
         if object.spec.replicas != Some(size) {
@@ -240,7 +252,7 @@ pub(super) fn forget_old(draft: &mut Draft<'_>, key: &Key) {
     }
 }
 
-/// The annotations of a ReplicaSet: its own, the Deployment's, and the numbers that scaling needs.
+/// The annotations of a ReplicaSet: its own, the Deployment's, and its revision.
 fn annotations(deployment: &Deployment, held: &ObjectMeta, new_revision: i64) -> BTreeMap<String, String> {
     let mut annotations = held.annotations.clone().unwrap_or_default();
     let own = deployment.metadata.annotations.iter().flatten();
@@ -255,11 +267,15 @@ fn annotations(deployment: &Deployment, held: &ObjectMeta, new_revision: i64) ->
         }
         history.push_str(&old.to_string());
     }
-    let size = wanted(deployment);
     annotations.insert(REVISION.to_owned(), new_revision.to_string());
+    annotations
+}
+
+/// Notes the size that a ReplicaSet is scaled for: a later change of it is shared out by these numbers.
+fn note_size(annotations: &mut BTreeMap<String, String>, deployment: &Deployment) {
+    let size = wanted(deployment);
     annotations.insert(DESIRED.to_owned(), size.to_string());
     annotations.insert(MAX.to_owned(), size.saturating_add(bounds(deployment).0).to_string());
-    annotations
 }
 
 /// The size a ReplicaSet's Deployment had when the ReplicaSet was last scaled.
@@ -293,7 +309,8 @@ fn owner_reference(deployment: &Deployment) -> OwnerReference {
 
 /// FNV-1a over the template's JSON, whose maps are ordered: the same template has the same hash anywhere.
 fn template_hash(template: &PodTemplateSpec, collisions: u32) -> u32 {
-    let bytes = serde_json::to_vec(&without_hash(template)).expect("a template is made of strings and numbers");
+    let bytes =
+        serde_json::to_vec(&without_hash(template)).expect("a template is made of strings and numbers");
     let with_salt = bytes.into_iter().chain(collisions.to_le_bytes().into_iter().filter(|_| collisions > 0));
     with_salt.fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }

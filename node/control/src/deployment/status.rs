@@ -92,8 +92,12 @@ fn progress(
     before: &DeploymentStatus,
     status: &mut DeploymentStatus,
 ) {
-    let Some(deadline) = deployment.spec.progress_deadline_seconds.filter(|seconds| *seconds != i32::MAX) else {
-        status.conditions.get_or_insert_default().retain(|condition| condition.type_.as_deref() != Some(PROGRESSING));
+    let Some(deadline) = deployment.spec.progress_deadline_seconds.filter(|seconds| *seconds != i32::MAX)
+    else {
+        status
+            .conditions
+            .get_or_insert_default()
+            .retain(|condition| condition.type_.as_deref() != Some(PROGRESSING));
         return;
     };
     let now = draft.now;
@@ -101,7 +105,11 @@ fn progress(
     let reason = held.as_ref().and_then(|held| held.reason.as_deref()).unwrap_or_default();
     if deployment.spec.paused == Some(true) {
         if reason != TIMED_OUT {
-            set_condition(status, condition(PROGRESSING, "Unknown", "DeploymentPaused", "Deployment is paused"), now);
+            set_condition(
+                status,
+                condition(PROGRESSING, "Unknown", "DeploymentPaused", "Deployment is paused"),
+                now,
+            );
         }
         return;
     }
@@ -122,7 +130,11 @@ fn progress(
         moving.last_update_time = stamp(now);
         force_condition(status, moving, now);
     } else if reason == "DeploymentPaused" {
-        set_condition(status, condition(PROGRESSING, "Unknown", "DeploymentResumed", "Deployment is resumed"), now);
+        set_condition(
+            status,
+            condition(PROGRESSING, "Unknown", "DeploymentResumed", "Deployment is resumed"),
+            now,
+        );
     } else if held.is_none() {
         let message = format!("Found new replica set {subject}");
         set_condition(status, condition(PROGRESSING, "True", "FoundNewReplicaSet", &message), now);

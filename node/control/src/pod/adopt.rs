@@ -96,7 +96,8 @@ fn infer(unit: &mut Unit, told: &ContainerStatus, now: Now) {
     unit.attempt = Attempt(u32::try_from(told.restart_count).unwrap_or(0));
     if let Some(terminated) = &state.terminated {
         unit.ended_before = unit.ended.take();
-        unit.ended = Some(Ended { attempt: unit.attempt, exit: exit_of(terminated), how: how_of(terminated) });
+        unit.ended =
+            Some(Ended { attempt: unit.attempt, exit: exit_of(terminated), how: how_of(terminated) });
         unit.stage = Stage::Done;
     } else if let Some(running) = &state.running {
         let started_at = running.started_at.as_ref().map_or(now.wall, |time| time.0);
@@ -118,9 +119,7 @@ fn how_of(told: &ContainerStateTerminated) -> How {
 }
 
 fn exit_of(told: &ContainerStateTerminated) -> Exit {
-    let time = |held: &Option<Time>| {
-        held.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0)
-    };
+    let time = |held: &Option<Time>| held.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
     Exit {
         code: told.exit_code,
         signal: told.signal,

@@ -84,7 +84,10 @@ mod tests {
         let mut live = Backoff::default();
         for attempts in 1..9 {
             live.next(Instant(0));
-            assert_eq!(Backoff::resumed(attempts, Instant(0)).next(Instant(0)), live.clone().next(Instant(0)));
+            assert_eq!(
+                Backoff::resumed(attempts, Instant(0)).next(Instant(0)),
+                live.clone().next(Instant(0))
+            );
         }
     }
 }

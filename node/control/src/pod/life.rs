@@ -133,11 +133,15 @@ impl PodLife {
             return;
         }
         match input {
-            Input::Desired(Some(pod)) if pod.metadata.uid == self.pod.metadata.uid => self.desired(pod, now.boot),
+            Input::Desired(Some(pod)) if pod.metadata.uid == self.pod.metadata.uid => {
+                self.desired(pod, now.boot)
+            }
             Input::Desired(_) => self.end(Why::Unbound, GRACE_OF_THE_UNBOUND, now.boot),
             Input::Sandbox { attempt, result } => self.sandbox_made(attempt, result, now.boot),
             Input::SandboxRemoved => self.sandbox = SandboxStage::Removed,
-            Input::Image { container, pull, result } => self.image(&container, pull, result, now.boot, effects),
+            Input::Image { container, pull, result } => {
+                self.image(&container, pull, result, now.boot, effects)
+            }
             Input::Container { name, attempt, state } => self.container(&name, attempt, state, now),
             Input::Probed { container, attempt, kind, ok } => {
                 self.probed(&container, attempt, kind, ok, now.boot, effects);
@@ -316,7 +320,8 @@ impl PodLife {
             return;
         }
         if unit.probes.answered(&unit.spec, kind, ok) == Finding::Unhealthy {
-            let probe = if kind == ProbeKind::Startup { &unit.spec.startup_probe } else { &unit.spec.liveness_probe };
+            let probe =
+                if kind == ProbeKind::Startup { &unit.spec.startup_probe } else { &unit.spec.liveness_probe };
             let own = probe.as_ref().and_then(|probe| probe.termination_grace_period_seconds);
             let grace = own.and_then(|own| u64::try_from(own).ok()).map_or(grace, Duration::from_secs);
             stop(unit, grace, now, effects);

@@ -128,9 +128,10 @@ fn conditions(life: &PodLife) -> Vec<PodCondition> {
     let containers = why_not(phase(life));
     let gate = closed_gate(life);
     let pod = match (&containers, gate) {
-        (None, Some(gate)) => {
-            Some(("ReadinessGatesNotReady", format!("corresponding condition of pod readiness gate \"{gate}\" is not True")))
-        }
+        (None, Some(gate)) => Some((
+            "ReadinessGatesNotReady",
+            format!("corresponding condition of pod readiness gate \"{gate}\" is not True"),
+        )),
         (containers, _) => containers.clone(),
     };
     vec![
@@ -162,7 +163,8 @@ fn condition(kind: &str, holds: bool, why: Option<(&str, String)>) -> PodConditi
 
 fn container(life: &PodLife, unit: &Unit, now: Now) -> ContainerStatus {
     // A container that has ended and not come back yet is shown as ended, unless it waits.
-    let shows_end = unit.ended.is_some() && matches!(unit.stage, Stage::Done | Stage::Waiting | Stage::Pulling | Stage::Starting);
+    let shows_end = unit.ended.is_some()
+        && matches!(unit.stage, Stage::Done | Stage::Waiting | Stage::Pulling | Stage::Starting);
     let last = if shows_end { unit.ended_before.as_ref() } else { unit.ended.as_ref() };
     let state = match &unit.stage {
         Stage::Running { started_at, .. } => ContainerState {
@@ -172,7 +174,8 @@ fn container(life: &PodLife, unit: &Unit, now: Now) -> ContainerStatus {
         _ if shows_end => unit.ended.as_ref().map(|ended| terminated(life, unit, ended)).unwrap_or_default(),
         _ => waiting(life, unit, now),
     };
-    let attempt = if unit.is_running() { Some(unit.attempt) } else { unit.ended.as_ref().map(|ended| ended.attempt) };
+    let attempt =
+        if unit.is_running() { Some(unit.attempt) } else { unit.ended.as_ref().map(|ended| ended.attempt) };
     ContainerStatus {
         name: unit.name().to_owned(),
         image: unit.spec.image.clone().unwrap_or_default(),
@@ -191,7 +194,9 @@ fn waiting(life: &PodLife, unit: &Unit, now: Now) -> ContainerState {
     let (reason, message) = match &unit.stage {
         Stage::PullWait { failed_at, error, .. } => pull_error(unit, error, now.boot.since(*failed_at)),
         Stage::StartWait { error, .. } => (error.reason.clone(), Some(error.message.clone())),
-        Stage::RestartWait { wait_seconds, .. } => ("CrashLoopBackOff".to_owned(), Some(back_off(life, unit, *wait_seconds))),
+        Stage::RestartWait { wait_seconds, .. } => {
+            ("CrashLoopBackOff".to_owned(), Some(back_off(life, unit, *wait_seconds)))
+        }
         _ => match &life.sandbox {
             SandboxStage::Failed { message, .. } => ("ContainerCreating".to_owned(), Some(message.clone())),
             _ if has_init(life) => ("PodInitializing".to_owned(), None),

@@ -233,7 +233,10 @@ fn the_first_restart_is_at_once_and_the_second_waits_in_crash_loop_back_off() {
         waiting.message.as_deref(),
         Some("back-off 10s restarting failed container=a pod=web_default(u1)")
     );
-    assert_eq!(statuses[0].last_state.clone().and_then(|last| last.terminated).map(|it| it.exit_code), Some(1));
+    assert_eq!(
+        statuses[0].last_state.clone().and_then(|last| last.terminated).map(|it| it.exit_code),
+        Some(1)
+    );
     assert!(bench.after(9).is_empty());
     assert_eq!(bench.after(1), ["remove a 1", "pull a"]);
     assert_eq!(bench.has_image("a"), ["start a 2"]);
@@ -399,12 +402,8 @@ fn readiness_follows_its_probe_and_nothing_restarts_for_it() {
     bench.has_image("a");
     assert_eq!(bench.runs("a"), ["probe a Readiness"]);
     assert!(!bench.ready());
-    let answer = |ok| Input::Probed {
-        container: "a".to_owned(),
-        attempt: Attempt(0),
-        kind: ProbeKind::Readiness,
-        ok,
-    };
+    let answer =
+        |ok| Input::Probed { container: "a".to_owned(), attempt: Attempt(0), kind: ProbeKind::Readiness, ok };
     assert!(bench.give(answer(true)).is_empty());
     assert!(bench.ready());
     assert!(bench.after(4).is_empty());
@@ -427,8 +426,12 @@ fn a_failed_liveness_probe_restarts_the_container() {
     bench.has_image("a");
     assert!(bench.runs("a").is_empty());
     assert_eq!(bench.after(3), ["probe a Liveness"]);
-    let failed =
-        Input::Probed { container: "a".to_owned(), attempt: Attempt(0), kind: ProbeKind::Liveness, ok: false };
+    let failed = Input::Probed {
+        container: "a".to_owned(),
+        attempt: Attempt(0),
+        kind: ProbeKind::Liveness,
+        ok: false,
+    };
     assert_eq!(bench.give(failed), ["stop a 7"]);
     assert_eq!(bench.after(7), ["kill a"]);
     assert_eq!(bench.exits("a", 137), ["remove a 0", "pull a"]);

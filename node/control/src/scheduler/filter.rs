@@ -1,9 +1,9 @@
 //! Where a pod can run.
 
+use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::core::v1::{
     Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodAffinityTerm, PodSpec, Taint, Toleration,
 };
-use k8s_openapi::api::core::v1::Namespace;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Candidate;
@@ -66,7 +66,8 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
         "Exists" => true,
         "Equal" | "" => {
             !key.is_empty()
-                && toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default()
+                && toleration.value.as_deref().unwrap_or_default()
+                    == taint.value.as_deref().unwrap_or_default()
         }
         _ => false,
     }
@@ -149,9 +150,12 @@ fn shortages(candidate: &Candidate, pod: &Pod, spec: &PodSpec) -> Vec<String> {
         ("ephemeral-storage", asked.storage_bytes, free.storage_bytes),
     ];
     // Who asks for nothing fits even on a node that is overcommitted already.
-    short.extend(counted.iter().filter(|(_, asked, free)| *asked > 0 && asked > free).map(|(name, ..)| {
-        format!("Insufficient {name}")
-    }));
+    short.extend(
+        counted
+            .iter()
+            .filter(|(_, asked, free)| *asked > 0 && asked > free)
+            .map(|(name, ..)| format!("Insufficient {name}")),
+    );
     let devices = devices_asked_by(spec);
     let missing = devices.iter().filter(|(name, asked)| **asked > device_offered(&candidate.node, name));
     short.extend(missing.map(|(name, _)| format!("Insufficient {name}")));
@@ -166,7 +170,8 @@ fn affinity_refusal(view: &View, candidate: &Candidate, pod: &Pod, spec: &PodSpe
         .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
     for term in together.into_iter().flatten() {
         // The first of a group that wants to be together has nobody to join yet.
-        let first = picks(view, term, pod, pod) && !view.all_bound().any(|other| picks(view, term, pod, other));
+        let first =
+            picks(view, term, pod, pod) && !view.all_bound().any(|other| picks(view, term, pod, other));
         if !first && !domain(view, candidate, &term.topology_key).any(|other| picks(view, term, pod, other)) {
             return Some("node(s) didn't match pod affinity rules");
         }

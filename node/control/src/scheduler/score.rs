@@ -8,8 +8,7 @@ use super::{Candidate, filter};
 use crate::resources::{Amounts, asked_by};
 
 /// What upstream assumes of a pod that asks for nothing, so that such pods spread too.
-const ASSUMED: Amounts =
-    Amounts { cpu_millis: 100, memory_bytes: 200 << 20, storage_bytes: 0, pods: 1 };
+const ASSUMED: Amounts = Amounts { cpu_millis: 100, memory_bytes: 200 << 20, storage_bytes: 0, pods: 1 };
 
 /// The best of the nodes that fit: few pods of the same owner, then the pod's own wishes, then room. The
 /// name decides between equals, so that the same view gives the same answer.
@@ -20,7 +19,13 @@ pub(super) fn best<'c>(
 ) -> Option<&'c str> {
     let rank = |candidate: &&&Candidate| {
         let siblings = beside.and_then(|counts| counts.get(&candidate.name)).copied().unwrap_or(0);
-        (siblings, Reverse(wishes(candidate, pod)), Reverse(room(candidate, pod)), candidate.used.pods, candidate.name.clone())
+        (
+            siblings,
+            Reverse(wishes(candidate, pod)),
+            Reverse(room(candidate, pod)),
+            candidate.used.pods,
+            candidate.name.clone(),
+        )
     };
     fitting.iter().min_by_key(rank).map(|candidate| candidate.name.as_str())
 }
@@ -48,7 +53,11 @@ fn room(candidate: &Candidate, pod: &Pod) -> i64 {
         let free = i128::from(offered) - i128::from(used) - i128::from(asked);
         if offered > 0 { (free.max(0) * 1000 / i128::from(offered)) as i64 } else { 0 }
     };
-    let cpu = share(candidate.offered.cpu_millis, candidate.used.cpu_millis, or(asked.cpu_millis, ASSUMED.cpu_millis));
+    let cpu = share(
+        candidate.offered.cpu_millis,
+        candidate.used.cpu_millis,
+        or(asked.cpu_millis, ASSUMED.cpu_millis),
+    );
     let memory = share(
         candidate.offered.memory_bytes,
         candidate.used.memory_bytes,

@@ -1,0 +1,343 @@
+//! A cluster on a table, for tests: the map with its preconditions, and nodes that do as they are told.
+//!
+//! Each round is planned twice, from what changed and from everything, and both must agree.
+
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use serde_json::{Value, json};
+use skein_api::write::{Change, Expect};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::chance::Chance;
+use crate::meta;
+use crate::node_health::Verdict;
+use crate::plan::{Plan, Round, plan};
+use crate::time::seconds_after;
+use crate::view::{Changed, Kind, View};
+
+pub(crate) struct World {
+    pub(crate) view: View,
+    pub(crate) changed: Changed,
+    pub(crate) verdicts: BTreeMap<String, Verdict>,
+    pub(crate) now: Timestamp,
+    revision: u64,
+    rounds: u128,
+    /// The node of each uid that was ever bound.
+    bound: BTreeMap<String, String>,
+}
+
+impl World {
+    /// A cluster without nodes, at rest.
+    pub(crate) fn new() -> World {
+        let mut world = World {
+            view: View::default(),
+            changed: Changed::All,
+            verdicts: BTreeMap::new(),
+            now: Timestamp::from_second(1_700_000_000).expect("in range"),
+            revision: 0,
+            rounds: 0,
+            bound: BTreeMap::new(),
+        };
+        world.settle();
+        world
+    }
+
+    /// The same with nodes of 4 cores, 8 GiB and 110 pods.
+    pub(crate) fn with_nodes(names: &[&str]) -> World {
+        let mut world = World::new();
+        for name in names {
+            world.add_node(name);
+        }
+        world.settle();
+        world
+    }
+
+    pub(crate) fn add_node(&mut self, name: &str) {
+        let offered = json!({"cpu": "4", "memory": "8Gi", "pods": "110"});
+        self.put(json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": name, "uid": format!("node-{name}"), "labels": {"kubernetes.io/hostname": name}},
+            "spec": {},
+            "status": {
+                "capacity": offered, "allocatable": offered,
+                "conditions": [{"type": "Ready", "status": "True"}],
+            },
+        }));
+        self.verdicts.insert(name.to_owned(), Verdict::Alive);
+    }
+
+    /// Stores an object as a user would, under a uid of its own.
+    pub(crate) fn put(&mut self, mut object: Value) -> String {
+        let resource = match object["kind"].as_str().expect("a kind") {
+            "Pod" => "core/pods",
+            "Node" => "core/nodes",
+            "Namespace" => "core/namespaces",
+            "ConfigMap" => "core/configmaps",
+            "Event" => "core/events",
+            "ReplicaSet" => "apps/replicasets",
+            "Deployment" => "apps/deployments",
+            kind => panic!("no test knows kind {kind}"),
+        };
+        let clustered = matches!(resource, "core/nodes" | "core/namespaces");
+        let metadata = object["metadata"].as_object_mut().expect("metadata");
+        if !clustered {
+            metadata.entry("namespace").or_insert(json!("default"));
+        }
+        let namespace = metadata.get("namespace").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let key = format!("{resource}/{namespace}/{}", metadata["name"].as_str().expect("a name"));
+        metadata.entry("uid").or_insert(json!(format!("uid of {key} at {}", self.revision)));
+        metadata.entry("creationTimestamp").or_insert(json!(self.now.to_string()));
+        metadata.entry("generation").or_insert(json!(1));
+        self.store(&key, Some(object.to_string().as_bytes()));
+        key
+    }
+
+    /// Changes a typed object as a user or a node would.
+    pub(crate) fn edit<K: Kind + serde::Serialize>(&mut self, key: &str, edit: impl FnOnce(&mut K)) {
+        let mut object = (**self.view.get::<K>(key).expect("it is there")).clone();
+        edit(&mut object);
+        self.store(key, Some(&serde_json::to_vec(&object).expect("serializes")));
+    }
+
+    pub(crate) fn delete(&mut self, key: &str) {
+        self.store(key, None);
+    }
+
+    /// Sets a Deployment's or ReplicaSet's size and counts its generation up, as the API does.
+    pub(crate) fn scale(&mut self, key: &str, replicas: i32) {
+        self.edit::<Deployment>(key, |deployment| {
+            deployment.spec.replicas = Some(replicas);
+            deployment.metadata.generation = Some(deployment.metadata.generation.unwrap_or(0) + 1);
+        });
+    }
+
+    /// Sets the image of a Deployment's template.
+    pub(crate) fn roll(&mut self, key: &str, image: &str) {
+        self.edit::<Deployment>(key, |deployment| {
+            let spec = deployment.spec.template.spec.as_mut().expect("a template");
+            spec.containers[0].image = Some(image.to_owned());
+            deployment.metadata.generation = Some(deployment.metadata.generation.unwrap_or(0) + 1);
+        });
+    }
+
+    fn store(&mut self, key: &str, value: Option<&[u8]>) {
+        self.revision += 1;
+        let touched = self.view.apply(key, value, self.revision);
+        self.changed.add(touched);
+    }
+
+    /// One round of the leader: plan, commit.
+    pub(crate) fn round(&mut self) -> Plan {
+        self.rounds += 1;
+        let round = Round {
+            now: self.now,
+            chance: Chance(self.rounds << 64),
+            verdicts: &self.verdicts,
+            ca_pem: "pem",
+            kubernetes_ip: "10.43.0.1",
+        };
+        let changed = std::mem::take(&mut self.changed);
+        let made = plan(&self.view, &changed, &round);
+        let of_all = plan(&self.view, &Changed::All, &round);
+        assert_same(&words(&made), &words(&of_all));
+        self.commit(&made);
+        made
+    }
+
+    /// Applies a plan under the rules of the store.
+    fn commit(&mut self, plan: &Plan) {
+        for write in &plan.writes {
+            let held = self.view.stored(&write.key).map(|stored| stored.revision);
+            let holds = match write.expect {
+                Expect::Any => true,
+                Expect::Absent => held.is_none(),
+                Expect::Present => held.is_some(),
+                Expect::Revision(revision) => held == Some(revision),
+            };
+            assert!(holds, "{} expected {:?}, found {held:?}", write.key, write.expect);
+            match &write.change {
+                Change::Put(bytes) => self.store(&write.key, Some(bytes)),
+                Change::Delete => self.store(&write.key, None),
+                Change::Check => {}
+            }
+        }
+        let mut bound = std::mem::take(&mut self.bound);
+        for (key, pod) in self.pods() {
+            if let Some(node) = meta::node_of(&pod) {
+                let first = bound.entry(meta::uid(&pod.metadata).to_owned()).or_insert(node.to_owned());
+                assert_eq!(first, node, "{key} was bound twice");
+            }
+        }
+        self.bound = bound;
+        assert_eq!(self.view.faults().count(), 0, "all of it can be read back");
+    }
+
+    /// Rounds until nothing is written any more.
+    pub(crate) fn settle(&mut self) {
+        for _ in 0..20 {
+            let plan = self.round();
+            if plan.writes.is_empty() {
+                return;
+            }
+        }
+        panic!("the planners do not come to rest");
+    }
+
+    /// What the agents of all nodes that are alive do: run what is bound, stop what is ending.
+    pub(crate) fn nodes_work(&mut self) {
+        for (key, pod) in self.pods() {
+            let Some(node) = meta::node_of(&pod) else { continue };
+            if self.verdicts.get(node) == Some(&Verdict::Unreachable) {
+                continue;
+            }
+            if meta::is_ending(&pod.metadata) {
+                self.delete(&key);
+            } else if !meta::is_ready(&pod) && !meta::has_ended(&pod) {
+                self.set_ready(&key, true);
+            }
+        }
+    }
+
+    pub(crate) fn set_ready(&mut self, key: &str, ready: bool) {
+        let now = self.now;
+        self.edit::<Pod>(key, |pod| {
+            let status = pod.status.get_or_insert_default();
+            status.phase = Some("Running".to_owned());
+            let condition = k8s_openapi::api::core::v1::PodCondition {
+                type_: "Ready".to_owned(),
+                status: if ready { "True" } else { "False" }.to_owned(),
+                ..Default::default()
+            };
+            meta::set_condition(status, condition, now);
+        });
+    }
+
+    /// Rounds and work of the nodes until all is at rest. `watch` sees the world after each step.
+    pub(crate) fn live(&mut self, mut watch: impl FnMut(&World)) {
+        for _ in 0..100 {
+            let idle = self.round().writes.is_empty();
+            watch(self);
+            self.nodes_work();
+            if idle && self.changed.is_empty() {
+                return;
+            }
+        }
+        panic!("the cluster does not come to rest");
+    }
+
+    pub(crate) fn pass_seconds(&mut self, seconds: i64) {
+        self.now = seconds_after(self.now, seconds);
+        self.changed = Changed::All;
+    }
+
+    pub(crate) fn lose(&mut self, node: &str) {
+        self.verdicts.insert(node.to_owned(), Verdict::Unreachable);
+    }
+
+    pub(crate) fn pods(&self) -> Vec<(String, Arc<Pod>)> {
+        self.view.all::<Pod>().map(|(key, pod)| (key.to_string(), pod.clone())).collect()
+    }
+
+    pub(crate) fn pod(&self, name: &str) -> Arc<Pod> {
+        self.view.named::<Pod>("default", name).expect("the pod is there").clone()
+    }
+
+    pub(crate) fn node(&self, name: &str) -> Arc<Node> {
+        self.view.named::<Node>("", name).expect("the node is there").clone()
+    }
+
+    pub(crate) fn deployment(&self, name: &str) -> Arc<Deployment> {
+        self.view.named::<Deployment>("default", name).expect("the deployment is there").clone()
+    }
+
+    pub(crate) fn sets(&self) -> Vec<Arc<ReplicaSet>> {
+        self.view.all::<ReplicaSet>().map(|(_, set)| set.clone()).collect()
+    }
+
+    /// How many pods that count each node has.
+    pub(crate) fn spread(&self) -> BTreeMap<String, usize> {
+        let mut spread = BTreeMap::new();
+        for (_, pod) in self.pods().iter().filter(|(_, pod)| meta::is_active(pod)) {
+            *spread.entry(meta::node_of(pod).unwrap_or("-").to_owned()).or_default() += 1;
+        }
+        spread
+    }
+
+    /// The images of the pods that count.
+    pub(crate) fn images(&self) -> BTreeSet<String> {
+        let image = |pod: &Pod| pod.spec.as_ref()?.containers.first()?.image.clone();
+        self.pods().iter().filter(|(_, pod)| meta::is_active(pod)).filter_map(|(_, pod)| image(pod)).collect()
+    }
+
+    pub(crate) fn why_unscheduled(&self, name: &str) -> Option<String> {
+        let pod = self.pod(name);
+        let condition = meta::condition(pod.status.as_ref(), "PodScheduled")?;
+        condition.message.clone().filter(|_| condition.status == "False")
+    }
+
+    /// Reasons of all Events, oldest first.
+    pub(crate) fn events(&self, plan: &Plan) -> Vec<String> {
+        let events = plan.writes.iter().filter(|write| write.key.starts_with("core/events/"));
+        let reason = |write: &skein_api::write::Write| match &write.change {
+            Change::Put(bytes) => {
+                let event: Value = serde_json::from_slice(bytes).expect("an Event");
+                event["reason"].as_str().map(str::to_owned)
+            }
+            _ => None,
+        };
+        events.filter_map(reason).collect()
+    }
+}
+
+/// Fails with the first write that is in one plan only.
+fn assert_same(of_changed: &[String], of_all: &[String]) {
+    let differs = of_changed.iter().zip(of_all).find(|(one, other)| one != other);
+    let lengths = (of_changed.len(), of_all.len());
+    assert!(differs.is_none() && lengths.0 == lengths.1, "two plans of one change: {differs:#?} {lengths:?}");
+}
+
+/// A plan's writes, readable in a failed assertion.
+fn words(plan: &Plan) -> Vec<String> {
+    let word = |write: &skein_api::write::Write| {
+        let change = match &write.change {
+            Change::Put(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+            Change::Delete => "delete".to_owned(),
+            Change::Check => "check".to_owned(),
+        };
+        format!("{} {:?} {change}", write.key, write.expect)
+    };
+    plan.writes.iter().map(word).collect()
+}
+
+/// A Deployment of `replicas` pods labelled `app: <name>`; `spec` is laid over the rest.
+pub(crate) fn deployment(name: &str, replicas: i32, spec: Value) -> Value {
+    let mut whole = json!({
+        "replicas": replicas,
+        "progressDeadlineSeconds": 600,
+        "selector": {"matchLabels": {"app": name}},
+        "template": {
+            "metadata": {"labels": {"app": name}},
+            "spec": {"containers": [{"name": "c", "image": "x:1"}], "restartPolicy": "Always"},
+        },
+    });
+    for (field, value) in spec.as_object().into_iter().flatten() {
+        whole[field] = value.clone();
+    }
+    json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": whole})
+}
+
+/// A bare pod; `spec` is laid over a container without requests.
+pub(crate) fn bare_pod(name: &str, spec: Value) -> Value {
+    let mut whole = json!({"containers": [{"name": "c", "image": "x:1"}], "restartPolicy": "Always"});
+    for (field, value) in spec.as_object().into_iter().flatten() {
+        whole[field] = value.clone();
+    }
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}}, "spec": whole})
+}
+
+/// A container list that asks for so much cpu.
+pub(crate) fn asking(cpu: &str) -> Value {
+    json!({"containers": [{"name": "c", "image": "x:1", "resources": {"requests": {"cpu": cpu}}}]})
+}
