@@ -8,6 +8,7 @@ use serde_json::{Map, Number, Value};
 
 use crate::kinds::Kind;
 use crate::limits::{BODY_NODES_MAX, REQUEST_BYTES_MAX};
+use crate::rules::WrongType;
 use crate::status::Status;
 
 /// How a body is written.
@@ -108,10 +109,9 @@ pub fn shape(
     name_kind(kind, &mut value)?;
     normalise(&mut value);
     let mut strict: Vec<String> = Vec::new();
-    let object = (kind.rules.shape)(value.clone(), &mut |path| {
-        strict.push(format!("unknown field {path:?}"));
-    })
-    .map_err(|error| unreadable(kind, &value, &error))?;
+    let mut object = (kind.rules.shape)(value, &mut |path| strict.push(format!("unknown field {path:?}")))
+        .map_err(|error| unreadable(kind, &error))?;
+    prune(&mut object);
     strict.extend(duplicates.iter().map(|path| format!("duplicate field {path:?}")));
     match validation {
         Validation::Ignore => Ok(Decoded { object, warnings: Vec::new() }),
@@ -153,7 +153,7 @@ fn name_kind(kind: &Kind, value: &mut Value) -> Result<(), Status> {
 }
 
 /// Brings what Kubernetes accepts in several forms into the one form of our types:
-/// `null` and an empty list mean absent, and a quantity may be a bare number.
+/// `null` means absent, and a quantity may be a bare number.
 pub(crate) fn normalise(value: &mut Value) {
     const OF_QUANTITIES: &[&str] =
         &["limits", "requests", "capacity", "allocatable", "overhead", "allocatedResources"];
@@ -161,8 +161,7 @@ pub(crate) fn normalise(value: &mut Value) {
     match value {
         Value::Array(elements) => elements.iter_mut().for_each(normalise),
         Value::Object(fields) => {
-            fields
-                .retain(|_, value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()));
+            fields.retain(|_, value| !value.is_null());
             for (field, value) in fields.iter_mut() {
                 match value {
                     Value::Number(number) if QUANTITIES.contains(&field.as_str()) => {
@@ -184,9 +183,22 @@ pub(crate) fn normalise(value: &mut Value) {
     }
 }
 
+/// Takes away empty lists, which mean the same as absent ones.
+///
+/// Not before the fields are known: an unknown field is named also when it holds an empty list.
+pub(crate) fn prune(value: &mut Value) {
+    match value {
+        Value::Array(elements) => elements.iter_mut().for_each(prune),
+        Value::Object(fields) => {
+            fields.retain(|_, value| value.as_array().is_none_or(|list| !list.is_empty()));
+            fields.values_mut().for_each(prune);
+        }
+        _ => {}
+    }
+}
+
 /// A field's value has the wrong type.
-pub(crate) fn unreadable(kind: &Kind, value: &Value, error: &serde_json::Error) -> Status {
-    let _ = value;
+pub(crate) fn unreadable(kind: &Kind, error: &WrongType) -> Status {
     Status::bad_request(format!(
         "{} in version {:?} cannot be handled as a {}: {error}",
         kind.kind, kind.version, kind.kind

@@ -7,11 +7,11 @@
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use crate::decode::{normalise, unreadable};
+use crate::decode::{normalise, prune, unreadable};
 use crate::field::Errors;
 use crate::kinds::Kind;
 use crate::limits::OBJECT_BYTES_MAX;
-use crate::rules::metadata;
+use crate::rules::{WrongType, metadata};
 use crate::status::Status;
 use crate::time;
 
@@ -55,6 +55,7 @@ pub enum Deletion {
 /// Makes `object` ready to be created.
 pub fn prepare_create(kind: &Kind, object: &mut Value, context: &Context<'_>) -> Result<(), Status> {
     normalise(object);
+    prune(object);
     settle_namespace(kind, object, context.namespace)?;
     let metadata = metadata_mut(object)?;
     if text(metadata, "resourceVersion").is_some_and(|version| !version.is_empty()) {
@@ -91,7 +92,7 @@ pub fn prepare_create(kind: &Kind, object: &mut Value, context: &Context<'_>) ->
 
     let mut errors = Errors::default();
     metadata::validate(kind, object, &mut errors);
-    (kind.rules.validate)(object, &mut errors).map_err(|error| unreadable(kind, object, &error))?;
+    (kind.rules.validate)(object, &mut errors).map_err(|error| unreadable(kind, &error))?;
     finish(kind, &name, object, errors)
 }
 
@@ -105,6 +106,7 @@ pub fn prepare_update(
     context: &Context<'_>,
 ) -> Result<Update, Status> {
     normalise(new);
+    prune(new);
     settle_namespace(kind, new, context.namespace)?;
     keep_identity(kind, old, new)?;
     if kind.has_status() {
@@ -127,6 +129,7 @@ pub fn prepare_status_update(
     context: &Context<'_>,
 ) -> Result<Update, Status> {
     normalise(new);
+    prune(new);
     settle_namespace(kind, new, context.namespace)?;
     keep_identity(kind, old, new)?;
     let mut merged = old.clone();
@@ -334,8 +337,8 @@ fn settle(kind: &Kind, old: &Value, new: &mut Value) -> Result<Update, Status> {
     let mut errors = Errors::default();
     metadata::validate(kind, new, &mut errors);
     metadata::validate_update(old, new, &mut errors);
-    (kind.rules.validate)(new, &mut errors).map_err(|error| unreadable(kind, new, &error))?;
-    (kind.rules.validate_update)(old, new, &mut errors).map_err(|error| unreadable(kind, new, &error))?;
+    (kind.rules.validate)(new, &mut errors).map_err(|error| unreadable(kind, &error))?;
+    (kind.rules.validate_update)(old, new, &mut errors).map_err(|error| unreadable(kind, &error))?;
     finish(kind, name(old), new, errors)?;
     if *new == *old {
         return Ok(Update::Unchanged);
@@ -470,12 +473,8 @@ fn grace_period(kind: &Kind, object: &Value, options: &DeleteOptions) -> i64 {
     }
 }
 
-fn apply(
-    kind: &Kind,
-    object: &mut Value,
-    step: fn(Value) -> Result<Value, serde_json::Error>,
-) -> Result<(), Status> {
-    *object = step(object.clone()).map_err(|error| unreadable(kind, object, &error))?;
+fn apply(kind: &Kind, object: &mut Value, step: fn(Value) -> Result<Value, WrongType>) -> Result<(), Status> {
+    *object = step(object.clone()).map_err(|error| unreadable(kind, &error))?;
     Ok(())
 }
 

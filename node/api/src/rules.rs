@@ -34,39 +34,64 @@ pub(crate) trait KindRules: Serialize + DeserializeOwned {
     fn begin(&mut self) {}
 }
 
+/// A value is not of the type that its field has.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WrongType {
+    #[error("{path}: {error}")]
+    At { path: String, error: serde_json::Error },
+    #[error("{0}")]
+    Somewhere(#[from] serde_json::Error),
+}
+
 /// The same without the type, one set per kind.
 pub(crate) struct Rules {
     /// Reads the object into its type and back: unknown fields are dropped and their paths collected.
-    pub(crate) shape: fn(Value, &mut dyn FnMut(String)) -> Result<Value, serde_json::Error>,
-    pub(crate) default: fn(Value) -> Result<Value, serde_json::Error>,
-    pub(crate) begin: fn(Value) -> Result<Value, serde_json::Error>,
-    pub(crate) validate: fn(&Value, &mut Errors) -> Result<(), serde_json::Error>,
-    pub(crate) validate_update: fn(&Value, &Value, &mut Errors) -> Result<(), serde_json::Error>,
+    pub(crate) shape: fn(Value, &mut dyn FnMut(String)) -> Result<Value, WrongType>,
+    pub(crate) default: fn(Value) -> Result<Value, WrongType>,
+    pub(crate) begin: fn(Value) -> Result<Value, WrongType>,
+    pub(crate) validate: fn(&Value, &mut Errors) -> Result<(), WrongType>,
+    pub(crate) validate_update: fn(&Value, &Value, &mut Errors) -> Result<(), WrongType>,
 }
 
 pub(crate) const fn rules<T: KindRules>() -> Rules {
     Rules {
         shape: |value, unknown| {
-            let typed: T = serde_ignored::deserialize(value, |path| unknown(crate::decode::dotted(&path)))?;
-            serde_json::to_value(typed)
+            let typed: Result<T, _> =
+                serde_ignored::deserialize(&value, |path| unknown(crate::decode::dotted(&path)));
+            match typed {
+                Ok(typed) => Ok(serde_json::to_value(typed)?),
+                Err(error) => Err(locate::<T>(&value, error)),
+            }
         },
         default: |value| {
-            let mut typed: T = serde_json::from_value(value)?;
+            let mut typed: T = read(&value)?;
             typed.default();
-            serde_json::to_value(typed)
+            Ok(serde_json::to_value(typed)?)
         },
         begin: |value| {
-            let mut typed: T = serde_json::from_value(value)?;
+            let mut typed: T = read(&value)?;
             typed.begin();
-            serde_json::to_value(typed)
+            Ok(serde_json::to_value(typed)?)
         },
         validate: |value, errors| {
-            T::deserialize(value)?.validate(errors);
+            read::<T>(value)?.validate(errors);
             Ok(())
         },
         validate_update: |old, new, errors| {
-            T::deserialize(new)?.validate_update(&T::deserialize(old)?, errors);
+            read::<T>(new)?.validate_update(&read(old)?, errors);
             Ok(())
         },
+    }
+}
+
+fn read<T: KindRules>(value: &Value) -> Result<T, WrongType> {
+    T::deserialize(value).map_err(|error| locate::<T>(value, error))
+}
+
+/// Finds where the type is wrong, by reading once more and noting the way. Only errors pay for it.
+fn locate<T: KindRules>(value: &Value, error: serde_json::Error) -> WrongType {
+    match serde_path_to_error::deserialize::<_, T>(value) {
+        Err(located) => WrongType::At { path: located.path().to_string(), error: located.into_inner() },
+        Ok(_) => WrongType::Somewhere(error),
     }
 }
