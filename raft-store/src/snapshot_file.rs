@@ -335,3 +335,176 @@ fn io_error<F: Files>(files: &F, file: &str) -> impl Fn(io::Error) -> SnapshotEr
     let path = files.describe(file);
     move |source| SnapshotError::Io { path: path.clone(), source }
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use std::time::Duration;
+
+    use openraft::AsyncRuntime;
+    use openraft_rt_sim::SimRuntime;
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    use super::*;
+    use crate::sim_files::{Broken, SimDisk};
+
+    fn at(index: u64) -> LogId {
+        LogId::new(CommittedLeaderId::new(2), index)
+    }
+
+    async fn shelf(disk: &SimDisk) -> Snapshots<crate::sim_files::SimFiles<SimRuntime>> {
+        Snapshots::open(disk.files()).await.unwrap()
+    }
+
+    async fn write<F: Files>(
+        snapshots: &Snapshots<F>,
+        last: LogId,
+        content: &[u8],
+    ) -> Result<(), SnapshotError> {
+        let mut writer = snapshots.write(last).await?;
+        for part in content.chunks(700_001) {
+            writer.write(part).await?;
+        }
+        writer.finish().await
+    }
+
+    async fn read<F: Files>(snapshots: &Snapshots<F>, last: LogId) -> Result<Vec<u8>, SnapshotError> {
+        let mut reader = snapshots.read(last).await?;
+        let mut content = Vec::new();
+        while let Some(bytes) = reader.next().await? {
+            assert!(bytes.len() <= CHUNK_BYTES_MAX);
+            content.extend_from_slice(&bytes);
+        }
+        assert!(reader.next().await?.is_none(), "the end stays the end");
+        Ok(content)
+    }
+
+    #[test]
+    fn a_snapshot_of_any_size_is_read_as_it_was_written() {
+        SimRuntime::run(async {
+            let disk = SimDisk::new(0);
+            let snapshots = shelf(&disk).await;
+            for (index, size) in [0, 1, CHUNK_BYTES_MAX, CHUNK_BYTES_MAX + 1, 3 << 20].into_iter().enumerate()
+            {
+                let content: Vec<u8> = (0..size).map(|n| (n * 7 % 251) as u8).collect();
+                write(&snapshots, at(index as u64), &content).await.unwrap();
+                assert!(read(&snapshots, at(index as u64)).await.unwrap() == content, "{size} bytes");
+            }
+        });
+    }
+
+    #[test]
+    fn the_newest_two_are_kept() {
+        SimRuntime::run(async {
+            let disk = SimDisk::new(0);
+            let snapshots = shelf(&disk).await;
+            for index in [8, 9, 100] {
+                write(&snapshots, at(index), b"state").await.unwrap();
+            }
+            assert_eq!(snapshots.list().await.unwrap(), [at(100), at(9)]);
+        });
+    }
+
+    #[test]
+    fn every_cut_and_every_flipped_byte_is_noticed() {
+        SimRuntime::run(async {
+            let disk = SimDisk::new(0);
+            let snapshots = shelf(&disk).await;
+            let content = [5; 300];
+            write(&snapshots, at(4), &content).await.unwrap();
+            let name = file_name(at(4));
+            let whole = disk.bytes(&name).unwrap();
+            let mut damaged: Vec<Vec<u8>> = (0..whole.len()).map(|end| whole[..end].to_vec()).collect();
+            for at in 0..whole.len() {
+                for mask in [0x01, 0x80, 0xff] {
+                    let mut flipped = whole.clone();
+                    flipped[at] ^= mask;
+                    damaged.push(flipped);
+                }
+            }
+            damaged.push([&whole[..], &[0]].concat());
+            for bytes in damaged {
+                disk.put(&name, bytes.clone());
+                let error = read(&snapshots, at(4)).await.expect_err("damage");
+                match &error {
+                    SnapshotError::Damaged { path, offset, .. } => {
+                        assert!(*path == name && *offset <= whole.len() as u64, "{error}");
+                    }
+                    SnapshotError::NewerFormat { path, .. } => assert_eq!(*path, name),
+                    SnapshotError::Io { .. } => panic!("{error}"),
+                }
+                assert_eq!(disk.bytes(&name).unwrap(), bytes, "a damaged snapshot is untouched");
+            }
+            disk.put(&name, whole);
+            assert_eq!(read(&snapshots, at(4)).await.unwrap(), content);
+        });
+    }
+
+    #[test]
+    fn a_snapshot_under_another_name_is_noticed() {
+        SimRuntime::run(async {
+            let disk = SimDisk::new(0);
+            let snapshots = shelf(&disk).await;
+            write(&snapshots, at(4), b"state").await.unwrap();
+            disk.put(&file_name(at(5)), disk.bytes(&file_name(at(4))).unwrap());
+            assert!(matches!(read(&snapshots, at(5)).await, Err(SnapshotError::Damaged { offset: 0, .. })));
+        });
+    }
+
+    #[test]
+    fn after_a_power_cut_a_finished_snapshot_is_whole_and_a_torn_one_is_none() {
+        for seed in 0..100 {
+            SimRuntime::with_seed(seed).block_on(async {
+                let mut chance = SmallRng::seed_from_u64(seed);
+                let disk = SimDisk::new(seed);
+                let snapshots = shelf(&disk).await;
+                write(&snapshots, at(1), &[1; 5000]).await.unwrap();
+                disk.set_sync_time(Duration::from_millis(1), Duration::from_millis(5));
+                let second = SimRuntime::timeout(
+                    Duration::from_millis(seed % 12),
+                    Box::pin(write(&snapshots, at(2), &[2; 5000])),
+                );
+                let finished = second.await.is_ok();
+                disk.power_cut(&mut chance);
+                let snapshots = shelf(&disk).await;
+                let listed = snapshots.list().await.unwrap();
+                assert!(listed.contains(&at(1)), "seed {seed}");
+                assert!(listed.contains(&at(2)) || !finished, "seed {seed}: a finished snapshot is lost");
+                for last in listed {
+                    assert_eq!(
+                        read(&snapshots, last).await.unwrap(),
+                        [last.index as u8; 5000],
+                        "seed {seed}"
+                    );
+                }
+                assert!(disk.names().iter().all(|name| name.ends_with(".snap")), "seed {seed}: leftovers");
+            });
+        }
+    }
+
+    #[test]
+    fn a_full_or_broken_disk_leaves_no_half_snapshot() {
+        SimRuntime::run(async {
+            let disk = SimDisk::new(0);
+            let snapshots = shelf(&disk).await;
+            write(&snapshots, at(1), b"state").await.unwrap();
+            disk.set_capacity(1000);
+            let error = write(&snapshots, at(2), &[0; 5000]).await.unwrap_err();
+            assert!(matches!(&error, SnapshotError::Io { source, .. } if crate::is_full(source)), "{error}");
+            disk.set_capacity(u64::MAX);
+            disk.set_broken(Some(Broken::Syncs));
+            assert!(write(&snapshots, at(3), b"state").await.is_err());
+            assert_eq!(snapshots.list().await.unwrap(), [at(1)]);
+            assert_eq!(disk.names().len(), 1, "{:?}", disk.names());
+        });
+    }
+
+    #[test]
+    fn only_names_of_snapshots_are_snapshots() {
+        let name = file_name(at(7));
+        assert_eq!(log_id_of(name.strip_prefix("snap/").unwrap()), Some(at(7)));
+        for other in ["7-2.snap", "x-y.snap", "00000000000000000007.snap", "notes"] {
+            assert_eq!(log_id_of(other), None, "{other}");
+        }
+    }
+}

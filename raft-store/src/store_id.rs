@@ -140,3 +140,77 @@ fn parse(bytes: &[u8]) -> Result<VoterId, Fault> {
     let voter = VoterId { node, store };
     if *bytes == to_bytes(voter) { Ok(voter) } else { Err(Fault::Damaged) }
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use openraft::AsyncRuntime;
+    use openraft_rt_sim::SimRuntime;
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    use super::*;
+    use crate::sim_files::SimDisk;
+
+    const NODE: [u8; 16] = [1; 16];
+
+    async fn load(disk: &SimDisk, fresh: u8) -> Result<VoterId, StoreIdError> {
+        load_or_create(&disk.files::<SimRuntime>(), NODE, [fresh; 8]).await
+    }
+
+    #[test]
+    fn a_store_keeps_its_first_id_over_power_cuts() {
+        for seed in 0..20 {
+            SimRuntime::run(async {
+                let disk = SimDisk::new(seed);
+                let first = load(&disk, 7).await.unwrap();
+                assert_eq!(first, VoterId { node: NODE, store: [7; 8] });
+                disk.power_cut(&mut SmallRng::seed_from_u64(seed));
+                assert_eq!(load(&disk, 8).await.unwrap(), first, "seed {seed}");
+            });
+        }
+    }
+
+    #[test]
+    fn an_emptied_directory_gets_a_new_id_and_one_with_a_log_refuses() {
+        SimRuntime::run(async {
+            let disk = SimDisk::new(0);
+            load(&disk, 7).await.unwrap();
+            let files = disk.files::<SimRuntime>();
+            files.remove(FILE).await.unwrap();
+            assert_eq!(load(&disk, 8).await.unwrap().store, [8; 8]);
+
+            let files = disk.files::<SimRuntime>();
+            files.make_directory("log").await.unwrap();
+            files.append("log/0000000001.seg", 0, Bytes::from_static(b"x"), true).await.unwrap();
+            files.remove(FILE).await.unwrap();
+            assert!(matches!(load(&disk, 9).await, Err(StoreIdError::Missing { .. })));
+        });
+    }
+
+    #[test]
+    fn every_cut_and_flip_and_another_nodes_store_refuse() {
+        SimRuntime::run(async {
+            let disk = SimDisk::new(0);
+            load(&disk, 7).await.unwrap();
+            let whole = disk.bytes(FILE).unwrap();
+            for at in 0..whole.len() {
+                disk.put(FILE, whole[..at].to_vec());
+                assert!(matches!(load(&disk, 8).await, Err(StoreIdError::Damaged { .. })), "cut at {at}");
+                for mask in [0x01, 0x80, 0xff] {
+                    let mut flipped = whole.clone();
+                    flipped[at] ^= mask;
+                    disk.put(FILE, flipped);
+                    let refused = load(&disk, 8).await.unwrap_err();
+                    assert!(
+                        matches!(refused, StoreIdError::Damaged { .. } | StoreIdError::NewerFormat { .. }),
+                        "flip at {at}: {refused}"
+                    );
+                }
+            }
+            disk.put(FILE, whole);
+            let files = disk.files::<SimRuntime>();
+            let refused = load_or_create(&files, [2; 16], [7; 8]).await.unwrap_err();
+            assert!(matches!(refused, StoreIdError::Foreign { .. }), "{refused}");
+        });
+    }
+}

@@ -60,3 +60,30 @@ async fn measure_appends<Rt: AsyncRuntime, F: Files>(files: &F) -> io::Result<Ve
     }
     Ok(times)
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use openraft_rt_sim::SimRuntime;
+
+    use super::*;
+    use crate::sim_files::SimDisk;
+
+    #[test]
+    fn a_fast_disk_is_measured_often_and_a_slow_one_not_for_long() {
+        SimRuntime::run(async {
+            let disk = SimDisk::new(0);
+            let [fast, slow] = [Duration::from_millis(2), Duration::from_millis(30)];
+            disk.set_sync_time(fast, slow);
+            let times = measure::<SimRuntime, _>(&disk.files::<SimRuntime>()).await.unwrap();
+            assert!(fast <= times.min && times.min < times.p50 && times.p50 < times.p99 && times.p99 <= slow);
+            assert_eq!(disk.syncs(), ROUNDS as u64);
+
+            let slow = Duration::from_secs(10);
+            disk.set_sync_time(slow, slow);
+            let times = measure::<SimRuntime, _>(&disk.files::<SimRuntime>()).await.unwrap();
+            assert_eq!(times, SyncTimes { min: slow, p50: slow, p99: slow });
+            assert_eq!(disk.syncs(), ROUNDS as u64 + 1);
+            assert_eq!(disk.names(), Vec::<String>::new());
+        });
+    }
+}
