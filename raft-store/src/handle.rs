@@ -201,6 +201,8 @@ pub struct Metrics {
     pub revision: u64,
     /// Keys and values held, in bytes.
     pub bytes: u64,
+    /// Events the ring holds for watchers, and their bytes.
+    pub ring: (usize, usize),
     /// On the leader: how long ago a quorum last acknowledged it. A single voter is its own quorum.
     pub quorum_acked_age: Option<Duration>,
     /// On the leader: up to which index each other member's log agrees.
@@ -377,6 +379,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             last_log: raft.last_log_index.unwrap_or(0),
             revision: state.revision(),
             bytes: state.bytes(),
+            ring: self.shared.replica.with_ring(|ring| ring.size()),
             // Openraft counts acknowledgements of others only.
             quorum_acked_age: if leads && alone { Some(Duration::ZERO) } else { acked.filter(|_| leads) },
             matched: matched.map(|(peer, log_id)| (*peer, log_id.index().unwrap_or(0))).collect(),

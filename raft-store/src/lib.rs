@@ -4,6 +4,9 @@
 //! keeps them equal on every node, behind a plain handle. Imports no other crate of the house: bytes
 //! travel over a trait of this crate, and what a key or a value means is nobody's business here.
 
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub mod bench;
 mod calls;
 mod codec;
 mod command;
@@ -47,7 +50,7 @@ pub(crate) use broken;
 
 pub use codec::{DecodeError, VALUE_BYTES_MAX, decode, encode, encode_into};
 pub use command::{Answer, Change, Command, Expect, Op, Outcome, Refusal, Session};
-pub use config::{Clock, Config, Timings};
+pub use config::{Clock, Compaction, Config, Timings};
 pub use handle::{
     COMMAND_BYTES_MAX, ChangeError, Changes, Handle, KEY_BYTES_MAX, MemberChange, Metrics, OPS_MAX, Options,
     ProposeError, ReadError,

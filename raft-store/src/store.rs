@@ -91,7 +91,7 @@ where
     let (tell, heavy) = mpsc::channel(1);
     let machine = Machine::new(replica.clone(), disk.shelf, tell);
     let network = Network::new(links.clone());
-    let raft_config = Arc::new(config.timings.raft());
+    let raft_config = Arc::new(config.timings.raft(config.compaction));
     let raft = Raft::new(config.voter, raft_config, network, disk.log, machine).await;
     let raft: Core<Rt> = raft.map_err(|fatal| fatal.to_string())?;
     drop(Rt::spawn(keep_log_light::<Rt>(raft.clone(), heavy)));

@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use skein_raft_store::sim::{SimNetwork, Weather};
 use skein_raft_store::{
-    Change, Config, DiskFiles, Expect, Handle, MemberChange, Metrics, Op, Options, Outcome, ProposeError,
-    TokioRuntime, VoterId, WatchError, start,
+    Change, Compaction, Config, DiskFiles, Expect, Handle, MemberChange, Metrics, Op, Options, Outcome,
+    ProposeError, TokioRuntime, VoterId, WatchError, start,
 };
 use tempfile::TempDir;
 
@@ -32,17 +32,23 @@ struct Machine {
 
 impl House {
     async fn with_machines(count: u8) -> Self {
-        let machines = (1..=count).map(|number| Machine {
-            voter: VoterId { node: [number; 16], store: [1; 8] },
+        let mut house = House { network: SimNetwork::new(Weather::CALM), machines: Vec::new() };
+        for _ in 0..count {
+            house.add_machine().await;
+        }
+        house
+    }
+
+    async fn add_machine(&mut self) -> usize {
+        let number = self.machines.len();
+        self.machines.push(Machine {
+            voter: VoterId { node: [number as u8 + 1; 16], store: [1; 8] },
             directory: tempfile::tempdir().expect("a temporary directory"),
             generation: 0,
             store: None,
         });
-        let mut house = House { network: SimNetwork::new(Weather::CALM), machines: machines.collect() };
-        for number in 0..house.machines.len() {
-            house.start(number).await;
-        }
-        house
+        self.start(number).await;
+        number
     }
 
     /// A cluster in which all machines vote.
@@ -68,7 +74,8 @@ impl House {
         machine.generation += 1;
         let files = DiskFiles::open(machine.directory.path()).expect("nobody else has it open");
         let (transport, mut incoming) = self.network.connect(machine.voter);
-        let config = Config::new(machine.voter, machine.generation);
+        let mut config = Config::new(machine.voter, machine.generation);
+        config.compaction = Compaction { every_entries: 100, keep_entries: 50 };
         let store: Store = start(config, files, Arc::new(transport)).await.expect("a sound directory");
         let serving = store.clone();
         tokio::spawn(async move {
@@ -180,6 +187,27 @@ async fn three_voters_take_writes_reads_and_watches_on_any_of_them() {
     house.settle().await;
     let digests: BTreeSet<u32> = (0..3).map(|number| house.store(number).state().digest()).collect();
     assert_eq!(digests.len(), 1);
+    house.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_far_behind_catches_up_by_a_snapshot_and_restarts_from_it() {
+    let mut house = House::with_machines(1).await;
+    house.store(0).bootstrap().await.unwrap();
+    for number in 0..200 {
+        house.write(0, &format!("key{number}"), "value").await;
+    }
+    let number = house.add_machine().await;
+    house.store(0).add_learner(house.machines[number].voter).await.unwrap();
+    let revision = house.write(0, "last", "1").await;
+    assert!(house.store(number).wait_revision(revision, PATIENCE).await);
+    assert_eq!(house.store(number).state().digest(), house.store(0).state().digest());
+    // It came as a snapshot: the events of the past are not there.
+    assert!(matches!(house.store(number).watch("", 0), Err(WatchError::Compacted { .. })));
+    house.stop(number).await;
+    house.start(number).await;
+    assert!(house.store(number).wait_revision(revision, PATIENCE).await);
+    assert_eq!(house.store(number).metrics().learners, BTreeSet::from([house.machines[number].voter]));
     house.stop_all().await;
 }
 

@@ -4,17 +4,19 @@
 //! `SKEIN_SEEDS=n .. no_fault_breaks_an_invariant` the first n.
 
 mod history;
+mod traps;
 mod world;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use skein_raft_store::Timings;
 use skein_raft_store::sim::Mutation;
 use world::{Faults, Outcomes, Plan, run};
 
 fn plan(seed: u64) -> Plan {
     let nodes = if seed.is_multiple_of(4) { 5 } else { 3 };
-    Plan { seed, nodes, clients: 4, faults_for: Duration::from_secs(15), faults: Faults::All }
+    Plan { seed, nodes, clients: 4, faults_for: Duration::from_secs(15), faults: Faults::All, timings: Timings::default() }
 }
 
 fn check(plan: Plan) -> Outcomes {

@@ -12,8 +12,8 @@ use rand::{RngExt, SeedableRng};
 use skein_raft_store::sim::{Process, SimNetwork, SimRt, Weather};
 use skein_raft_store::sim_files::SimDisk;
 use skein_raft_store::{
-    Change, Config, Expect, Handle, MemberChange, Op, Options, Outcome as Applied, ProposeError, VoterId,
-    WatchError, start,
+    Change, Compaction, Config, Expect, Handle, MemberChange, Metrics, Op, Options, Outcome as Applied,
+    ProposeError, Timings, VoterId, WatchError, start,
 };
 
 use crate::history::{Call, History, Outcome, What};
@@ -30,6 +30,7 @@ pub(crate) struct Plan {
     /// Virtual time with faults.
     pub(crate) faults_for: Duration,
     pub(crate) faults: Faults,
+    pub(crate) timings: Timings,
 }
 
 /// Which faults happen.
@@ -57,6 +58,7 @@ pub(crate) struct World {
     history: Arc<Mutex<History>>,
     counts: Arc<Mutex<BTreeMap<&'static str, u64>>>,
     began: Now,
+    timings: Timings,
 }
 
 struct Node {
@@ -74,7 +76,8 @@ pub(crate) fn run(plan: Plan) -> Outcomes {
 }
 
 impl World {
-    async fn live(plan: Plan) -> Outcomes {
+    /// A cluster of voters in which nothing is broken yet.
+    pub(crate) async fn formed(plan: Plan) -> Arc<World> {
         let mut chance = StdRng::seed_from_u64(plan.seed);
         let nodes = (1..=plan.nodes as u8).map(|number| {
             Arc::new(Mutex::new(Node {
@@ -92,8 +95,15 @@ impl World {
             history: Arc::default(),
             counts: Arc::default(),
             began: Now::now(),
+            timings: plan.timings,
         });
         world.form().await;
+        world
+    }
+
+    async fn live(plan: Plan) -> Outcomes {
+        let world = World::formed(plan).await;
+        let mut chance = StdRng::seed_from_u64(plan.seed);
         let until = Now::now() + plan.faults_for;
         let clients: Vec<_> = (0..plan.clients)
             .map(|number| SimRt::spawn(world.clone().client(number, chance.random(), until)))
@@ -130,6 +140,46 @@ impl World {
         }
     }
 
+    /// Waits until a majority agrees on a leader that runs; its number and how it sees things.
+    pub(crate) async fn leader(&self) -> (usize, Metrics) {
+        loop {
+            let seen: Vec<Metrics> =
+                (0..self.nodes.len()).filter_map(|n| self.store(n)).map(|s| s.metrics()).collect();
+            for (number, metrics) in (0..self.nodes.len()).filter_map(|n| Some((n, self.store(n)?.metrics())))
+            {
+                let agree =
+                    seen.iter().filter(|other| other.leader == metrics.leader && other.term == metrics.term);
+                if metrics.leads() && agree.count() * 2 > self.nodes.len() {
+                    return (number, metrics);
+                }
+            }
+            SimRt::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Whether a put through node `number` is taken within a few seconds.
+    pub(crate) async fn put(&self, number: usize, key: &str, value: &str) -> bool {
+        let written = self.write(number, key.into(), Expect::Any, Some(value.into())).await;
+        matches!(written, Some(What::Write { outcome: Outcome::Done(_), .. }))
+    }
+
+    pub(crate) fn set_sync_time(&self, number: usize, time: Duration) {
+        self.nodes[number].lock().unwrap().disk.set_sync_time(time, time);
+    }
+
+    pub(crate) fn voter(&self, number: usize) -> VoterId {
+        self.nodes[number].lock().unwrap().voter
+    }
+
+    /// Puts an empty disk in, with another store id; returns the name of before.
+    pub(crate) fn replace_disk(&self, number: usize) -> VoterId {
+        let mut node = self.nodes[number].lock().unwrap();
+        let old = node.voter;
+        node.voter.store = [old.store[0] + 1; 8];
+        node.disk = fast_disk(u64::from(old.store[0]));
+        old
+    }
+
     async fn running(&self, number: usize) -> Store {
         loop {
             if let Some(store) = self.store(number) {
@@ -151,7 +201,7 @@ impl World {
         self.history.lock().unwrap().violations.push(what);
     }
 
-    fn start(self: &Arc<Self>, number: usize) {
+    pub(crate) fn start(self: &Arc<Self>, number: usize) {
         let mut node = self.nodes[number].lock().unwrap();
         if node.process.is_some() {
             return;
@@ -162,6 +212,9 @@ impl World {
         let (transport, mut incoming) = self.network.connect(node.voter);
         let (files, offset, began) = (node.disk.files::<SimRt>(), node.clock_offset_ms, self.began);
         let mut config = Config::new(node.voter, node.generation);
+        config.timings = self.timings;
+        // So few that snapshots are taken and installed in every run.
+        config.compaction = Compaction { every_entries: 60, keep_entries: 20 };
         config.clock = Arc::new(move || offset + began.elapsed().as_millis() as u64);
         drop(node);
         let world = self.clone();
@@ -187,6 +240,7 @@ impl World {
                 Ok(watcher) => watcher,
                 Err(WatchError::Compacted { floor }) => {
                     self.count("compacted");
+                    self.history.lock().unwrap().hidden.push(after + 1..=floor);
                     after = floor;
                     continue;
                 }
@@ -429,7 +483,7 @@ impl World {
         true
     }
 
-    fn power_off(&self, number: usize) {
+    pub(crate) fn power_off(&self, number: usize) {
         if self.stop(number, "power cut") {
             let mut chance = SimRt::thread_rng();
             let lost = self.nodes[number].lock().unwrap().disk.power_cut(&mut chance);
