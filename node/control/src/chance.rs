@@ -1,7 +1,6 @@
 //! Chance that is given in: the same seed draws the same uids and suffixes.
 
-/// Upstream's alphabet for generated names: no vowels and no look-alikes, so no words and no misreadings.
-const LETTERS: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+use skein_api::pod::SAFE_ALPHABET;
 
 /// A seed from which everything drawn in one round of planning follows.
 ///
@@ -48,8 +47,8 @@ impl Draws {
         let mut bits = self.next(0);
         let mut letters = String::with_capacity(5);
         for _ in 0..5 {
-            letters.push(LETTERS[(bits % LETTERS.len() as u64) as usize] as char);
-            bits /= LETTERS.len() as u64;
+            letters.push(SAFE_ALPHABET[(bits % SAFE_ALPHABET.len() as u64) as usize] as char);
+            bits /= SAFE_ALPHABET.len() as u64;
         }
         letters
     }
@@ -64,11 +63,6 @@ impl Draws {
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
     }
-}
-
-/// `number` in the letters of generated names: how template hashes are written.
-pub(crate) fn in_letters(number: u32) -> String {
-    number.to_string().bytes().map(|digit| LETTERS[usize::from(digit) % LETTERS.len()] as char).collect()
 }
 
 #[cfg(test)]

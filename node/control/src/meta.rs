@@ -2,15 +2,11 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, PodCondition, PodStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, Time};
 use std::collections::BTreeMap;
 
 use crate::time::seconds_after;
-
-/// The owner that manages this object, if one does.
-pub(crate) fn controller(metadata: &ObjectMeta) -> Option<&OwnerReference> {
-    metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
-}
+pub(crate) use skein_api::owner::controller_of as controller;
 
 /// The node a pod is bound to.
 pub(crate) fn node_of(pod: &Pod) -> Option<&str> {

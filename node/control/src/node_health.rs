@@ -1,8 +1,10 @@
 //! What the judge's verdicts do to nodes and their pods.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, PodCondition, PodStatus, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, PodCondition, PodStatus, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use skein_api::pod::RESCHEDULE_ANNOTATION;
+use skein_api::scheduling::{UNREACHABLE, UNSCHEDULABLE, toleration_seconds};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -21,13 +23,6 @@ pub enum Verdict {
     /// Its silence has lasted: replace its pods.
     Unreachable,
 }
-
-/// The taint of a node that the judge calls unreachable.
-pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
-/// The taint of a cordoned node.
-pub const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
-/// The annotation by which a bare pod is left where it is: `"false"`.
-pub const RESCHEDULE: &str = "skein.dev/reschedule";
 
 const WHO: &str = "node-controller";
 
@@ -168,31 +163,9 @@ fn empty(draft: &mut Draft<'_>, node: &str, since: Option<Timestamp>) {
 ///
 /// Without a toleration that names the taint it leaves at once: the cluster judges slowly enough itself.
 fn leaves_at(pod: &Pod, since: Timestamp) -> Option<Timestamp> {
-    let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_ref());
-    let matching = tolerations.into_iter().flatten().filter(|toleration| tolerates_loss(toleration));
-    // Upstream: the shortest of all that match; one without seconds alone means for ever.
-    let mut any = false;
-    let mut shortest: Option<i64> = None;
-    for toleration in matching {
-        any = true;
-        if let Some(seconds) = toleration.toleration_seconds {
-            shortest = Some(shortest.map_or(seconds, |held| held.min(seconds)));
-        }
-    }
-    match (any, shortest) {
-        (false, _) => Some(Timestamp::MIN),
-        (true, None) => None,
-        (true, Some(seconds)) => Some(seconds_after(since, seconds.max(0))),
-    }
-}
-
-fn tolerates_loss(toleration: &Toleration) -> bool {
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    let key = toleration.key.as_deref().unwrap_or_default();
-    let exists = toleration.operator.as_deref() == Some("Exists");
-    (effect.is_empty() || effect == "NoExecute")
-        && (key == UNREACHABLE && (exists || toleration.value.as_deref().unwrap_or_default().is_empty())
-            || key.is_empty() && exists)
+    let lost = Taint { key: UNREACHABLE.to_owned(), effect: "NoExecute".to_owned(), ..Taint::default() };
+    let seconds = pod.spec.as_ref().map_or(Some(0), |spec| toleration_seconds(spec, &lost))?;
+    Some(seconds_after(since, seconds))
 }
 
 /// Removes a pod that its node can no longer run, so that its owner makes a new one; a bare pod that is to
@@ -201,7 +174,12 @@ fn replace(draft: &mut Draft<'_>, key: &Key, pod: &Arc<Pod>, node_is_gone: bool)
     let owned = meta::controller(&pod.metadata).is_some();
     let always =
         pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always") == "Always";
-    let may_move = meta::annotation(&pod.metadata, RESCHEDULE) != Some("false");
+    // A template or a user that names the node itself would name it again: such a pod waits for its node.
+    let pinned = meta::condition(pod.status.as_ref(), "PodScheduled").is_none();
+    if pinned {
+        return not_ready(draft, key);
+    }
+    let may_move = meta::annotation(&pod.metadata, RESCHEDULE_ANNOTATION) != Some("false");
     if owned || meta::has_ended(pod) && node_is_gone {
         draft.remove(key);
     } else if meta::has_ended(pod) {

@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use skein_api::owner::controller_reference;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -82,7 +83,10 @@ fn adopt_and_release(draft: &mut Draft<'_>, set: &Arc<ReplicaSet>) {
     let orphans: Vec<Key> = orphans.map(|(key, _)| key.clone()).collect();
     for key in orphans {
         draft.edit::<Pod>(&key, |pod| {
-            pod.metadata.owner_references.get_or_insert_default().push(owner_reference(set));
+            pod.metadata
+                .owner_references
+                .get_or_insert_default()
+                .push(controller_reference::<ReplicaSet>(&set.metadata));
         });
     }
 }
@@ -137,8 +141,12 @@ fn pod_of(set: &ReplicaSet) -> Pod {
     let template = set.spec.template.clone().unwrap_or_default();
     let given = template.metadata.unwrap_or_default();
     let mut spec = template.spec.unwrap_or_default();
-    // A binding is the scheduler's word unless the template names a node itself.
-    spec.service_account_name.get_or_insert_with(|| "default".to_owned());
+    // What the API adds to a pod that a user creates; templates do not have these.
+    let account = spec.service_account_name.get_or_insert_with(|| "default".to_owned()).clone();
+    spec.service_account = Some(account);
+    spec.enable_service_links.get_or_insert(true);
+    spec.priority.get_or_insert(0);
+    spec.preemption_policy.get_or_insert_with(|| "PreemptLowerPriority".to_owned());
     let qos_class = QosClass::of(&spec).name().to_owned();
     // Room for the suffix within the 63 characters that a host name has.
     let base: String = meta::name(&set.metadata).chars().take(57).collect();
@@ -149,7 +157,7 @@ fn pod_of(set: &ReplicaSet) -> Pod {
             labels: given.labels,
             annotations: given.annotations,
             finalizers: given.finalizers,
-            owner_references: Some(vec![owner_reference(set)]),
+            owner_references: Some(vec![controller_reference::<ReplicaSet>(&set.metadata)]),
             generation: Some(1),
             ..ObjectMeta::default()
         },
@@ -159,17 +167,6 @@ fn pod_of(set: &ReplicaSet) -> Pod {
             qos_class: Some(qos_class),
             ..PodStatus::default()
         }),
-    }
-}
-
-fn owner_reference(set: &ReplicaSet) -> OwnerReference {
-    OwnerReference {
-        api_version: "apps/v1".to_owned(),
-        kind: "ReplicaSet".to_owned(),
-        name: meta::name(&set.metadata).to_owned(),
-        uid: meta::uid(&set.metadata).to_owned(),
-        controller: Some(true),
-        block_owner_deletion: Some(true),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use skein_api::pod::qos_class;
+use skein_api::quantity;
 use std::collections::BTreeMap;
 
 /// An amount of each resource that the scheduler counts.
@@ -113,22 +115,10 @@ impl QosClass {
 
     /// The class of a pod.
     pub fn of(spec: &PodSpec) -> QosClass {
-        let mut guaranteed = true;
-        let mut any = false;
-        for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
-            let resources = container.resources.as_ref();
-            for name in ["cpu", "memory"] {
-                let request = resources.and_then(|held| named(held.requests.as_ref(), name));
-                let limit = resources.and_then(|held| named(held.limits.as_ref(), name));
-                any |= request.is_some_and(|amount| amount > 0) || limit.is_some_and(|amount| amount > 0);
-                guaranteed &=
-                    limit.is_some_and(|amount| amount > 0) && request.is_none_or(|it| Some(it) == limit);
-            }
-        }
-        match (any, guaranteed) {
-            (false, _) => QosClass::BestEffort,
-            (true, true) => QosClass::Guaranteed,
-            (true, false) => QosClass::Burstable,
+        match qos_class(spec) {
+            "Guaranteed" => QosClass::Guaranteed,
+            "BestEffort" => QosClass::BestEffort,
+            _ => QosClass::Burstable,
         }
     }
 }
@@ -176,47 +166,14 @@ fn is_counted(name: &str) -> bool {
 
 /// A quantity in whole units, rounded up; what cannot be read (the API refuses it) counts as nothing.
 pub(crate) fn units(quantity: &Quantity) -> i64 {
-    round_up(scaled(quantity, 1))
+    read(quantity).units()
 }
 
 /// A quantity in thousandths, rounded up.
 pub(crate) fn thousandths(quantity: &Quantity) -> i64 {
-    round_up(scaled(quantity, 1000))
+    read(quantity).millis()
 }
 
-/// The quantity times `scale`, as (numerator, denominator).
-fn scaled(quantity: &Quantity, scale: i128) -> (i128, i128) {
-    let text = quantity.0.trim();
-    let end = text.find(|c: char| !matches!(c, '0'..='9' | '.' | '+' | '-')).unwrap_or(text.len());
-    let (digits, suffix) = text.split_at(end);
-    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
-    let fraction = &fraction[..fraction.len().min(9)];
-    let Ok(number) = format!("{whole}{fraction}").parse::<i128>() else { return (0, 1) };
-    let number = number.clamp(-(1 << 62), 1 << 62);
-    let below = 10_i128.pow(fraction.len() as u32);
-    let (up, down): (i128, i128) = match suffix {
-        "" => (1, 1),
-        "n" => (1, 1_000_000_000),
-        "u" => (1, 1_000_000),
-        "m" => (1, 1000),
-        "k" => (1000, 1),
-        "M" => (1_000_000, 1),
-        "G" => (1_000_000_000, 1),
-        "T" => (1_000_000_000_000, 1),
-        "P" => (10_i128.pow(15), 1),
-        "E" => (10_i128.pow(18), 1),
-        "Ki" => (1 << 10, 1),
-        "Mi" => (1 << 20, 1),
-        "Gi" => (1 << 30, 1),
-        "Ti" => (1 << 40, 1),
-        "Pi" => (1 << 50, 1),
-        "Ei" => (1 << 60, 1),
-        _ => return (0, 1),
-    };
-    (number.saturating_mul(up).saturating_mul(scale), below * down)
-}
-
-fn round_up((up, down): (i128, i128)) -> i64 {
-    let whole = up.div_euclid(down) + i128::from(up.rem_euclid(down) != 0);
-    whole.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64
+fn read(quantity: &Quantity) -> quantity::Quantity {
+    quantity::Quantity::try_from(quantity).unwrap_or(quantity::Quantity::ZERO)
 }

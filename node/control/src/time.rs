@@ -1,6 +1,7 @@
 //! Moments as the pure crates know them: plain numbers that a test can write down.
 
 use jiff::Timestamp;
+pub(crate) use skein_api::time::after as seconds_after;
 use std::time::Duration;
 
 /// A moment of this node's boot clock, in milliseconds.
@@ -34,11 +35,4 @@ pub struct Now {
 /// `at` without its fraction: objects carry whole seconds, and a stamp must read back as it was written.
 pub(crate) fn whole_seconds(at: Timestamp) -> Timestamp {
     Timestamp::from_second(at.as_second()).expect("a whole second of a timestamp lies in its range")
-}
-
-/// `at` plus `seconds`, held inside the range of timestamps.
-pub(crate) fn seconds_after(at: Timestamp, seconds: i64) -> Timestamp {
-    let wanted = at.as_second().saturating_add(seconds);
-    let bounded = wanted.clamp(Timestamp::MIN.as_second(), Timestamp::MAX.as_second());
-    Timestamp::from_second(bounded).expect("clamped to the range of timestamps")
 }

@@ -2,18 +2,18 @@
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use skein_api::owner::controller_reference;
+use skein_api::pod::{TEMPLATE_HASH_LABEL, template_hash};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{WHO, bounds, wanted};
-use crate::chance::in_letters;
 use crate::draft::Draft;
 use crate::meta;
 use crate::replicaset::Tally;
 use crate::view::{Key, View};
 
-pub(super) const HASH: &str = "pod-template-hash";
 pub(super) const REVISION: &str = "deployment.kubernetes.io/revision";
 const HISTORY: &str = "deployment.kubernetes.io/revision-history";
 pub(super) const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
@@ -99,7 +99,7 @@ fn is_made_of(set: &Set, template: &PodTemplateSpec) -> bool {
 fn without_hash(template: &PodTemplateSpec) -> PodTemplateSpec {
     let mut template = template.clone();
     if let Some(labels) = template.metadata.as_mut().and_then(|metadata| metadata.labels.as_mut()) {
-        labels.remove(HASH);
+        labels.remove(TEMPLATE_HASH_LABEL);
     }
     template
 }
@@ -114,7 +114,10 @@ pub(super) fn adopt(draft: &mut Draft<'_>, deployment: &Deployment) {
     let orphans: Vec<Key> = orphans.map(|(key, _)| key.clone()).collect();
     for key in orphans {
         draft.edit::<ReplicaSet>(&key, |set| {
-            set.metadata.owner_references.get_or_insert_default().push(owner_reference(deployment));
+            set.metadata
+                .owner_references
+                .get_or_insert_default()
+                .push(controller_reference::<Deployment>(&deployment.metadata));
         });
     }
 }
@@ -158,7 +161,7 @@ fn create(draft: &mut Draft<'_>, key: &Key, deployment: &Deployment, sets: &Sets
     // A name that is taken, by another template with the same hash, moves on to the next.
     let (hash, name) = (0..)
         .map(|collisions| {
-            let hash = in_letters(template_hash(&deployment.spec.template, collisions));
+            let hash = template_hash(&deployment.spec.template, collisions);
             let name = format!("{base}-{hash}");
             (hash, name)
         })
@@ -166,7 +169,7 @@ fn create(draft: &mut Draft<'_>, key: &Key, deployment: &Deployment, sets: &Sets
         .expect("there are more hashes than objects");
     let with_hash = |held: Option<&BTreeMap<String, String>>| {
         let mut labels = held.cloned().unwrap_or_default();
-        labels.insert(HASH.to_owned(), hash.clone());
+        labels.insert(TEMPLATE_HASH_LABEL.to_owned(), hash.clone());
         labels
     };
     let mut template = deployment.spec.template.clone();
@@ -186,7 +189,7 @@ fn create(draft: &mut Draft<'_>, key: &Key, deployment: &Deployment, sets: &Sets
             namespace: deployment.metadata.namespace.clone(),
             labels: Some(labels),
             annotations: Some(annotations),
-            owner_references: Some(vec![owner_reference(deployment)]),
+            owner_references: Some(vec![controller_reference::<Deployment>(&deployment.metadata)]),
             generation: Some(1),
             ..ObjectMeta::default()
         },
@@ -294,23 +297,4 @@ fn revision(metadata: &ObjectMeta) -> i64 {
 
 pub(super) fn raise_generation(metadata: &mut ObjectMeta) {
     metadata.generation = Some(metadata.generation.unwrap_or(0) + 1);
-}
-
-fn owner_reference(deployment: &Deployment) -> OwnerReference {
-    OwnerReference {
-        api_version: "apps/v1".to_owned(),
-        kind: "Deployment".to_owned(),
-        name: meta::name(&deployment.metadata).to_owned(),
-        uid: meta::uid(&deployment.metadata).to_owned(),
-        controller: Some(true),
-        block_owner_deletion: Some(true),
-    }
-}
-
-/// FNV-1a over the template's JSON, whose maps are ordered: the same template has the same hash anywhere.
-fn template_hash(template: &PodTemplateSpec, collisions: u32) -> u32 {
-    let bytes =
-        serde_json::to_vec(&without_hash(template)).expect("a template is made of strings and numbers");
-    let with_salt = bytes.into_iter().chain(collisions.to_le_bytes().into_iter().filter(|_| collisions > 0));
-    with_salt.fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }

@@ -109,6 +109,31 @@ fn a_bare_pod_that_is_to_run_always_is_made_anew_under_its_name() {
 }
 
 #[test]
+fn a_template_that_names_a_lost_node_is_not_made_anew_without_end() {
+    let mut world = World::with_nodes(&["a"]);
+    let template = json!({"metadata": {"labels": {"app": "web"}},
+        "spec": {"nodeName": "a", "containers": [{"name": "c", "image": "x:1"}]}});
+    world.put(deployment("web", 2, json!({"template": template})));
+    world.live(|_| {});
+    world.lose("a");
+    assert!(!world.round().unfinished);
+    world.settle();
+    assert_eq!(world.pods().len(), 2);
+    assert!(world.pods().iter().all(|(_, pod)| !meta::is_ready(pod)));
+}
+
+#[test]
+fn a_pod_that_tolerates_the_loss_of_its_node_is_not_sent_to_a_lost_one() {
+    let mut world = World::with_nodes(&["a"]);
+    world.lose("a");
+    world.settle();
+    world.put(bare_pod("p", json!({"tolerations": [{"operator": "Exists"}]})));
+    assert!(!world.round().unfinished);
+    let why = "0/1 nodes are available: 1 node(s) had untolerated taint {node.kubernetes.io/unreachable: }.";
+    assert_eq!(world.why_unscheduled("p").as_deref(), Some(why));
+}
+
+#[test]
 fn pods_that_a_lost_node_was_stopping_are_gone_at_once() {
     let mut world = World::with_nodes(&["a"]);
     let key = world.put(bare_pod("p", json!({})));

@@ -1,18 +1,13 @@
 //! Where a pod can run.
 
-use k8s_openapi::api::core::v1::Namespace;
-use k8s_openapi::api::core::v1::{
-    Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodAffinityTerm, PodSpec, Taint, Toleration,
-};
-use std::collections::{BTreeMap, BTreeSet};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, PodAffinityTerm, PodSpec, Taint};
+use skein_api::scheduling::{NOT_READY, UNREACHABLE, UNSCHEDULABLE, selects, tolerates};
+use std::collections::BTreeSet;
 
 use super::Candidate;
 use crate::meta;
-use crate::node_health::UNSCHEDULABLE;
 use crate::resources::{asked_by, device_offered, devices_asked_by};
 use crate::view::View;
-
-const NOT_READY: &str = "node.kubernetes.io/not-ready";
 
 /// Why `pod` cannot run on this node: all reasons of the first filter that refuses; empty if it can.
 pub(super) fn refusals(view: &View, candidate: &Candidate, pod: &Pod) -> Vec<String> {
@@ -28,7 +23,7 @@ pub(super) fn refusals(view: &View, candidate: &Candidate, pod: &Pod) -> Vec<Str
         let value = taint.value.as_deref().unwrap_or_default();
         return vec![format!("node(s) had untolerated taint {{{}: {value}}}", taint.key)];
     }
-    if !matches_selector(spec, node) {
+    if !selects(spec, node) {
         return one("node(s) didn't match Pod's node affinity/selector");
     }
     if !ports_are_free(view, spec, &candidate.name) {
@@ -46,9 +41,14 @@ pub(super) fn refusals(view: &View, candidate: &Candidate, pod: &Pod) -> Vec<Str
 fn untolerated(spec: &PodSpec, node: &Node) -> Option<Taint> {
     let held = node.spec.as_ref().and_then(|spec| spec.taints.as_ref()).into_iter().flatten();
     let hard = held.filter(|taint| taint.effect == "NoSchedule" || taint.effect == "NoExecute").cloned();
+    let hard: Vec<Taint> = hard.collect();
+    // Who may stay on a lost node for a while must still not be sent to one.
+    if let Some(lost) = hard.iter().find(|taint| taint.key == UNREACHABLE) {
+        return Some(lost.clone());
+    }
     let ready = meta::node_condition(node, "Ready").is_some_and(|ready| ready.status == "True");
     let not_ready = (!ready).then(|| taint(NOT_READY, "NoSchedule"));
-    hard.chain(not_ready).find(|taint| !tolerated(spec, taint))
+    hard.into_iter().chain(not_ready).find(|taint| !tolerated(spec, taint))
 }
 
 /// True if some toleration of the pod covers this taint.
@@ -56,68 +56,8 @@ pub(super) fn tolerated(spec: &PodSpec, taint: &Taint) -> bool {
     spec.tolerations.iter().flatten().any(|toleration| tolerates(toleration, taint))
 }
 
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    let key = toleration.key.as_deref().unwrap_or_default();
-    if !effect.is_empty() && effect != taint.effect || !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match toleration.operator.as_deref().unwrap_or("Equal") {
-        "Exists" => true,
-        "Equal" | "" => {
-            !key.is_empty()
-                && toleration.value.as_deref().unwrap_or_default()
-                    == taint.value.as_deref().unwrap_or_default()
-        }
-        _ => false,
-    }
-}
-
 fn taint(key: &str, effect: &str) -> Taint {
     Taint { key: key.to_owned(), effect: effect.to_owned(), time_added: None, value: None }
-}
-
-fn matches_selector(spec: &PodSpec, node: &Node) -> bool {
-    let labels = node.metadata.labels.as_ref();
-    let label = |key: &String| labels.and_then(|labels| labels.get(key));
-    if !spec.node_selector.iter().flatten().all(|(key, value)| label(key) == Some(value)) {
-        return false;
-    }
-    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
-    let required =
-        affinity.and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
-    required.is_none_or(|required| required.node_selector_terms.iter().any(|term| matches_term(term, node)))
-}
-
-/// True if the node fulfils all of a term; an empty term picks no node.
-pub(super) fn matches_term(term: &NodeSelectorTerm, node: &Node) -> bool {
-    let none = BTreeMap::new();
-    let labels = node.metadata.labels.as_ref().unwrap_or(&none);
-    let fields = BTreeMap::from([("metadata.name".to_owned(), meta::name(&node.metadata).to_owned())]);
-    let by_label = || term.match_expressions.iter().flatten();
-    let by_field = || term.match_fields.iter().flatten();
-    (by_label().next().is_some() || by_field().next().is_some())
-        && by_label().all(|wanted| holds(wanted, labels))
-        && by_field().all(|wanted| holds(wanted, &fields))
-}
-
-fn holds(wanted: &NodeSelectorRequirement, labels: &BTreeMap<String, String>) -> bool {
-    let held = labels.get(&wanted.key);
-    let listed = || held.is_some_and(|held| wanted.values.iter().flatten().any(|value| value == held));
-    let compared = |by: fn(&i64, &i64) -> bool| {
-        let held: Option<i64> = held.and_then(|held| held.parse().ok());
-        let bound: Option<i64> = wanted.values.as_ref().and_then(|values| values.first()?.parse().ok());
-        held.zip(bound).is_some_and(|(held, bound)| by(&held, &bound))
-    };
-    match wanted.operator.as_str() {
-        "In" => listed(),
-        "NotIn" => !listed(),
-        "Exists" => held.is_some(),
-        "DoesNotExist" => held.is_none(),
-        "Gt" => compared(i64::gt),
-        "Lt" => compared(i64::lt),
-        _ => false,
-    }
 }
 
 /// A port of the machine can be held by one pod only.

@@ -1,6 +1,7 @@
 //! Where a pod should run.
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorTerm, Pod};
+use skein_api::scheduling::matches;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
@@ -38,11 +39,15 @@ fn wishes(candidate: &Candidate, pod: &Pod) -> i64 {
         .and_then(|affinity| affinity.preferred_during_scheduling_ignored_during_execution.as_ref())
         .into_iter()
         .flatten();
-    let fulfilled = preferred.filter(|wish| filter::matches_term(&wish.preference, &candidate.node));
+    let fulfilled = preferred.filter(|wish| fulfils(candidate, &wish.preference));
     let weight: i64 = fulfilled.map(|wish| i64::from(wish.weight)).sum();
     let taints = candidate.node.spec.as_ref().and_then(|spec| spec.taints.as_ref()).into_iter().flatten();
     let soft = taints.filter(|taint| taint.effect == "PreferNoSchedule");
     weight - soft.filter(|taint| !filter::tolerated(spec, taint)).count() as i64
+}
+
+fn fulfils(candidate: &Candidate, wish: &NodeSelectorTerm) -> bool {
+    matches(&NodeSelector { node_selector_terms: vec![wish.clone()] }, &candidate.node)
 }
 
 /// How much of the node stays free with the pod on it, in thousandths, cpu and memory counting alike.
