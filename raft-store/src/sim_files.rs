@@ -407,14 +407,12 @@ impl Disk {
     }
 
     fn synced_names(&mut self, directory: &str, count: usize) {
-        let mut number = 0;
-        for change in std::mem::take(&mut self.unsynced_names) {
+        for (number, change) in std::mem::take(&mut self.unsynced_names).into_iter().enumerate() {
             if number < count && change.directory == directory {
                 change.apply(&mut self.durable_names);
             } else {
                 self.unsynced_names.push(change);
             }
-            number += 1;
         }
     }
 }

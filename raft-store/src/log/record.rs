@@ -126,7 +126,7 @@ fn has_hole(file: &[u8], at: usize) -> bool {
     let mut start = at;
     while start < file.len() {
         let end = file.len().min((start / SECTOR + 1) * SECTOR);
-        let whole_or_last = end == file.len() || start % SECTOR == 0;
+        let whole_or_last = end == file.len() || start.is_multiple_of(SECTOR);
         // A few zeros before the first boundary are ordinary; a head of zeros is not.
         if (whole_or_last || end - start >= HEAD) && file[start..end].iter().all(|&byte| byte == 0) {
             return true;

@@ -176,7 +176,8 @@ impl<D> Stream<D> {
     /// Drops the entries behind `last`, or all that are not purged.
     pub(super) fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
         self.check()?;
-        let from = last.map_or(0, |last| last.index + 1).max(self.index.first());
+        let kept = if crate::broken!(TruncateInclusive) { 0 } else { 1 };
+        let from = last.map_or(0, |last| last.index + kept).max(self.index.first());
         if from < self.index.next() {
             self.record(Kind::Truncate, from, &[]);
             self.index.truncate(from);

@@ -13,7 +13,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::stored::log_id;
 use super::*;
-use crate::sim_files::{Broken, SimDisk, SimFiles};
+use crate::sim_files::{Broken, Lost, SimDisk, SimFiles};
 use crate::{Change, Command, Expect, Op, Session};
 
 type SimLog = Log<SimRuntime, SimFiles<SimRuntime>>;
@@ -222,113 +222,156 @@ fn a_missing_segment_and_another_voters_log_refuse() {
 /// not earlier than the last one that was acknowledged.
 #[test]
 fn nothing_acknowledged_is_lost_by_power_cuts_and_nothing_comes_back_out_of_order() {
-    let mut totals = crate::sim_files::Lost::default();
+    let mut lost = Lost::default();
     for seed in 0..150 {
-        let lost = SimRuntime::with_seed(seed).block_on(survive_power_cuts(seed));
-        totals.bytes += lost.bytes;
-        totals.zeroed += lost.zeroed;
-        totals.names += lost.names;
+        let survived = SimRuntime::with_seed(seed).block_on(survive(seed, &mut lost));
+        survived.unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
     }
-    assert!(totals.bytes > 0 && totals.zeroed > 0 && totals.names > 0, "the cuts were too mild: {totals:?}");
+    assert!(lost.bytes > 0 && lost.zeroed > 0 && lost.names > 0, "the cuts were too mild: {lost:?}");
 }
 
-async fn survive_power_cuts(seed: u64) -> crate::sim_files::Lost {
+/// A checker is believed after it has caught the bugs it is for.
+#[test]
+fn the_power_cuts_catch_each_rule_that_is_broken_on_purpose() {
+    use crate::sim::Mutation::*;
+    let rules = [
+        AcknowledgedBeforeSync,
+        VoteBeforeSync,
+        TruncateInclusive,
+        NoDirectorySync,
+        NoSyncBetweenSegments,
+        NoSyncAtOpen,
+    ];
+    for rule in rules {
+        crate::sim::Mutation::set(Some(rule));
+        let caught = (0..2000)
+            .find(|&seed| SimRuntime::with_seed(seed).block_on(survive(seed, &mut Lost::default())).is_err());
+        crate::sim::Mutation::set(None);
+        assert!(caught.is_some(), "{rule:?} is not noticed");
+    }
+}
+
+/// What a log should hold after each call, and what it must hold at least.
+struct Expected {
+    /// After each call, or each entry of one.
+    history: Vec<Content>,
+    /// Position in `history` that was acknowledged as durable.
+    durable: Arc<Mutex<usize>>,
+}
+
+impl Expected {
+    fn of(content: Content) -> Self {
+        Expected { history: vec![content], durable: Arc::default() }
+    }
+
+    fn now(&self) -> Content {
+        self.history.last().expect("it begins with one").clone()
+    }
+
+    /// The last call is durable once `done` says so.
+    fn durable_when<T: Send + 'static>(&self, done: impl Future<Output = Option<T>> + Send + 'static) {
+        let (durable, position) = (self.durable.clone(), self.history.len() - 1);
+        drop(SimRuntime::spawn(async move {
+            if done.await.is_some() {
+                let mut durable = lock(&durable);
+                *durable = position.max(*durable);
+            }
+        }));
+    }
+
+    fn check(&self, found: &Content) -> Result<(), String> {
+        let durable = *lock(&self.durable);
+        if self.history[durable..].contains(found) {
+            return Ok(());
+        }
+        let (least, most) = (&self.history[durable], self.now());
+        Err(format!("acknowledged {least:?}\nasked {most:?}\nfound {found:?}"))
+    }
+}
+
+async fn survive(seed: u64, lost: &mut Lost) -> Result<(), String> {
     let mut chance = SmallRng::seed_from_u64(seed);
     let disk = SimDisk::new(seed);
-    let mut totals = crate::sim_files::Lost::default();
     disk.set_sync_time(Duration::from_micros(100), Duration::from_millis(20));
-    let mut log = open(&disk).await.unwrap();
-    let mut history = vec![Content::default()];
-    let acknowledged = Arc::new(Mutex::new(0));
-    let mut tag = 0;
-    let mut term = 1;
+    let mut log = open(&disk).await.map_err(text)?;
+    let mut expected = Expected::of(Content::default());
+    let (mut tag, mut term) = (0, 1);
     for _ in 0..120 {
-        let mut now = history.last().unwrap().clone();
+        let mut now = expected.now();
         match chance.random_range(0..100) {
             0..50 => {
+                let last = now.entries.last().map(|entry| entry.log_id).or(now.purged);
+                let first = last.map_or(0, |last| last.index + 1);
                 let mut entries = Vec::new();
-                let first = now
-                    .entries
-                    .last()
-                    .map(|entry| entry.log_id)
-                    .max(now.purged)
-                    .map_or(0, |last| last.index + 1);
                 for index in first..first + chance.random_range(1..4) {
                     tag += 1;
                     entries.push(entry(term, index, tag));
                     now.entries.push(entry(term, index, tag));
                     // Each entry may be the last that arrives.
-                    history.push(now.clone());
+                    expected.history.push(now.clone());
                 }
                 let (flushed, done) = <SimRuntime as AsyncRuntime>::Oneshot::channel();
-                log.append(entries, IOFlushed::signal(flushed)).await.unwrap();
-                let (acknowledged, number) = (acknowledged.clone(), history.len() - 1);
-                SimRuntime::spawn(async move {
-                    if let Ok(Ok(())) = done.await {
-                        let mut acknowledged = acknowledged.lock().unwrap();
-                        *acknowledged = number.max(*acknowledged);
-                    }
-                });
+                log.append(entries, IOFlushed::signal(flushed)).await.map_err(text)?;
+                expected.durable_when(async { done.await.ok()?.ok() });
             }
             50..60 => {
                 term += 1;
                 now.vote = Some(vote(term));
-                history.push(now);
-                let vote = vote(term);
-                let saving = SimRuntime::timeout(Duration::from_millis(8), log.save_vote(&vote));
-                if let Ok(saved) = saving.await {
-                    saved.unwrap();
-                    *acknowledged.lock().unwrap() = history.len() - 1;
-                }
+                expected.history.push(now);
+                let mut log = log.clone();
+                expected.durable_when(async move { log.save_vote(&vote(term)).await.ok() });
+                // Recorded before anything else happens, awaited or not.
+                SimRuntime::sleep(Duration::from_micros(10)).await;
             }
             60..68 if !now.entries.is_empty() => {
                 let kept = chance.random_range(0..now.entries.len());
                 let last = kept.checked_sub(1).map(|at| now.entries[at].log_id).or(now.purged);
                 now.entries.truncate(kept);
-                history.push(now);
-                log.truncate_after(last).await.unwrap();
+                expected.history.push(now);
+                log.truncate_after(last).await.map_err(text)?;
             }
             68..76 if !now.entries.is_empty() => {
                 let upto = chance.random_range(0..now.entries.len());
-                now.purged = Some(now.entries[upto].log_id);
+                let purged = now.entries[upto].log_id;
+                now.purged = Some(purged);
                 now.entries.drain(..=upto);
-                log.purge(now.purged.unwrap()).await.unwrap();
-                history.push(now);
+                expected.history.push(now);
+                log.purge(purged).await.map_err(text)?;
             }
             76..84 if !now.entries.is_empty() => {
                 now.committed = now.entries.first().map(|entry| entry.log_id);
-                log.save_committed(now.committed).await.unwrap();
-                history.push(now);
+                log.save_committed(now.committed).await.map_err(text)?;
+                expected.history.push(now);
             }
             84..93 => SimRuntime::sleep(Duration::from_millis(chance.random_range(1..40))).await,
             93..98 => {
                 if chance.random_bool(0.7) {
-                    let lost = disk.power_cut(&mut chance);
-                    totals.bytes += lost.bytes;
-                    totals.zeroed += lost.zeroed;
-                    totals.names += lost.names;
+                    let cut = disk.power_cut(&mut chance);
+                    lost.bytes += cut.bytes;
+                    lost.zeroed += cut.zeroed;
+                    lost.names += cut.names;
                 } else {
                     disk.kill();
                 }
-                let durable = *acknowledged.lock().unwrap();
-                log = open(&disk).await.unwrap_or_else(|refused| panic!("seed {seed}: {refused}"));
+                log = open(&disk).await.map_err(text)?;
                 let found = content(&log).await;
-                assert!(
-                    history[durable..].contains(&found),
-                    "seed {seed}: acknowledged {:?}, asked {:?}, found {found:?}",
-                    history[durable],
-                    history.last()
-                );
-                // Whatever was found is durable now; the calls of the old process count no more.
-                history = vec![found];
-                *acknowledged.lock().unwrap() = 0;
-                SimRuntime::sleep(Duration::from_millis(50)).await;
-                *acknowledged.lock().unwrap() = 0;
+                expected.check(&found)?;
+                // Whatever was found is durable from now on.
+                expected = Expected::of(found);
             }
-            _ => assert_eq!(content(&log).await, now, "seed {seed}: readers see every call at once"),
+            _ => {
+                let seen = content(&log).await;
+                if seen != now {
+                    return Err(format!("readers should see each call at once: {now:?}, not {seen:?}"));
+                }
+            }
         }
     }
-    totals
+    Ok(())
+}
+
+fn text(error: impl ToString) -> String {
+    error.to_string()
 }
 
 #[test]

@@ -94,12 +94,12 @@ impl<Rt: AsyncRuntime, F: Files> Writer<Rt, F> {
                 // A younger segment must not outlive the end of an older one.
                 self.sync().await?;
             }
-            let sync = batch.sync || number + 1 < parts;
+            let sync = (batch.sync || number + 1 < parts) && !crate::broken!(AcknowledgedBeforeSync);
             let name = file_name(part.sequence);
             let bytes = Bytes::from(std::mem::take(&mut part.bytes));
             self.append(&name, part.offset, bytes, sync).await?;
             self.unsynced = (!sync).then_some(part.sequence);
-            if begins {
+            if begins && !crate::broken!(NoDirectorySync) {
                 self.files.sync_directory(DIRECTORY).await?;
             }
         }
@@ -163,6 +163,7 @@ impl<Rt: AsyncRuntime, F: Files> Writer<Rt, F> {
 
     async fn sync(&mut self) -> io::Result<()> {
         match self.unsynced.take() {
+            Some(_) if crate::broken!(NoSyncBetweenSegments) => Ok(()),
             Some(sequence) => self.files.sync(&file_name(sequence)).await,
             None => Ok(()),
         }

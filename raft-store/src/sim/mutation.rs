@@ -17,6 +17,18 @@ pub enum Mutation {
     WatchEventRepeated,
     /// A node reads from its replica without any read index.
     StaleRead,
+    /// The log says that entries and votes are durable before any sync.
+    AcknowledgedBeforeSync,
+    /// A vote is given before its sync.
+    VoteBeforeSync,
+    /// Truncating after an entry takes that entry too.
+    TruncateInclusive,
+    /// A new segment's name is not synced.
+    NoDirectorySync,
+    /// An older segment is not synced before a younger one begins, or an old one goes.
+    NoSyncBetweenSegments,
+    /// What a start finds is not synced before it is relied on.
+    NoSyncAtOpen,
 }
 
 thread_local! {
