@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub(crate) use id::check_name;
 pub use id::{ContainerId, InvalidName, PodUid};
 pub use spec::{
     Capabilities, ContainerSpec, ImageConfig, Mount, MountSource, Network, NetworkFiles, Resources,

@@ -13,10 +13,21 @@
 //! [`Machine::open`] reads it back.
 
 mod engine;
-mod logs;
 mod machine;
 
+mod capability;
+mod cgroup;
+mod rootfs;
+mod sandbox;
+mod seccomp;
+
+mod logs;
+mod oci;
+mod record;
+mod shim;
+
 mod fake;
+mod sys;
 
 pub use engine::{
     Capabilities, Container, ContainerId, ContainerSpec, ContainerState, End, Engine, Error, Exit, Exits,
@@ -25,4 +36,4 @@ pub use engine::{
 };
 pub use fake::{Behaviour, Fake};
 pub use logs::{LogOptions, LogStream};
-pub use machine::{Config, Machine, Probe, main_if_shim};
+pub use machine::{Config, Machine, Probe, in_user_namespace, main_if_shim};

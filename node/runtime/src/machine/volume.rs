@@ -1,0 +1,166 @@
+//! What the containers of a pod share on disk and in memory.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
+
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+
+use super::Doing;
+use crate::engine::{Error, Volume, VolumeFile, check_name};
+use crate::rootfs::destination::{self, Kind};
+use crate::sandbox::mount_tmpfs;
+
+/// A name that a volume's own files cannot have: new content is written below it, then moved in place.
+const INCOMING: &str = "..incoming";
+
+/// Makes or replaces the volume `name` below `volumes`.
+pub(super) fn put(volumes: &Path, name: &str, volume: &Volume) -> Result<PathBuf, Error> {
+    check_name(name).map_err(|error| refused(name, &error.to_string()))?;
+    let dir = volumes.join(name);
+    let doing = || format!("make volume {name:?} at {}", dir.display());
+    fs::create_dir_all(&dir).doing(doing)?;
+    match volume {
+        Volume::Directory => open_to_all(&dir).doing(doing)?,
+        Volume::Memory { size_bytes } => {
+            mount_memory(&dir, "mode=1777", *size_bytes).doing(doing)?;
+            open_to_all(&dir).doing(doing)?;
+        }
+        Volume::Files { files, secret } => {
+            files.keys().try_for_each(|path| check_path(path))?;
+            if *secret {
+                mount_memory(&dir, "mode=755", None).doing(doing)?;
+            }
+            replace_files(&dir, files).doing(doing)?;
+        }
+    }
+    Ok(dir)
+}
+
+/// Makes a directory inside of a volume, without following links that programs of the pod put there.
+pub(super) fn make_sub_path(volumes: &Path, path: &Path) -> Result<PathBuf, Error> {
+    let doing = || format!("make sub path {}", path.display());
+    let root = File::open(volumes).doing(doing)?;
+    match destination::open_without_links(root.as_fd(), path) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            destination::open_or_make(root.as_fd(), path, Kind::Directory).doing(doing)?;
+        }
+        Err(error) => return Err(error).doing(doing),
+    }
+    Ok(volumes.join(path))
+}
+
+/// As everybody's directory: the programs of a pod may be different users.
+fn open_to_all(dir: &Path) -> io::Result<()> {
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o777))
+}
+
+fn mount_memory(dir: &Path, mode: &str, size_bytes: Option<u64>) -> io::Result<()> {
+    if statfs(dir)?.filesystem_type() == TMPFS_MAGIC && is_mount_point(dir)? {
+        return Ok(());
+    }
+    let size = size_bytes.map(|bytes| format!(",size={bytes}")).unwrap_or_default();
+    mount_tmpfs(dir, &format!("{mode}{size}"))
+}
+
+fn is_mount_point(dir: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt as _;
+    let above = dir.parent().unwrap_or(Path::new("/"));
+    Ok(fs::metadata(dir)?.dev() != fs::metadata(above)?.dev())
+}
+
+fn check_path(path: &str) -> Result<(), Error> {
+    let plain =
+        !path.is_empty() && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+    if plain && path.len() < 4096 && !path.contains('\0') && !path.starts_with(INCOMING) {
+        return Ok(());
+    }
+    Err(refused(path, "a file of a volume is a relative path without .."))
+}
+
+/// Each file is replaced in one step; those that are not wanted any more go last.
+fn replace_files(dir: &Path, files: &std::collections::BTreeMap<String, VolumeFile>) -> io::Result<()> {
+    let incoming = dir.join(INCOMING);
+    for (path, file) in files {
+        let target = dir.join(path);
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        if is_unchanged(&target, file) {
+            continue;
+        }
+        let mut written =
+            File::options().write(true).create(true).truncate(true).mode(0o600).open(&incoming)?;
+        written.write_all(&file.content)?;
+        fs::set_permissions(&incoming, fs::Permissions::from_mode(file.mode & 0o777))?;
+        fs::rename(&incoming, target)?;
+    }
+    remove_others(dir, dir, files)
+}
+
+fn is_unchanged(path: &Path, file: &VolumeFile) -> bool {
+    let same_mode = fs::symlink_metadata(path)
+        .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o777 == file.mode & 0o777);
+    same_mode && fs::read(path).is_ok_and(|content| content == file.content)
+}
+
+fn remove_others(
+    root: &Path,
+    dir: &Path,
+    files: &std::collections::BTreeMap<String, VolumeFile>,
+) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            remove_others(root, &path, files)?;
+            continue;
+        }
+        let relative = path.strip_prefix(root).unwrap_or(&path).to_string_lossy();
+        if !files.contains_key(relative.as_ref()) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn refused(what: &str, why: &str) -> Error {
+    Error::Refused { what: format!("volume path {what:?}"), why: why.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn files(list: &[(&str, &str)]) -> Volume {
+        let file = |content: &str| VolumeFile { content: content.as_bytes().to_vec(), mode: 0o644 };
+        let files = list
+            .iter()
+            .map(|(path, content)| ((*path).to_owned(), file(content)))
+            .collect::<BTreeMap<_, _>>();
+        Volume::Files { files, secret: false }
+    }
+
+    #[test]
+    fn files_are_replaced_as_a_whole() {
+        let volumes = tempfile::tempdir().expect("a directory");
+        let dir = put(volumes.path(), "config", &files(&[("a", "1"), ("sub/b", "2")])).expect("a volume");
+        put(volumes.path(), "config", &files(&[("a", "3")])).expect("a volume");
+        assert_eq!(fs::read_to_string(dir.join("a")).expect("a file"), "3");
+        assert!(!dir.join("sub/b").exists() && !dir.join(INCOMING).exists());
+    }
+
+    #[test]
+    fn a_file_never_lies_outside_of_its_volume() {
+        let volumes = tempfile::tempdir().expect("a directory");
+        for path in ["../x", "/x", "a/../../x", "", "..incoming"] {
+            assert!(put(volumes.path(), "config", &files(&[(path, "1")])).is_err(), "{path:?}");
+        }
+        assert!(put(volumes.path(), "../up", &Volume::Directory).is_err());
+    }
+}

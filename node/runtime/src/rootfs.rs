@@ -1,0 +1,94 @@
+//! The root file system of a container: layers, what is mounted over them, and what is hidden.
+//!
+//! Runs in the container's own mount namespace, in the process that will become its program: every mount
+//! made here is seen by nobody else and goes with that namespace, so there is nothing to clean up.
+
+pub(crate) mod destination;
+pub(crate) mod overlay;
+pub(crate) mod passwd;
+
+mod devices;
+mod mounts;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::oci;
+use crate::sys::mount::{Attributes, add_attributes, attach, clone_tree_of, open_at};
+
+/// A step that failed, in words for the operator.
+#[derive(Debug)]
+pub(crate) struct Failure(pub(crate) String);
+
+/// Says at which step an error came up.
+pub(crate) trait Step<T> {
+    fn step(self, what: impl FnOnce() -> String) -> Result<T, Failure>;
+}
+
+impl<T, E: std::fmt::Display> Step<T> for Result<T, E> {
+    fn step(self, what: impl FnOnce() -> String) -> Result<T, Failure> {
+        self.map_err(|error| Failure(format!("{}: {error}", what())))
+    }
+}
+
+/// Makes the root file system and steps into it.
+///
+/// The caller is alone in a new mount namespace and already in the container's other namespaces.
+/// `volumes` is where the pod's volumes lie: sources below it are opened without following links.
+pub(crate) fn enter(spec: &oci::Spec, layers: &overlay::Layers, volumes: &Path) -> Result<(), Failure> {
+    // Nothing we mount may appear on the machine, nothing the machine mounts later may appear here.
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
+        .step(|| "make mounts private".to_owned())?;
+    // Opened while the machine's files are in sight: what hides a file must really be the null device.
+    let null = File::open("/dev/null").step(|| "open /dev/null of the machine".to_owned())?;
+
+    let root = overlay::mount_at(layers, &spec.root.path)?;
+    for entry in &spec.mounts {
+        let what = || format!("mount {:?}", entry.destination);
+        mounts::add(root.as_fd(), entry, volumes).step(what)?;
+    }
+    if spec.mounts.iter().any(|entry| entry.destination == "/dev" && entry.kind == "tmpfs") {
+        devices::fill(root.as_fd())?;
+    }
+    for path in &spec.linux.readonly_paths {
+        make_read_only(root.as_fd(), path).step(|| format!("make {path} read-only"))?;
+    }
+    for path in &spec.linux.masked_paths {
+        mounts::mask(root.as_fd(), path, null.as_fd()).step(|| format!("hide {path}"))?;
+    }
+    pivot(&root).step(|| "change the root".to_owned())?;
+    if spec.root.readonly {
+        let root = File::open("/").step(|| "open /".to_owned())?;
+        let read_only = add_attributes(root.as_fd(), Attributes::READ_ONLY, false);
+        read_only.step(|| "make the root file system read-only".to_owned())?;
+    }
+    Ok(())
+}
+
+/// Mounts a path over itself, read-only with everything below. One that is absent needs no care.
+fn make_read_only(root: std::os::fd::BorrowedFd<'_>, path: &str) -> io::Result<()> {
+    let Some(target) = destination::open_if_there(root, Path::new(path))? else { return Ok(()) };
+    let copy = clone_tree_of(target.as_fd(), true)?;
+    add_attributes(copy.as_fd(), Attributes::READ_ONLY, true)?;
+    attach(copy.as_fd(), target.as_fd())
+}
+
+/// Makes `root` the root of this process and lets go of the machine's.
+fn pivot(root: &OwnedFd) -> io::Result<()> {
+    // Both may be the same directory: the old root then lies on top of the new one until it is detached.
+    nix::unistd::fchdir(root)?;
+    nix::unistd::pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    Ok(nix::unistd::chdir("/")?)
+}
+
+/// A descriptor for looking up paths in a root, not for reading.
+pub(crate) fn open_root(path: &Path) -> io::Result<OwnedFd> {
+    let here = File::open("/")?;
+    open_at(here.as_fd(), path, libc::O_PATH | libc::O_DIRECTORY, 0)
+}

@@ -1,0 +1,53 @@
+//! What lies in `/dev` of a container.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use nix::sys::stat::{Mode, SFlag, fchmodat, makedev, mknodat};
+
+use super::destination::{self, Kind};
+use super::{Failure, Step};
+use crate::cgroup::{DEFAULT_DEVICES, Device};
+use crate::sys::mount::{attach, clone_tree};
+
+const LINKS: [(&str, &str); 6] = [
+    ("ptmx", "pts/ptmx"),
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("core", "/proc/kcore"),
+];
+
+/// Fills the fresh `/dev` below `root`.
+pub(super) fn fill(root: BorrowedFd<'_>) -> Result<(), Failure> {
+    let dev = destination::open_or_make(root, Path::new("/dev"), Kind::Directory)
+        .step(|| "open /dev".to_owned())?;
+    for device in &DEFAULT_DEVICES {
+        add(dev.as_fd(), device).step(|| format!("make /dev/{}", device.name))?;
+    }
+    for (name, target) in LINKS {
+        nix::unistd::symlinkat(target, dev.as_fd(), name).step(|| format!("link /dev/{name}"))?;
+    }
+    Ok(())
+}
+
+fn add(dev: BorrowedFd<'_>, device: &Device) -> io::Result<()> {
+    let mode = Mode::from_bits_truncate(0o666);
+    let number = makedev(device.major.into(), device.minor.into());
+    match mknodat(dev, device.name, SFlag::S_IFCHR, mode, number) {
+        Ok(()) => {
+            // Again, because the first mode was cut by the umask.
+            let follow = nix::sys::stat::FchmodatFlags::FollowSymlink;
+            Ok(fchmodat(dev, device.name, mode, follow)?)
+        }
+        // A user namespace may not make devices; it may show those of the machine.
+        Err(nix::Error::EPERM) => {
+            let source = clone_tree(&Path::new("/dev").join(device.name), false)?;
+            let target = destination::open_or_make(dev, Path::new(device.name), Kind::File)?;
+            attach(source.as_fd(), target.as_fd())
+        }
+        Err(error) => Err(error.into()),
+    }
+}

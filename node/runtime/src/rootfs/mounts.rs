@@ -1,0 +1,110 @@
+//! The mounts of `config.json`, each attached to a descriptor of its place.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use nix::sys::stat::{SFlag, fstat};
+
+use super::destination::{self, Kind};
+use crate::oci;
+use crate::sys::mount::{Attributes, NewFileSystem, add_attributes, attach, clone_tree, clone_tree_of};
+
+/// Adds one mount to the tree at `root`.
+pub(super) fn add(root: BorrowedFd<'_>, entry: &oci::Mount, volumes: &Path) -> io::Result<()> {
+    let options = Options::parse(&entry.options);
+    let (mount, kind) = match entry.kind.as_str() {
+        "bind" => bind(entry, &options, volumes)?,
+        "sysfs" => (system_files(&options)?, Kind::Directory),
+        kind => (new_file_system(kind, &options)?, Kind::Directory),
+    };
+    let target = destination::open_or_make(root, Path::new(&entry.destination), kind)?;
+    attach(mount.as_fd(), target.as_fd())
+}
+
+/// Hides what is at `path`: a directory behind an empty one, a file behind the null device.
+pub(super) fn mask(root: BorrowedFd<'_>, path: &str, null: BorrowedFd<'_>) -> io::Result<()> {
+    let Some(target) = destination::open_if_there(root, Path::new(path))? else { return Ok(()) };
+    let mount = if kind_of(target.as_fd())? == Kind::Directory {
+        NewFileSystem::open("tmpfs")?.mount(Attributes::READ_ONLY)?
+    } else {
+        clone_tree_of(null, false)?
+    };
+    attach(mount.as_fd(), target.as_fd())
+}
+
+/// The options of a mount: attributes of the mount itself, and words for the file system.
+struct Options<'a> {
+    attributes: Attributes,
+    recursive: bool,
+    words: Vec<&'a str>,
+}
+
+impl<'a> Options<'a> {
+    fn parse(options: &'a [String]) -> Self {
+        let mut parsed = Self { attributes: Attributes::default(), recursive: false, words: Vec::new() };
+        for option in options {
+            match option.as_str() {
+                "ro" => parsed.attributes = parsed.attributes.with(Attributes::READ_ONLY),
+                "nosuid" => parsed.attributes = parsed.attributes.with(Attributes::NO_SUID),
+                "nodev" => parsed.attributes = parsed.attributes.with(Attributes::NO_DEV),
+                "noexec" => parsed.attributes = parsed.attributes.with(Attributes::NO_EXEC),
+                "rbind" => parsed.recursive = true,
+                // Private is what every mount here is.
+                "rw" | "bind" | "rprivate" | "private" => {}
+                word => parsed.words.push(word),
+            }
+        }
+        parsed
+    }
+}
+
+fn bind(entry: &oci::Mount, options: &Options<'_>, volumes: &Path) -> io::Result<(OwnedFd, Kind)> {
+    let mount = match entry.source.strip_prefix(volumes) {
+        // Programs of this pod write in here at this moment: a link must not make us mount the machine.
+        Ok(inside) => {
+            let volumes = File::open(volumes)?;
+            clone_tree_of(
+                destination::open_without_links(volumes.as_fd(), inside)?.as_fd(),
+                options.recursive,
+            )?
+        }
+        Err(_) => clone_tree(&entry.source, options.recursive)?,
+    };
+    if options.attributes != Attributes::default() {
+        add_attributes(mount.as_fd(), options.attributes, options.recursive)?;
+    }
+    let kind = kind_of(mount.as_fd())?;
+    Ok((mount, kind))
+}
+
+/// A user namespace that does not own its network may not mount sysfs; it may show the one there is.
+fn system_files(options: &Options<'_>) -> io::Result<OwnedFd> {
+    let new = new_file_system("sysfs", options);
+    if !new.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+        return new;
+    }
+    let mount = clone_tree(Path::new("/sys"), true)?;
+    add_attributes(mount.as_fd(), options.attributes, true)?;
+    Ok(mount)
+}
+
+fn new_file_system(kind: &str, options: &Options<'_>) -> io::Result<OwnedFd> {
+    let file_system = NewFileSystem::open(kind)?;
+    for word in &options.words {
+        match word.split_once('=') {
+            Some((key, value)) => file_system.set(key, &CString::new(value)?),
+            None => file_system.set_flag(word),
+        }
+        .map_err(|error| io::Error::new(error.kind(), format!("option {word}: {error}")))?;
+    }
+    file_system.mount(options.attributes)
+}
+
+fn kind_of(fd: BorrowedFd<'_>) -> io::Result<Kind> {
+    let mode = SFlag::from_bits_truncate(fstat(fd)?.st_mode);
+    let is_directory = mode & SFlag::S_IFMT == SFlag::S_IFDIR;
+    Ok(if is_directory { Kind::Directory } else { Kind::File })
+}

@@ -1,0 +1,198 @@
+//! Who `user:group` of an image is, by the image's own `/etc/passwd` and `/etc/group`.
+//!
+//! Read by the daemon from the layers, without mounting them.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use crate::sys::mount::open_at;
+
+/// The largest such file that is read; beyond it names are unknown.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// A user of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Groups of `/etc/group` that list the user.
+    pub(crate) groups: BTreeSet<u32>,
+    /// Where its files lie; `/` if nobody says.
+    pub(crate) home: String,
+}
+
+/// The two files of an image, empty where there are none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Accounts {
+    passwd: String,
+    group: String,
+}
+
+impl Accounts {
+    /// Reads them from the layers, the topmost first.
+    pub(crate) fn read(lower: &[PathBuf]) -> io::Result<Self> {
+        Ok(Self { passwd: read_topmost(lower, "etc/passwd")?, group: read_topmost(lower, "etc/group")? })
+    }
+
+    /// Who `user` (the image's `name`, `uid`, `name:group`, `uid:gid`) is, with the manifest's numbers on top.
+    ///
+    /// The error names what is unknown.
+    pub(crate) fn resolve(&self, user: &str, uid: Option<u32>, gid: Option<u32>) -> Result<Identity, String> {
+        let (user, group) = user.split_once(':').map_or((user, None), |(user, group)| (user, Some(group)));
+        let user = if user.is_empty() { "0" } else { user };
+        let uid_text = uid.map(|uid| uid.to_string());
+        let wanted = uid_text.as_deref().unwrap_or(user);
+
+        let entry = self.user(wanted);
+        let uid = match (&entry, wanted.parse()) {
+            (Some(entry), _) => entry.uid,
+            (None, Ok(uid)) => uid,
+            (None, Err(_)) => return Err(format!("user {wanted:?} is not in the image's /etc/passwd")),
+        };
+        let entry_gid = entry.as_ref().map_or(0, |entry| entry.gid);
+        let gid = match (gid, group.filter(|_| uid_text.is_none())) {
+            (Some(gid), _) => gid,
+            (None, Some(group)) => {
+                let found = self.group(group).or_else(|| group.parse().ok());
+                found.ok_or_else(|| format!("group {group:?} is not in the image's /etc/group"))?
+            }
+            (None, None) => entry_gid,
+        };
+        let groups = entry.as_ref().map_or_else(BTreeSet::new, |entry| self.groups_of(&entry.name));
+        let home = entry.map(|entry| entry.home).filter(|home| home.starts_with('/'));
+        Ok(Identity { uid, gid, groups, home: home.unwrap_or_else(|| "/".to_owned()) })
+    }
+
+    /// By name, else by number.
+    fn user(&self, wanted: &str) -> Option<User> {
+        let users = || self.passwd.lines().filter_map(User::parse);
+        let by_number = || wanted.parse().ok().and_then(|uid: u32| users().find(|user| user.uid == uid));
+        users().find(|user| user.name == wanted).or_else(by_number)
+    }
+
+    fn group(&self, name: &str) -> Option<u32> {
+        self.group.lines().filter_map(parse_group).find(|(found, ..)| *found == name).map(|(_, gid, _)| gid)
+    }
+
+    fn groups_of(&self, user: &str) -> BTreeSet<u32> {
+        let groups = self.group.lines().filter_map(parse_group);
+        groups
+            .filter(|(.., members)| members.split(',').any(|member| member == user))
+            .map(|(_, gid, _)| gid)
+            .collect()
+    }
+}
+
+struct User {
+    name: String,
+    uid: u32,
+    gid: u32,
+    home: String,
+}
+
+impl User {
+    /// `name:password:uid:gid:comment:home:shell`
+    fn parse(line: &str) -> Option<Self> {
+        let mut fields = line.trim().split(':');
+        let name = fields.next()?.to_owned();
+        let uid = fields.nth(1)?.parse().ok()?;
+        let gid = fields.next()?.parse().ok()?;
+        let home = fields.nth(1).unwrap_or_default().to_owned();
+        Some(Self { name, uid, gid, home })
+    }
+}
+
+/// `name:password:gid:members`
+fn parse_group(line: &str) -> Option<(&str, u32, &str)> {
+    let mut fields = line.trim().split(':');
+    let name = fields.next()?;
+    let gid = fields.nth(1)?.parse().ok()?;
+    Some((name, gid, fields.next().unwrap_or_default()))
+}
+
+/// The file as the stack of layers shows it: the topmost layer that has it, or has deleted it, decides.
+fn read_topmost(lower: &[PathBuf], path: &str) -> io::Result<String> {
+    for layer in lower {
+        let root = File::open(layer)?;
+        let resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
+        match open_at(root.as_fd(), Path::new(path), libc::O_RDONLY | libc::O_NONBLOCK, resolve) {
+            Ok(fd) => return read_text(File::from(fd)),
+            Err(_) if is_deleted(&layer.join(path)) => return Ok(String::new()),
+            Err(_) => {}
+        }
+    }
+    Ok(String::new())
+}
+
+fn read_text(file: File) -> io::Result<String> {
+    if !file.metadata()?.is_file() {
+        return Ok(String::new());
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Overlayfs marks a deleted file by a character device 0:0, which nobody can open.
+fn is_deleted(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_char_device() && found.rdev() == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accounts() -> Accounts {
+        Accounts {
+            passwd: "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34:Web:/srv:/bin/false\nbroken:x:y\n".to_owned(),
+            group: "root:x:0:\nlogs:x:4:web,other\nweb:x:34:\nstaff:x:50:\n".to_owned(),
+        }
+    }
+
+    #[track_caller]
+    fn check(user: &str, uid: Option<u32>, gid: Option<u32>, expect: Result<(u32, u32, &[u32], &str), &str>) {
+        let resolved = accounts().resolve(user, uid, gid);
+        let expect = expect.map(|(uid, gid, groups, home)| Identity {
+            uid,
+            gid,
+            groups: groups.iter().copied().collect(),
+            home: home.to_owned(),
+        });
+        assert_eq!(
+            resolved.map_err(|error| error.contains("not in")),
+            expect.map_err(|_| true),
+            "{user:?} {uid:?} {gid:?}"
+        );
+    }
+
+    #[test]
+    fn a_user_is_found_by_name_or_number_and_the_manifest_wins() {
+        check("", None, None, Ok((0, 0, &[], "/root")));
+        check("web", None, None, Ok((33, 34, &[4], "/srv")));
+        check("33", None, None, Ok((33, 34, &[4], "/srv")));
+        check("web:staff", None, None, Ok((33, 50, &[4], "/srv")));
+        check("1000:1001", None, None, Ok((1000, 1001, &[], "/")));
+        check("web", Some(0), None, Ok((0, 0, &[], "/root")));
+        check("web", Some(5000), Some(7), Ok((5000, 7, &[], "/")));
+        check("nobody", None, None, Err(""));
+        check("web:nogroup", None, None, Err(""));
+        check("broken", None, None, Err(""));
+    }
+
+    #[test]
+    fn the_topmost_layer_decides() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let layers = ["top", "base"].map(|name| dir.path().join(name));
+        layers.iter().for_each(|layer| fs::create_dir_all(layer.join("etc")).expect("a directory"));
+        fs::write(layers[1].join("etc/passwd"), "web:x:1:1::/:\n").expect("a write");
+        let resolve =
+            || Accounts::read(&layers).expect("readable").resolve("web", None, None).map(|user| user.uid);
+        assert_eq!(resolve(), Ok(1));
+        fs::write(layers[0].join("etc/passwd"), "web:x:2:2::/:\n").expect("a write");
+        assert_eq!(resolve(), Ok(2));
+    }
+}

@@ -1,0 +1,216 @@
+//! From a copy of the shim to the first process of a container.
+//!
+//! The order of the steps is the point: what needs the machine's rights and files comes first, then the
+//! root changes, then rights are given up, and nothing of ours happens after the last of them but `execve`.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+
+use super::{Config, READY};
+use crate::capability;
+use crate::cgroup;
+use crate::oci;
+use crate::rootfs::{self, Failure, Step};
+use crate::seccomp::Filters;
+use crate::sys::{self, process};
+
+/// The child's ends of the pipes to the shim.
+pub(super) struct Ends {
+    pub(super) stdout: File,
+    pub(super) stderr: File,
+    pub(super) status: File,
+    pub(super) go: File,
+}
+
+/// Namespaces to step into: what they are, and a descriptor of each.
+pub(super) fn open_namespaces(namespaces: &[oci::Namespace]) -> Result<Vec<(CloneFlags, OwnedFd)>, Failure> {
+    let mut open = Vec::new();
+    for namespace in namespaces {
+        let Some(path) = &namespace.path else { continue };
+        let kind = match namespace.kind.as_str() {
+            "network" => CloneFlags::CLONE_NEWNET,
+            "ipc" => CloneFlags::CLONE_NEWIPC,
+            "uts" => CloneFlags::CLONE_NEWUTS,
+            other => return Err(Failure(format!("cannot step into a namespace of kind {other:?}"))),
+        };
+        let file = File::open(path).step(|| format!("open {}", path.display()))?;
+        open.push((kind, file.into()));
+    }
+    Ok(open)
+}
+
+/// Becomes the program, or says on the status pipe why not. Does not return.
+pub(super) fn become_program(
+    spec: &oci::Spec,
+    config: &Config,
+    filters: &[u8],
+    namespaces: &[(CloneFlags, OwnedFd)],
+    mut ends: Ends,
+) -> ! {
+    let Err(Failure(reason)) = steps(spec, config, filters, namespaces, &mut ends);
+    let _ = ends.status.write_all(reason.as_bytes());
+    std::process::exit(1)
+}
+
+fn steps(
+    spec: &oci::Spec,
+    config: &Config,
+    filters: &[u8],
+    namespaces: &[(CloneFlags, OwnedFd)],
+    ends: &mut Ends,
+) -> Result<Infallible, Failure> {
+    let process = &spec.process;
+    if let Some(score) = process.oom_score_adj {
+        // Lowering it needs a right that even root may lack.
+        let _ = fs::write("/proc/self/oom_score_adj", score.to_string());
+    }
+    // From here to `execve` nobody in the container may look into this copy of the daemon's program.
+    process::set_not_dumpable().step(|| "hide from ptrace".to_owned())?;
+    cgroup::join(&config.cgroups).step(|| "join the container's cgroup".to_owned())?;
+    for (kind, fd) in namespaces {
+        setns(fd, *kind).step(|| format!("step into the sandbox ({kind:?})"))?;
+    }
+    unshare(CloneFlags::CLONE_NEWNS).step(|| "make a mount namespace".to_owned())?;
+    if has_new(spec, "cgroup") {
+        unshare(CloneFlags::CLONE_NEWCGROUP).step(|| "make a cgroup namespace".to_owned())?;
+    }
+    rootfs::enter(spec, &config.layers, &config.volumes)?;
+
+    set_limits(&process.rlimits);
+    umask(Mode::from_bits_truncate(0o022));
+    enter_directory(&process.cwd).step(|| format!("change to directory {}", process.cwd))?;
+    nix::unistd::setsid().step(|| "make a session".to_owned())?;
+    nix::unistd::dup2_stdout(&ends.stdout).step(|| "set standard output".to_owned())?;
+    nix::unistd::dup2_stderr(&ends.stderr).step(|| "set standard error".to_owned())?;
+    process::close_on_exec_from(3).step(|| "close the shim's files".to_owned())?;
+    process::reset_signals().step(|| "reset signals".to_owned())?;
+    give_up_rights(process, filters)?;
+
+    let program = find_program(process)?;
+    // After the change of user, which clears it: the program dies with its shim.
+    process::set_parent_death_signal(libc::SIGKILL).step(|| "tie the program to its shim".to_owned())?;
+    ends.status.write_all(&[READY]).step(|| "say ready".to_owned())?;
+    // A shim that died before the line above took effect closes this pipe, and nothing is executed.
+    ends.go.read_exact(&mut [0]).step(|| "wait for the shim".to_owned())?;
+    execute(&program, process)
+}
+
+fn has_new(spec: &oci::Spec, kind: &str) -> bool {
+    spec.linux.namespaces.iter().any(|namespace| namespace.kind == kind && namespace.path.is_none())
+}
+
+/// Raising a hard limit needs a right that even root may lack: then the limit stays as it is.
+fn set_limits(limits: &[oci::Rlimit]) {
+    for limit in limits {
+        if limit.kind == "RLIMIT_NOFILE" {
+            let _ = process::set_rlimit(libc::RLIMIT_NOFILE as _, limit.soft, limit.hard);
+        }
+    }
+}
+
+fn enter_directory(path: &str) -> io::Result<()> {
+    if let Err(error) = std::env::set_current_dir(path) {
+        if error.kind() != io::ErrorKind::NotFound {
+            return Err(error);
+        }
+        fs::create_dir_all(path)?;
+        std::env::set_current_dir(path)?;
+    }
+    // A directory that lies outside of the root, through a leaked descriptor, has no absolute name.
+    if std::env::current_dir()?.starts_with("/") {
+        Ok(())
+    } else {
+        Err(io::Error::other("it lies outside of the image"))
+    }
+}
+
+fn give_up_rights(process: &oci::Process, filters: &[u8]) -> Result<(), Failure> {
+    let mask = |names: &[String]| capability::mask(names.iter().map(String::as_str));
+    if !process.no_new_privileges {
+        // Loading a filter then takes CAP_SYS_ADMIN, which is about to go.
+        load_filters(filters)?;
+    }
+    sys::capability::limit_bounding(mask(&process.capabilities.bounding))
+        .step(|| "limit capabilities".to_owned())?;
+    process::set_keep_capabilities(true).step(|| "keep capabilities".to_owned())?;
+    set_user(&process.user)?;
+    let allowed = sys::capability::permitted().step(|| "read capabilities".to_owned())?;
+    let permitted = mask(&process.capabilities.permitted) & allowed;
+    sys::capability::set(permitted).step(|| "set capabilities".to_owned())?;
+    process::set_keep_capabilities(false).step(|| "keep capabilities".to_owned())?;
+    if process.no_new_privileges {
+        process::set_no_new_privileges().step(|| "set no_new_privs".to_owned())?;
+        load_filters(filters)?;
+    }
+    Ok(())
+}
+
+fn load_filters(filters: &[u8]) -> Result<(), Failure> {
+    let filters =
+        Filters::split(filters).ok_or_else(|| Failure("the system call filter is damaged".to_owned()))?;
+    filters
+        .iter()
+        .try_for_each(|filter| sys::seccomp::load(filter))
+        .step(|| "load the system call filter".to_owned())
+}
+
+fn set_user(user: &oci::User) -> Result<(), Failure> {
+    let groups: Vec<_> = user.additional_gids.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    match setgroups(&groups) {
+        // A user namespace made by an ordinary user has no say over groups; then there are none to give up.
+        Err(nix::Error::EPERM) if groups.is_empty() => {}
+        other => other.step(|| format!("set groups {:?}", user.additional_gids))?,
+    }
+    let (gid, uid) = (Gid::from_raw(user.gid), Uid::from_raw(user.uid));
+    setresgid(gid, gid, gid).step(|| format!("set group {gid}; does the user namespace know it?"))?;
+    setresuid(uid, uid, uid).step(|| format!("set user {uid}; does the user namespace know it?"))
+}
+
+/// The program as a path, looked up as a shell would.
+fn find_program(process: &oci::Process) -> Result<CString, Failure> {
+    let name = process.args.first().ok_or_else(|| Failure("there is no program to execute".to_owned()))?;
+    let search = process.env.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default();
+    let places: Vec<PathBuf> = if name.contains('/') {
+        vec![PathBuf::from(name)]
+    } else {
+        search.split(':').map(|dir| Path::new(dir).join(name)).collect()
+    };
+    let mut refused = io::Error::from(io::ErrorKind::NotFound);
+    for place in places {
+        match check_program(&place) {
+            Ok(()) => return CString::new(place.as_os_str().as_bytes()).step(|| format!("execute {name:?}")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => refused = error,
+        }
+    }
+    Err(Failure(format!("execute {name:?}: {refused}; the image has no such program in {search:?}")))
+}
+
+/// Whether it is a file that may be executed. Not one behind a link of `/proc`: that could be ourselves.
+fn check_program(path: &Path) -> io::Result<()> {
+    let here = File::open(".")?;
+    let fd = sys::mount::open_at(here.as_fd(), path, libc::O_PATH, libc::RESOLVE_NO_MAGICLINKS)?;
+    let metadata = File::from(fd).metadata()?;
+    let executable = metadata.is_file() && metadata.permissions().mode() & 0o111 != 0;
+    if executable { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }
+}
+
+fn execute(program: &CString, process: &oci::Process) -> Result<Infallible, Failure> {
+    let what = || format!("execute {program:?}");
+    let c_strings = |texts: &[String]| {
+        texts.iter().map(|text| CString::new(text.as_str())).collect::<Result<Vec<_>, _>>()
+    };
+    let args = c_strings(&process.args).step(what)?;
+    let env = c_strings(&process.env).step(what)?;
+    nix::unistd::execve(program, &args, &env).step(what)
+}

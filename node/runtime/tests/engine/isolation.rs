@@ -1,0 +1,321 @@
+//! What a container sees, shares and cannot reach.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use skein_runtime::{
+    Capabilities, ContainerSpec, End, Engine, Error, Mount, MountSource, NetworkFiles, Seccomp, Security,
+    User, Volume, VolumeFile,
+};
+
+use crate::world::{World, sandbox};
+
+crate::tests![
+    two_containers_of_a_pod_share_localhost_and_a_volume,
+    a_program_finds_itself_as_the_image_and_the_manifest_say,
+    a_container_sees_its_own_files_and_processes_only,
+    layers_are_stacked_and_never_written,
+    the_default_rights_are_few_and_filtered,
+    escalation_and_capabilities_follow_the_manifest,
+    files_of_a_volume_are_seen_and_read_only_ones_refuse,
+    a_link_in_the_image_never_leads_a_mount_out_of_it,
+    a_link_in_a_volume_never_leads_a_sub_path_out_of_it,
+    devices_beyond_the_usual_are_refused,
+    last_words_are_kept,
+    a_specification_that_cannot_be_done_is_refused_untouched,
+    processes_left_behind_by_a_program_are_killed,
+];
+
+fn volume(name: &str, sub_path: Option<&str>, destination: &str, read_only: bool) -> Mount {
+    let source = MountSource::Volume { name: name.to_owned(), sub_path: sub_path.map(str::to_owned) };
+    Mount { source, destination: destination.to_owned(), read_only }
+}
+
+fn two_containers_of_a_pod_share_localhost_and_a_volume(world: &World) {
+    let pod = world.pod("a");
+    world.run(world.engine().put_volume(&pod, "shared", Volume::Directory)).expect("a volume");
+    let mounts = vec![volume("shared", None, "/shared", false)];
+    let server =
+        world.container(&pod, "server", &["write", "/shared/note", "from the server", ";", "serve", "80"]);
+    world.start(ContainerSpec { mounts: mounts.clone(), ..server });
+    let client =
+        world.container(&pod, "client", &["fetch", "80", ";", "cat", "/shared/note", ";", "hostname"]);
+    let text = world.output(ContainerSpec { mounts, ..client });
+    assert_eq!(text, "hello from the neighbour\nfrom the server\npod-a\n");
+}
+
+fn a_program_finds_itself_as_the_image_and_the_manifest_say(world: &World) {
+    let pod = world.pod("a");
+    let mut spec = world.container(
+        &pod,
+        "main",
+        &[
+            "status",
+            "Uid",
+            ";",
+            "status",
+            "Gid",
+            ";",
+            "status",
+            "Groups",
+            ";",
+            "env",
+            "HOME",
+            ";",
+            "env",
+            "COLOR",
+            ";",
+            "cwd",
+            ";",
+            "cat",
+            "/etc/hosts",
+            ";",
+            "cat",
+            "/etc/resolv.conf",
+        ],
+    );
+    spec.rootfs.config.user = "web".to_owned();
+    spec.rootfs.config.env = vec!["COLOR=red".to_owned()];
+    spec.rootfs.config.workdir = "/not/there/yet".to_owned();
+    spec.env = vec![("COLOR".to_owned(), "blue".to_owned())];
+    spec.user = User { groups: BTreeSet::from([500]), ..User::default() };
+    let address = "10.9.8.7".parse().expect("an address");
+    spec.network_files = NetworkFiles {
+        hosts: vec![(address, vec!["pod-a".to_owned()])],
+        nameservers: vec![address],
+        ..NetworkFiles::default()
+    };
+    let text = world.output(spec);
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(
+        lines[..6],
+        ["1234\t1234\t1234\t1234", "2345\t2345\t2345\t2345", "77 500", "/srv", "blue", "/not/there/yet"]
+    );
+    assert!(text.contains("10.9.8.7\tpod-a") && text.ends_with("nameserver 10.9.8.7\n"), "{text}");
+}
+
+fn a_container_sees_its_own_files_and_processes_only(world: &World) {
+    let pod = world.pod("a");
+    let script = [
+        "status",
+        "NSpid",
+        ";",
+        "list",
+        "/",
+        ";",
+        "list",
+        "/dev",
+        ";",
+        "cat",
+        "/proc/1/cmdline",
+        ";",
+        "refuses-write",
+        "/proc/sys/kernel/domainname",
+        ";",
+        "refuses-write",
+        "/sys/x",
+        ";",
+        "list",
+        "/sys/firmware",
+    ];
+    let text = world.output(world.container(&pod, "main", &script));
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0], "1");
+    assert_eq!(lines[1], "dev etc proc program sys");
+    assert_eq!(lines[2], "core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero");
+    assert!(lines[3].starts_with("/program"));
+    assert_eq!(
+        lines[4..],
+        ["read-only filesystem or storage medium", "read-only filesystem or storage medium", ""]
+    );
+}
+
+fn layers_are_stacked_and_never_written(world: &World) {
+    let pod = world.pod("a");
+    let text = world.output(world.container(
+        &pod,
+        "one",
+        &["cat", "/etc/motd", ";", "write", "/etc/motd", "mine", ";", "cat", "/etc/motd"],
+    ));
+    assert_eq!(text, "top\nmine\n");
+    let mut read_only =
+        world.container(&pod, "two", &["cat", "/etc/motd", ";", "refuses-write", "/etc/motd"]);
+    read_only.security.read_only_root = true;
+    assert_eq!(world.output(read_only), "top\nread-only filesystem or storage medium\n");
+    assert_eq!(fs::read_to_string(world.dir.path().join("image/top/etc/motd")).expect("a file"), "top");
+}
+
+const RIGHTS: [&str; 11] =
+    ["status", "CapEff", ";", "status", "CapBnd", ";", "status", "NoNewPrivs", ";", "status", "Seccomp"];
+
+fn rights(world: &World, name: &str, change: impl FnOnce(&mut ContainerSpec)) -> Vec<String> {
+    let pod = world.pod("a");
+    let mut spec = world.container(&pod, name, &RIGHTS);
+    change(&mut spec);
+    world.output(spec).lines().map(str::to_owned).collect()
+}
+
+fn the_default_rights_are_few_and_filtered(world: &World) {
+    // CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE SYS_CHROOT SETFCAP
+    const MASK: &str = "00000000800405fb";
+    assert_eq!(rights(world, "main", |_| {}), [MASK, MASK, "0", "2"]);
+    let pod = world.pod("a");
+    let text = world.output(world.container(&pod, "blocked", &["unshare"]));
+    assert_eq!(text, "EPERM: Operation not permitted\n");
+}
+
+fn escalation_and_capabilities_follow_the_manifest(world: &World) {
+    let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+    let narrow = rights(world, "narrow", |spec| {
+        spec.security = Security {
+            capabilities: Capabilities { add: set(&["NET_BIND_SERVICE"]), drop: set(&["ALL"]) },
+            privilege_escalation: false,
+            ..Security::default()
+        };
+    });
+    assert_eq!(narrow, ["0000000000000400", "0000000000000400", "1", "2"]);
+    let user = rights(world, "user", |spec| spec.user.uid = Some(1000));
+    assert_eq!(user[0], "0000000000000000");
+    let open = rights(world, "open", |spec| spec.security.seccomp = Seccomp::Unconfined);
+    assert_eq!(open[3], "0");
+    let privileged = rights(world, "privileged", |spec| spec.security.privileged = true);
+    assert_eq!(privileged[3], "0");
+    assert!(privileged[0].ends_with("ffffff"), "{privileged:?}");
+}
+
+fn files_of_a_volume_are_seen_and_read_only_ones_refuse(world: &World) {
+    let pod = world.pod("a");
+    let file = |text: &str, mode| VolumeFile { content: text.as_bytes().to_vec(), mode };
+    let files = BTreeMap::from([
+        ("key".to_owned(), file("value", 0o444)),
+        ("deep/er".to_owned(), file("deeper", 0o600)),
+    ]);
+    let put =
+        |files, secret| world.run(world.engine().put_volume(&pod, "config", Volume::Files { files, secret }));
+    put(files.clone(), true).expect("a volume");
+    let script = [
+        "cat",
+        "/config/key",
+        ";",
+        "cat",
+        "/one",
+        ";",
+        "refuses-write",
+        "/config/key",
+        ";",
+        "list",
+        "/config",
+    ];
+    let mut spec = world.container(&pod, "main", &script);
+    spec.mounts =
+        vec![volume("config", None, "/config", true), volume("config", Some("deep/er"), "/one", true)];
+    assert_eq!(world.output(spec), "value\ndeeper\nread-only filesystem or storage medium\ndeep key\n");
+}
+
+fn a_link_in_the_image_never_leads_a_mount_out_of_it(world: &World) {
+    let pod = world.pod("a");
+    let outside = world.dir.path().join("outside");
+    fs::create_dir(&outside).expect("a directory");
+    let top = world.dir.path().join("image/top");
+    symlink(&outside, top.join("absolute")).expect("a link");
+    symlink("../../../../../../../../../../../tmp", top.join("relative")).expect("a link");
+    symlink("/proc/1/root/tmp", top.join("magic")).expect("a link");
+    world.run(world.engine().put_volume(&pod, "v", Volume::Directory)).expect("a volume");
+    for (name, destination) in [
+        ("absolute", "/absolute/in"),
+        ("relative", "/relative/skein-hostile"),
+        ("magic", "/magic/skein-hostile"),
+    ] {
+        let mut spec = world.container(&pod, name, &["write", &format!("{destination}/x"), "1"]);
+        spec.mounts = vec![volume("v", None, destination, false)];
+        // Made inside of the image's own root, or refused with a reason.
+        match world.run(world.engine().start(spec.clone())) {
+            Ok(_) => drop(world.end(&spec.id)),
+            Err(Error::Start { reason, .. }) => assert!(reason.contains("mount"), "{reason}"),
+            Err(other) => panic!("{other}"),
+        }
+        assert_eq!(fs::read_dir(&outside).expect("a listing").count(), 0, "{name}");
+        assert!(!std::path::Path::new("/tmp/skein-hostile").exists(), "{name}");
+    }
+}
+
+fn a_link_in_a_volume_never_leads_a_sub_path_out_of_it(world: &World) {
+    let pod = world.pod("a");
+    let dir = world.run(world.engine().put_volume(&pod, "v", Volume::Directory)).expect("a volume");
+    symlink("/etc", dir.join("way-out")).expect("a link");
+    let mut spec = world.container(&pod, "main", &["list", "/seen"]);
+    spec.mounts = vec![volume("v", Some("way-out"), "/seen", false)];
+    let refused = world.run(world.engine().start(spec)).expect_err("a refusal");
+    assert!(matches!(refused, Error::Io { .. } | Error::Start { .. }), "{refused}");
+}
+
+fn devices_beyond_the_usual_are_refused(world: &World) {
+    let pod = world.pod("a");
+    let probe = skein_runtime::Machine::probe(&world.config);
+    let script = |major, minor| ["mknod-and-read", major, minor];
+    let mut may_make = world.container(&pod, "usual", &script("1", "5"));
+    may_make.security.capabilities.add.insert("MKNOD".to_owned());
+    assert_eq!(world.output(may_make.clone()), "read 1\n");
+    if probe.weaker.iter().any(|sentence| sentence.contains("devices")) {
+        return;
+    }
+    // The kernel's own memory, 1:1, and a serial line, 4:64.
+    for (name, major, minor) in [("memory", "1", "1"), ("serial", "4", "64")] {
+        let mut spec = world.container(&pod, name, &script(major, minor));
+        spec.security = may_make.security.clone();
+        assert_eq!(world.output(spec), "permission denied\n", "{name}");
+    }
+}
+
+fn last_words_are_kept(world: &World) {
+    let pod = world.pod("a");
+    let mut spec = world.container(
+        &pod,
+        "main",
+        &["write", "/dev/termination-log", "it was the disk", ";", "exit", "2"],
+    );
+    spec.termination_message_path = Some("/dev/termination-log".to_owned());
+    let id = spec.id.clone();
+    world.start(spec);
+    let exit = world.end(&id);
+    assert_eq!(exit.message.as_deref(), Some("it was the disk"));
+    assert_eq!(exit.end, End::Exited { code: 2, signal: None, oom: false });
+}
+
+fn a_specification_that_cannot_be_done_is_refused_untouched(world: &World) {
+    let pod = world.pod("a");
+    let good = world.container(&pod, "main", &["exit", "0"]);
+    let with = |change: fn(&mut ContainerSpec)| {
+        let mut spec = good.clone();
+        change(&mut spec);
+        spec
+    };
+    for spec in [
+        with(|spec| spec.rootfs.config.user = "stranger".to_owned()),
+        with(|spec| spec.security.run_as_non_root = true),
+        with(|spec| spec.mounts = vec![volume("v", None, "/a/../../b", false)]),
+        with(|spec| spec.mounts = vec![volume("v", None, "/", false)]),
+        with(|spec| spec.mounts = vec![volume("v", Some("../other"), "/x", false)]),
+        with(|spec| spec.rootfs.config.stop_signal = Some("SIGNOTHING".to_owned())),
+        with(|spec| spec.security.capabilities.add = BTreeSet::from(["FLY".to_owned()])),
+        with(|spec| spec.env = vec![("A=B".to_owned(), String::new())]),
+    ] {
+        let refused = world.run(world.engine().start(spec));
+        assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
+    }
+    let mut foreign = sandbox("b");
+    foreign.sysctls.insert("kernel.panic".to_owned(), "1".to_owned());
+    assert!(matches!(world.run(world.engine().create_sandbox(foreign)), Err(Error::Refused { .. })));
+    world.start(good);
+}
+
+fn processes_left_behind_by_a_program_are_killed(world: &World) {
+    let pod = world.pod("a");
+    let spec = world.container(&pod, "main", &["child", "wait-deaf", ";", "print", "gone", ";", "exit", "0"]);
+    let id = spec.id.clone();
+    let cgroup = world.cgroup("pids", &id);
+    world.start(spec);
+    world.end(&id);
+    assert!(!cgroup.exists());
+}

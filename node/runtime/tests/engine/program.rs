@@ -1,0 +1,122 @@
+//! The program inside of the containers: a few verbs, one after the other, separated by `;`.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
+use std::process::{Command, ExitCode};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, Signal};
+
+/// Where the executable lies in the test image.
+pub(crate) const PATH: &str = "/program";
+
+/// Acts as the program if this process was started as it.
+pub(crate) fn main_if_program() -> Option<ExitCode> {
+    let mut arguments = std::env::args();
+    if arguments.next()? != PATH {
+        return None;
+    }
+    let arguments: Vec<_> = arguments.collect();
+    for words in arguments.split(|word| word == ";") {
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        if let Err(error) = act(&words) {
+            eprintln!("{words:?}: {error}");
+            return Some(ExitCode::from(99));
+        }
+    }
+    Some(ExitCode::SUCCESS)
+}
+
+fn act(words: &[&str]) -> Result<(), Box<dyn std::error::Error>> {
+    match words {
+        ["exit", code] => std::process::exit(code.parse()?),
+        ["abort"] => std::process::abort(),
+        ["print", text] => println!("{text}"),
+        ["complain", text] => eprintln!("{text}"),
+        ["print-many", count] => {
+            (0..count.parse::<u64>()?).for_each(|n| println!("line {n:06} {}", "x".repeat(80)))
+        }
+        // The first process of a pid namespace only gets signals it waits for.
+        ["wait"] => drop(wait_for(Signal::SIGTERM)?),
+        ["wait-deaf"] => loop {
+            thread::sleep(Duration::from_secs(3600));
+        },
+        ["child", rest @ ..] => drop(Command::new(PATH).args(rest).spawn()?),
+        ["write", path, text] => fs::write(path, text)?,
+        ["cat", path] => println!("{}", fs::read_to_string(path)?.trim_end()),
+        ["list", path] => {
+            let mut names =
+                fs::read_dir(path)?.map(|entry| Ok(entry?.file_name().into_string().unwrap_or_default()));
+            let mut names = names.by_ref().collect::<Result<Vec<_>, std::io::Error>>()?;
+            names.sort();
+            println!("{}", names.join(" "));
+        }
+        ["refuses-write", path] => match fs::write(path, "x") {
+            Ok(()) => return Err("it was written".into()),
+            Err(error) => println!("{}", error.kind()),
+        },
+        ["mknod-and-read", major, minor] => {
+            let device = nix::sys::stat::makedev(major.parse()?, minor.parse()?);
+            let mode = nix::sys::stat::Mode::S_IRWXU;
+            nix::sys::stat::mknod("/device", nix::sys::stat::SFlag::S_IFCHR, mode, device)?;
+            let opened = fs::File::open("/device").and_then(|mut file| file.read(&mut [0; 1]));
+            println!(
+                "{}",
+                opened.map_or_else(|error| error.kind().to_string(), |read| format!("read {read}"))
+            );
+        }
+        ["unshare"] => {
+            println!("{}", nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER).unwrap_err())
+        }
+        ["owner", path] => println!("{}", fs::metadata(path)?.uid()),
+        ["env", name] => println!("{}", std::env::var(name)?),
+        ["cwd"] => println!("{}", std::env::current_dir()?.display()),
+        ["hostname"] => println!("{}", nix::unistd::gethostname()?.to_string_lossy()),
+        ["status", field] => {
+            let status = fs::read_to_string("/proc/self/status")?;
+            let value = status.lines().find_map(|line| line.strip_prefix(&format!("{field}:")));
+            println!("{}", value.ok_or("no such field")?.trim());
+        }
+        ["serve", port] => {
+            let (mut stream, _) = TcpListener::bind(("127.0.0.1", port.parse()?))?.accept()?;
+            stream.write_all(b"hello from the neighbour")?;
+        }
+        ["fetch", port] => {
+            let mut text = String::new();
+            connect(port.parse()?)?.read_to_string(&mut text)?;
+            println!("{text}");
+        }
+        ["eat", megabytes] => {
+            let mut eaten: Vec<Vec<u8>> = Vec::new();
+            for _ in 0..megabytes.parse::<usize>()? {
+                eaten.push(vec![1; 1 << 20]);
+            }
+            println!("ate {}", eaten.len());
+        }
+        _ => return Err("no such verb".into()),
+    }
+    Ok(())
+}
+
+fn wait_for(signal: Signal) -> nix::Result<Signal> {
+    let mut set = SigSet::empty();
+    set.add(signal);
+    set.thread_block()?;
+    println!("waiting");
+    set.wait()
+}
+
+/// The other container may not listen yet.
+fn connect(port: u16) -> std::io::Result<TcpStream> {
+    let mut tries = 0;
+    loop {
+        match TcpStream::connect(("127.0.0.1", port)) {
+            Err(_) if tries < 600 => thread::sleep(Duration::from_millis(50)),
+            other => return other,
+        }
+        tries += 1;
+    }
+}
