@@ -1,1 +1,39 @@
-fn main() {}
+//! `skein`: one binary that every machine of the cluster runs.
+//!
+//! Wiring and thin shells; no rule of its own. In reading order: [`cli`] says what a user can say,
+//! [`daemon`] starts a node's parts, [`leader`], [`watchfulness`] and [`agent`] are its loops.
+
+mod admin;
+mod admission;
+mod agent;
+mod authority;
+mod cli;
+mod clock;
+mod cluster;
+mod daemon;
+mod home;
+mod leader;
+mod members;
+mod picture;
+mod pieces;
+mod prober;
+mod report;
+mod tiny;
+mod watchfulness;
+mod wire;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Other lives of this program: they need a process of one thread, and nothing of what follows.
+    if let Some(code) = skein_runtime::main_if_shim() {
+        return code;
+    }
+    if let Some(code) = skein_chaos::lab::main_if_inside() {
+        return code;
+    }
+    if let Some(code) = tiny::main_if_tiny() {
+        return code;
+    }
+    cli::main()
+}

@@ -13,6 +13,7 @@
 //! [`Machine::open`] reads it back.
 
 mod engine;
+pub mod images;
 mod machine;
 
 mod capability;

@@ -1,0 +1,415 @@
+//! The store: blobs, names and layers, and how an image gets in.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::digest::Hashing;
+use super::manifest::{Configuration, DOCUMENT_BYTES_MAX, Document, INDEX_DEPTH_MAX};
+use super::{
+    BUILT_IN, Credentials, Digest, Error, InUse, Unfinished, archive, built_in, registry, remove_all, unpack,
+};
+use crate::engine::RootfsSource;
+
+/// Bounds on what an image may cost this machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// One blob as it comes, compressed.
+    pub blob_bytes_max: u64,
+    /// One layer unpacked: what a compression bomb runs into.
+    pub layer_bytes_max: u64,
+    /// Files, links and directories of one layer.
+    pub layer_entries_max: u64,
+}
+
+impl Default for Limits {
+    /// Room for the largest images in use (machine learning, some 20 GB in few layers); a disk that is
+    /// smaller stops a bomb by itself.
+    fn default() -> Limits {
+        Limits { blob_bytes_max: 16 << 30, layer_bytes_max: 32 << 30, layer_entries_max: 2_000_000 }
+    }
+}
+
+/// An image whose layers lie unpacked on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// The digest of its manifest: what `imageID` shows.
+    pub digest: Digest,
+    /// Layers and settings.
+    pub rootfs: RootfsSource,
+}
+
+/// What an archive brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    /// The name, with registry and tag.
+    pub name: String,
+    /// The digest of its manifest.
+    pub digest: Digest,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Name {
+    name: String,
+    digest: Digest,
+}
+
+/// The images of one node. Cheap to clone; calls that touch the disk block, except [`Images::ensure`].
+#[derive(Clone)]
+pub struct Images {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    dir: PathBuf,
+    limits: Limits,
+    /// One pull per name at a time: the second one finds what the first one brought.
+    pulls: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    unpacking: Mutex<()>,
+    next_tmp: AtomicU64,
+}
+
+impl Images {
+    /// Opens the store in `dir`, which is made if absent; what a crash left half written goes.
+    pub fn open(dir: &Path, limits: Limits) -> Result<Images, Error> {
+        let open = |source| Error::Io { doing: format!("open the image store {}", dir.display()), source };
+        remove_all(&dir.join("tmp")).map_err(open)?;
+        for part in ["blobs/sha256", "layers", "names", "tmp"] {
+            fs::create_dir_all(dir.join(part)).map_err(open)?;
+        }
+        let inner = Inner {
+            dir: dir.to_owned(),
+            limits,
+            pulls: Mutex::default(),
+            unpacking: Mutex::default(),
+            next_tmp: AtomicU64::new(0),
+        };
+        Ok(Images { inner: Arc::new(inner) })
+    }
+
+    /// `reference` with registry, repository and tag or digest: `nginx` is `docker.io/library/nginx:latest`.
+    pub fn full_name(reference: &str) -> Result<String, Error> {
+        registry::parse(reference).map(|reference| reference.whole())
+    }
+
+    /// The image of that name if it is complete on this machine. Unpacks what is not unpacked yet.
+    pub fn find(&self, reference: &str) -> Result<Option<Image>, Error> {
+        if reference == BUILT_IN {
+            return built_in::image(self).map(Some);
+        }
+        match self.digest_of(reference)? {
+            Some(digest) if self.has(&digest) => self.image(&digest).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// The manifest digest a name stands for here; a name that carries a digest stands for that.
+    pub fn digest_of(&self, reference: &str) -> Result<Option<Digest>, Error> {
+        let reference = registry::parse(reference)?;
+        if let Some(digest) = reference.digest() {
+            return digest.parse().map(Some).map_err(|error| Error::invalid(reference.whole(), error));
+        }
+        let path = self.name_path(&reference.whole());
+        match fs::read(&path) {
+            Ok(bytes) => {
+                let name: Name = serde_json::from_slice(&bytes)
+                    .map_err(|error| Error::invalid(path.display().to_string(), error))?;
+                Ok(Some(name.digest))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(Error::Io { doing: format!("read {}", path.display()), source }),
+        }
+    }
+
+    /// The image of that name, fetched from its registry unless it is here; with `always`, the registry
+    /// is asked first whether the name means something newer.
+    pub async fn ensure(
+        &self,
+        reference: &str,
+        always: bool,
+        credentials: Option<Credentials>,
+    ) -> Result<Image, Error> {
+        let name = registry::parse(reference)?.whole();
+        let lock = self
+            .inner
+            .pulls
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(name.clone())
+            .or_default()
+            .clone();
+        let _turn = lock.lock().await;
+        let here = self.clone();
+        let wanted = reference.to_owned();
+        let found = blocking(move || here.find(&wanted)).await?;
+        let image = match found {
+            Some(image) if !always || reference == BUILT_IN => Ok(image),
+            _ => match registry::pull(self, reference, credentials).await {
+                Ok(digest) => {
+                    let here = self.clone();
+                    blocking(move || {
+                        here.set_name(&name, &digest)?;
+                        here.image(&digest)
+                    })
+                    .await
+                }
+                Err(error) => Err(error),
+            },
+        };
+        self.inner
+            .pulls
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|_, lock| Arc::strong_count(lock) > 2);
+        image
+    }
+
+    /// Reads an OCI archive or one of `docker save`, compressed or not, and returns its images.
+    pub fn load(&self, archive: impl Read + Send) -> Result<Vec<Loaded>, Error> {
+        archive::load(self, archive)
+    }
+
+    /// Lets `name` stand for the image with that manifest, which must be here.
+    pub fn set_name(&self, name: &str, digest: &Digest) -> Result<(), Error> {
+        let name = Self::full_name(name)?;
+        let bytes = serde_json::to_vec(&Name { name: name.clone(), digest: *digest })
+            .map_err(|error| Error::invalid(&name, error))?;
+        let tmp = self.tmp();
+        let path = self.name_path(&name);
+        fs::write(&tmp, bytes)
+            .and_then(|()| fs::rename(&tmp, &path))
+            .map_err(Error::io(format!("write {}", path.display())))
+    }
+
+    /// Every name with the digest it stands for, in order.
+    pub fn names(&self) -> Result<Vec<Loaded>, Error> {
+        let dir = self.inner.dir.join("names");
+        let read = |source| Error::Io { doing: format!("read {}", dir.display()), source };
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&dir).map_err(read)? {
+            let bytes = fs::read(entry.map_err(read)?.path()).map_err(read)?;
+            if let Ok(Name { name, digest }) = serde_json::from_slice(&bytes) {
+                names.push(Loaded { name, digest });
+            }
+        }
+        names.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(names)
+    }
+
+    /// The blobs an image consists of: its manifest first, then configuration and layers. What a node
+    /// asks another one for, by digest. Fails if the manifest is not here.
+    pub fn blobs(&self, digest: &Digest) -> Result<Vec<Digest>, Error> {
+        let (manifest, document) = self.resolve(digest)?;
+        let config = document
+            .config
+            .ok_or_else(|| Error::invalid(manifest.to_string(), "it names no configuration"))?;
+        let mut blobs = vec![*digest];
+        if manifest != *digest {
+            blobs.push(manifest);
+        }
+        blobs.push(config.digest);
+        blobs.extend(document.layers.iter().map(|layer| layer.digest));
+        Ok(blobs)
+    }
+
+    /// Whether every blob of the image is here.
+    pub fn has(&self, digest: &Digest) -> bool {
+        self.blobs(digest).is_ok_and(|blobs| blobs.iter().all(|blob| self.blob_path(blob).exists()))
+    }
+
+    /// Opens a blob.
+    pub fn open_blob(&self, digest: &Digest) -> Result<File, Error> {
+        match File::open(self.blob_path(digest)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::Absent(digest.to_string())),
+            other => other.map_err(Error::io(format!("open blob {digest}"))),
+        }
+    }
+
+    /// Whether a blob is here.
+    pub fn has_blob(&self, digest: &Digest) -> bool {
+        self.blob_path(digest).exists()
+    }
+
+    /// Takes a blob from `content` if it is what `digest` says; one that is here already is not read.
+    pub fn put_blob(&self, digest: &Digest, content: impl Read) -> Result<(), Error> {
+        if self.has_blob(digest) {
+            return Ok(());
+        }
+        let (found, tmp) = self.receive(content, &format!("blob {digest}"))?;
+        if found != *digest {
+            return Err(Error::Digest { what: "a blob".into(), wanted: *digest, found });
+        }
+        tmp.keep(&self.blob_path(digest)).map_err(Error::io("keep a blob"))
+    }
+
+    /// Removes names, blobs and layers of images that are in no use: not in `in_use` (manifest digests)
+    /// and, unless `named_too`, not named either. Returns the bytes of the blobs that went.
+    pub fn remove_unused(&self, in_use: &InUse, named_too: bool) -> Result<u64, Error> {
+        let _quiet = self.inner.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept: BTreeSet<Digest> = BTreeSet::new();
+        let mut chains: BTreeSet<String> = BTreeSet::new();
+        let names = self.names()?;
+        for Loaded { name, digest } in &names {
+            if named_too && !in_use.contains(digest) {
+                remove_all(&self.name_path(name)).map_err(Error::io("remove a name"))?;
+            }
+        }
+        let named = names.iter().filter(|_| !named_too).map(|loaded| loaded.digest);
+        for digest in named.chain(in_use.iter().copied()) {
+            // An image of which something is missing keeps what it has: a pull may be on its way.
+            kept.extend(self.blobs(&digest).unwrap_or(vec![digest]));
+            if let Ok(configuration) = self.configuration(&digest) {
+                chains.extend(chain_ids(configuration.diff_ids()));
+            }
+        }
+        let mut freed = 0;
+        for entry in self.entries("blobs/sha256")? {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let digest = format!("sha256:{name}").parse::<Digest>();
+            if digest.is_ok_and(|digest| !kept.contains(&digest)) {
+                freed += entry.metadata().map_or(0, |metadata| metadata.len());
+                remove_all(&entry.path()).map_err(Error::io("remove a blob"))?;
+            }
+        }
+        for entry in self.entries("layers")? {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !chains.contains(&name) && !name.starts_with(built_in::LAYER_PREFIX) {
+                remove_all(&entry.path()).map_err(Error::io("remove a layer"))?;
+            }
+        }
+        Ok(freed)
+    }
+
+    /// The image with that manifest (or index), its layers unpacked.
+    fn image(&self, digest: &Digest) -> Result<Image, Error> {
+        let (manifest, document) = self.resolve(digest)?;
+        let configuration = self.configuration(digest)?;
+        let diff_ids = configuration.diff_ids();
+        if diff_ids.len() != document.layers.len() {
+            return Err(Error::invalid(
+                manifest.to_string(),
+                "manifest and configuration differ in their layers",
+            ));
+        }
+        // One layer at a time on the whole node: two pulls that share layers must not unpack them twice.
+        let _turn = self.inner.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lower: Vec<PathBuf> = Vec::new();
+        for ((chain, layer), diff_id) in chain_ids(diff_ids).into_iter().zip(&document.layers).zip(diff_ids) {
+            let place = self.layer_path(&chain);
+            if !place.exists() {
+                let tmp = Unfinished(Some(self.tmp()));
+                let blob = self.open_blob(&layer.digest)?;
+                unpack::layer(blob, diff_id, &lower, tmp.path(), &self.inner.limits)?;
+                tmp.keep(&place).map_err(Error::io("keep a layer"))?;
+            }
+            lower.insert(0, place);
+        }
+        Ok(Image { digest: *digest, rootfs: RootfsSource { lower, config: configuration.into_config() } })
+    }
+
+    /// The manifest for this machine that `digest` names, itself or through an index.
+    fn resolve(&self, digest: &Digest) -> Result<(Digest, Document), Error> {
+        let mut at = *digest;
+        for _ in 0..INDEX_DEPTH_MAX {
+            let document = Document::parse(&format!("manifest {at}"), &self.document(&at)?)?;
+            if document.config.is_some() {
+                return Ok((at, document));
+            }
+            at = document.for_this_machine(&format!("index {at}"))?.digest;
+        }
+        Err(Error::invalid(format!("index {digest}"), "it leads to no manifest"))
+    }
+
+    fn configuration(&self, digest: &Digest) -> Result<Configuration, Error> {
+        let (manifest, document) = self.resolve(digest)?;
+        let config = document
+            .config
+            .ok_or_else(|| Error::invalid(manifest.to_string(), "it names no configuration"))?;
+        Configuration::parse(&format!("configuration {}", config.digest), &self.document(&config.digest)?)
+    }
+
+    /// A small blob as a whole.
+    fn document(&self, digest: &Digest) -> Result<Vec<u8>, Error> {
+        let mut bytes = Vec::new();
+        let read = Error::io(format!("read blob {digest}"));
+        self.open_blob(digest)?.take(DOCUMENT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(read)?;
+        if bytes.len() as u64 > DOCUMENT_BYTES_MAX {
+            return Err(Error::TooLarge { what: format!("document {digest}"), limit: DOCUMENT_BYTES_MAX });
+        }
+        Ok(bytes)
+    }
+
+    /// Writes `content` to a file of its own and says what it was.
+    pub(super) fn receive(&self, content: impl Read, what: &str) -> Result<(Digest, Unfinished), Error> {
+        let tmp = Unfinished(Some(self.tmp()));
+        let write = |source| Error::Io { doing: format!("write {what}"), source };
+        let mut file = Hashing::new(File::create(tmp.path()).map_err(write)?);
+        let limit = self.inner.limits.blob_bytes_max;
+        let count = io::copy(&mut content.take(limit + 1), &mut file).map_err(write)?;
+        if count > limit {
+            return Err(Error::TooLarge { what: what.to_owned(), limit });
+        }
+        Ok((file.finish().0, tmp))
+    }
+
+    /// Keeps a received blob under its digest.
+    pub(super) fn keep(&self, digest: &Digest, blob: Unfinished) -> Result<(), Error> {
+        blob.keep(&self.blob_path(digest)).map_err(Error::io("keep a blob"))
+    }
+
+    pub(super) fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.inner.dir.join("blobs/sha256").join(digest.hex())
+    }
+
+    pub(super) fn layer_path(&self, chain: &str) -> PathBuf {
+        self.inner.dir.join("layers").join(chain)
+    }
+
+    /// A path for something unfinished; nobody else gets it.
+    pub(super) fn tmp(&self) -> PathBuf {
+        let number = self.inner.next_tmp.fetch_add(1, Ordering::Relaxed);
+        self.inner.dir.join("tmp").join(number.to_string())
+    }
+
+    fn name_path(&self, name: &str) -> PathBuf {
+        self.inner.dir.join("names").join(Digest::of(name.as_bytes()).hex())
+    }
+
+    fn entries(&self, part: &str) -> Result<Vec<fs::DirEntry>, Error> {
+        let dir = self.inner.dir.join(part);
+        let list = |source| Error::Io { doing: format!("list {}", dir.display()), source };
+        fs::read_dir(&dir).map_err(list)?.collect::<io::Result<_>>().map_err(list)
+    }
+}
+
+/// The names of a stack's directories, the lowest layer first: a layer is unpacked on top of those below
+/// it (whiteouts, links and missing parents refer to them), so its name depends on them as well.
+/// Source: OCI image specification, "Layer ChainID".
+fn chain_ids(diff_ids: &[Digest]) -> Vec<String> {
+    let mut chain: Option<Digest> = None;
+    let mut names = Vec::new();
+    for diff_id in diff_ids {
+        let next = match chain {
+            None => *diff_id,
+            Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
+        };
+        chain = Some(next);
+        names.push(next.hex());
+    }
+    names
+}
+
+/// Runs `work` where it may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| {
+        Err(Error::Io { doing: "finish a task on images".into(), source: io::Error::other(error) })
+    })
+}

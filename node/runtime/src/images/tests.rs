@@ -1,0 +1,308 @@
+//! Images made in code, good ones and hostile ones.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::PathBuf;
+
+use super::*;
+
+struct Store {
+    images: Images,
+    _dir: tempfile::TempDir,
+}
+
+fn store() -> Store {
+    store_with(Limits::default())
+}
+
+fn store_with(limits: Limits) -> Store {
+    let dir = tempfile::tempdir().unwrap();
+    Store { images: Images::open(dir.path(), limits).unwrap(), _dir: dir }
+}
+
+/// A layer in the making.
+struct Tar(tar::Builder<Vec<u8>>);
+
+impl Tar {
+    fn new() -> Tar {
+        Tar(tar::Builder::new(Vec::new()))
+    }
+
+    /// Any entry: the header's own checks would refuse the names a hostile archive has.
+    fn entry(mut self, kind: tar::EntryType, path: &str, link: &str, mode: u32, content: &[u8]) -> Tar {
+        let mut header = tar::Header::new_gnu();
+        let bytes = header.as_old_mut();
+        bytes.name[..path.len()].copy_from_slice(path.as_bytes());
+        bytes.linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_700_000_000);
+        header.set_size(content.len() as u64);
+        header.set_cksum();
+        self.0.append(&header, content).unwrap();
+        self
+    }
+
+    fn file(self, path: &str, content: &[u8]) -> Tar {
+        self.entry(tar::EntryType::Regular, path, "", 0o644, content)
+    }
+
+    fn dir(self, path: &str, mode: u32) -> Tar {
+        self.entry(tar::EntryType::Directory, path, "", mode, b"")
+    }
+
+    fn link(self, path: &str, target: &str) -> Tar {
+        self.entry(tar::EntryType::Symlink, path, target, 0o777, b"")
+    }
+
+    fn hard_link(self, path: &str, target: &str) -> Tar {
+        self.entry(tar::EntryType::Link, path, target, 0o644, b"")
+    }
+
+    fn bytes(self) -> Vec<u8> {
+        self.0.into_inner().unwrap()
+    }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn config(layers: &[Vec<u8>]) -> Vec<u8> {
+    let diff_ids: Vec<Digest> = layers.iter().map(|layer| Digest::of(layer)).collect();
+    serde_json::to_vec(&serde_json::json!({
+        "os": "linux",
+        "architecture": manifest::architecture(),
+        "config": { "Cmd": ["/bin/hello"], "Env": ["A=1"], "WorkingDir": "/srv", "User": "7:8" },
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    }))
+    .unwrap()
+}
+
+/// An OCI archive of one image named `example.org/hello:1`; `damage` may change any blob.
+fn oci_archive(layers: &[Vec<u8>], damage: impl Fn(&str, Vec<u8>) -> Vec<u8>) -> Vec<u8> {
+    let config = config(layers);
+    let blobs: Vec<Vec<u8>> = layers.iter().map(|layer| gzip(layer)).collect();
+    let manifest = serde_json::to_vec(&serde_json::json!({
+        "schemaVersion": 2,
+        "config": { "digest": Digest::of(&config), "size": config.len() },
+        "layers": blobs.iter().map(|blob| serde_json::json!({ "digest": Digest::of(blob), "size": blob.len() })).collect::<Vec<_>>(),
+    }))
+    .unwrap();
+    let index = serde_json::to_vec(&serde_json::json!({
+        "schemaVersion": 2,
+        "manifests": [{
+            "digest": Digest::of(&manifest), "size": manifest.len(),
+            "annotations": { "org.opencontainers.image.ref.name": "example.org/hello:1" },
+        }],
+    }))
+    .unwrap();
+    let mut archive = Tar::new().file("oci-layout", b"{\"imageLayoutVersion\":\"1.0.0\"}");
+    for (kind, blob) in [("config", config), ("manifest", manifest)]
+        .into_iter()
+        .chain(blobs.into_iter().map(|blob| ("layer", blob)))
+    {
+        let name = long_name(&Digest::of(&blob));
+        archive = archive.file(&name, &damage(kind, blob));
+    }
+    archive.file("index.json", &index).bytes()
+}
+
+fn long_name(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+/// Loads an image of these layers and returns its directories, the topmost first.
+fn unpacked(store: &Store, layers: &[Vec<u8>]) -> Vec<PathBuf> {
+    store.images.load(oci_archive(layers, |_, blob| blob).as_slice()).unwrap();
+    store.images.find("example.org/hello:1").unwrap().unwrap().rootfs.lower
+}
+
+/// What is wrong with an image of this one layer.
+fn refusal(layer: Vec<u8>) -> String {
+    let store = store();
+    let error = store.images.load(oci_archive(&[layer], |_, blob| blob).as_slice()).unwrap_err();
+    assert_eq!(fs::read_dir(store._dir.path().join("layers")).unwrap().count(), 0, "a refused layer stays");
+    error.to_string()
+}
+
+#[test]
+fn an_oci_archive_becomes_an_image_with_its_settings_and_files() {
+    let store = store();
+    let layer = Tar::new().dir("bin", 0o750).file("bin/hello", b"hi").link("greet", "bin/hello").bytes();
+    let lower = unpacked(&store, &[layer]);
+    assert_eq!(fs::read(lower[0].join("bin/hello")).unwrap(), b"hi");
+    assert_eq!(fs::metadata(lower[0].join("bin")).unwrap().permissions().mode() & 0o7777, 0o750);
+    assert_eq!(fs::metadata(lower[0].join("bin")).unwrap().mtime(), 1_700_000_000);
+    assert_eq!(fs::read_link(lower[0].join("greet")).unwrap(), PathBuf::from("bin/hello"));
+    let config = store.images.find("example.org/hello:1").unwrap().unwrap().rootfs.config;
+    assert_eq!((config.cmd, config.env), (vec!["/bin/hello".into()], vec!["A=1".into()]));
+    assert_eq!((config.workdir.as_str(), config.user.as_str()), ("/srv", "7:8"));
+}
+
+#[test]
+fn a_docker_archive_gives_the_same_layers_as_an_oci_archive() {
+    let layer = Tar::new().file("bin/hello", b"hi").bytes();
+    let config = config(std::slice::from_ref(&layer));
+    let list = serde_json::to_vec(&serde_json::json!([
+        { "Config": "c.json", "RepoTags": ["example.org/hello:1"], "Layers": ["a/layer.tar"] }
+    ]))
+    .unwrap();
+    let archive = Tar::new()
+        .file("c.json", &config)
+        .file("b/layer.tar", &layer)
+        .link("a/layer.tar", "../b/layer.tar")
+        .file("manifest.json", &list)
+        .bytes();
+    let (docker, oci) = (store(), store());
+    docker.images.load(archive.as_slice()).unwrap();
+    let names = |lower: Vec<PathBuf>| {
+        lower.iter().map(|path| path.file_name().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let from_docker = docker.images.find("example.org/hello:1").unwrap().unwrap().rootfs.lower;
+    assert_eq!(names(from_docker), names(unpacked(&oci, &[layer])));
+}
+
+#[test]
+fn an_upper_layer_hides_files_and_follows_links_of_the_lower_one() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: stacking layers needs rights to mount");
+        return;
+    }
+    let store = store();
+    let below = Tar::new()
+        .dir("usr/lib", 0o755)
+        .link("lib", "usr/lib")
+        .dir("private", 0o700)
+        .file("private/old", b"x")
+        .file("gone", b"x")
+        .bytes();
+    let above = Tar::new()
+        .file("lib/new", b"n")
+        .file("private/new", b"n")
+        .file(".wh.gone", b"")
+        .hard_link("twin", "private/old")
+        .bytes();
+    let lower = unpacked(&store, &[below, above]);
+    assert_eq!(fs::read(lower[0].join("usr/lib/new")).unwrap(), b"n");
+    assert!(!lower[0].join("lib").exists(), "the link itself belongs to the lower layer");
+    assert_eq!(fs::metadata(lower[0].join("private")).unwrap().permissions().mode() & 0o7777, 0o700);
+    assert!(fs::symlink_metadata(lower[0].join("gone")).unwrap().file_type().is_char_device());
+    assert_eq!(fs::read(lower[0].join("twin")).unwrap(), b"x");
+}
+
+#[test]
+fn paths_and_links_never_leave_the_layer() {
+    let outside = tempfile::tempdir().unwrap();
+    let target = outside.path().to_str().unwrap().to_owned();
+    assert!(refusal(Tar::new().file("../evil", b"x").bytes()).contains("\"..\""));
+    assert!(refusal(Tar::new().hard_link("evil", "../../etc/passwd").bytes()).contains("\"..\""));
+    assert!(refusal(Tar::new().file("sub/.wh...", b"").bytes()).contains("whiteout"));
+    // A link to the outside is only text: below it there is nothing, inside or outside.
+    refusal(Tar::new().link("out", &target).file("out/evil", b"x").bytes());
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    let store = store();
+    let lower = unpacked(
+        &store,
+        &[Tar::new().dir("etc", 0o755).link("in", "/etc").file("in/a", b"x").file("/abs", b"y").bytes()],
+    );
+    assert_eq!(fs::read(lower[0].join("etc/a")).unwrap(), b"x");
+    assert_eq!(fs::read(lower[0].join("abs")).unwrap(), b"y");
+}
+
+#[test]
+fn a_bomb_stops_at_the_limit() {
+    let limits = Limits { layer_bytes_max: 1 << 20, ..Limits::default() };
+    let store = store_with(limits);
+    let layer = Tar::new().file("zeros", &vec![0; 4 << 20]).bytes();
+    let archive = oci_archive(&[layer], |_, blob| blob);
+    assert!(archive.len() < 1 << 20, "it is small as it comes");
+    assert!(store.images.load(archive.as_slice()).is_err());
+    let many = (0..200).fold(Tar::new(), |tar, number| tar.file(&number.to_string(), b""));
+    let store = store_with(Limits { layer_entries_max: 100, ..Limits::default() });
+    let error = store.images.load(oci_archive(&[many.bytes()], |_, blob| blob).as_slice()).unwrap_err();
+    assert!(error.to_string().contains("more than 100 entries"), "{error}");
+}
+
+#[test]
+fn a_flipped_bit_in_any_blob_is_noticed_and_named() {
+    for damaged in ["config", "manifest", "layer"] {
+        let store = store();
+        let layer = Tar::new().file("a", b"x").bytes();
+        let flip = |kind: &str, mut blob: Vec<u8>| {
+            if kind == damaged {
+                blob[10] ^= 1;
+            }
+            blob
+        };
+        let error = store.images.load(oci_archive(&[layer], flip).as_slice()).unwrap_err();
+        assert!(matches!(error, Error::Digest { .. }), "{damaged}: {error}");
+    }
+}
+
+#[test]
+fn an_archive_that_is_none_says_what_it_should_be() {
+    let store = store();
+    let error = store.images.load(Tar::new().file("readme", b"x").bytes().as_slice()).unwrap_err();
+    assert!(error.to_string().contains("docker save"), "{error}");
+    assert!(store.images.load(b"not an archive at all".as_slice()).is_err());
+    assert!(store.images.load(b"".as_slice()).is_err());
+}
+
+#[test]
+fn an_image_for_another_machine_is_refused_by_name() {
+    let text = br#"{"os":"linux","architecture":"z80","rootfs":{"diff_ids":["sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]}}"#;
+    let error = manifest::Configuration::parse("configuration", text).unwrap_err();
+    assert!(error.to_string().contains("z80"), "{error}");
+}
+
+#[test]
+fn blobs_travel_between_stores_by_digest() {
+    let (here, there) = (store(), store());
+    let layer = Tar::new().file("bin/hello", b"hi").bytes();
+    unpacked(&here, &[layer]);
+    let digest = here.images.digest_of("example.org/hello:1").unwrap().unwrap();
+    for blob in here.images.blobs(&digest).unwrap() {
+        there.images.put_blob(&blob, here.images.open_blob(&blob).unwrap()).unwrap();
+    }
+    assert!(there.images.has(&digest));
+    there.images.set_name("hello:1", &digest).unwrap();
+    assert!(there.images.find("docker.io/library/hello:1").unwrap().is_some());
+    assert!(there.images.put_blob(&Digest::of(b"a"), b"b".as_slice()).is_err());
+}
+
+#[test]
+fn what_is_in_no_use_goes_and_what_is_in_use_stays() {
+    let store = store();
+    let keep = store
+        .images
+        .load(oci_archive(&[Tar::new().file("a", b"1").bytes()], |_, blob| blob).as_slice())
+        .unwrap();
+    let in_use: InUse = keep.iter().map(|loaded| loaded.digest).collect();
+    store.images.remove_unused(&in_use, true).unwrap();
+    assert!(store.images.find("example.org/hello:1").unwrap().is_some());
+    assert!(store.images.remove_unused(&InUse::new(), true).unwrap() > 0);
+    assert_eq!(store.images.find("example.org/hello:1").unwrap(), None);
+    assert_eq!(fs::read_dir(store._dir.path().join("layers")).unwrap().count(), 0);
+}
+
+#[test]
+fn the_built_in_image_is_this_program() {
+    let store = store();
+    let image = store.images.find(BUILT_IN).unwrap().unwrap();
+    let program = fs::metadata("/proc/self/exe").unwrap().len();
+    assert_eq!(fs::metadata(image.rootfs.lower[0].join("skein")).unwrap().len(), program);
+    assert_eq!(store.images.find(BUILT_IN).unwrap().unwrap(), image);
+}
+
+#[test]
+fn names_mean_what_docker_means_by_them() {
+    assert_eq!(Images::full_name("nginx").unwrap(), "docker.io/library/nginx:latest");
+    assert_eq!(Images::full_name("example.org:5000/a/b:1").unwrap(), "example.org:5000/a/b:1");
+    assert!(Images::full_name("Not A Name").is_err());
+}

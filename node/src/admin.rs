@@ -1,0 +1,479 @@
+//! The daemon's own socket: the Kubernetes API without TLS for this machine's root, and skein's verbs
+//! below `/skein/v1/`, which `kubectl` does not have.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use skein_apiserver::{Body, Identity, Server, body_from, full};
+use skein_net::endpoint::Endpoint;
+use skein_net::gossip;
+use skein_net::identity::NodeId;
+use skein_raft_store::{Change, Expect, Handle, Op, Options, TokioRuntime};
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use crate::admission::{Door, all_done};
+use crate::agent::ClusterImages;
+use crate::authority::Authority;
+use crate::home::{Home, Membership};
+use crate::members::{Members, Record};
+use crate::picture::Picture;
+use crate::pieces;
+use crate::wire::{Ask, Client};
+
+/// How long pods of a leaving node may take to end before it goes anyway.
+const DRAIN_MAX: Duration = Duration::from_secs(60);
+/// Tokens live at most this long.
+const DEFAULT_TTL: Duration = Duration::from_secs(15 * 60);
+/// Bodies of our own verbs but for images, which are bounded by the image store.
+const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// See the module.
+#[derive(Clone)]
+pub(crate) struct Admin {
+    pub(crate) home: Home,
+    pub(crate) store: Handle<TokioRuntime>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) gossip: gossip::service::Handle,
+    pub(crate) members: Members,
+    pub(crate) picture: Picture,
+    pub(crate) door: Door,
+    pub(crate) authority: Authority,
+    pub(crate) images: ClusterImages,
+    pub(crate) membership: Membership,
+    pub(crate) server: Server,
+    pub(crate) stopping: CancellationToken,
+}
+
+/// What a verb answers.
+type Reply = Result<Value, (StatusCode, String)>;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct NewToken {
+    uses: Option<u32>,
+    ttl_seconds: Option<u64>,
+}
+
+impl Admin {
+    /// Serves until the daemon stops.
+    pub(crate) async fn run(self, listener: UnixListener) {
+        let admin = Arc::new(self);
+        loop {
+            let accepted = tokio::select! {
+                () = admin.stopping.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            let Ok((stream, _)) = accepted else {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            let admin = admin.clone();
+            tokio::spawn(async move {
+                let stopping = admin.stopping.clone();
+                let service = service_fn(move |request| {
+                    let admin = admin.clone();
+                    async move { Ok::<_, std::convert::Infallible>(admin.answer(request).await) }
+                });
+                let serving = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .with_upgrades();
+                tokio::select! {
+                    served = serving => if let Err(error) = served {
+                        debug!(%error, "a client of the socket went away");
+                    },
+                    // The last answer (to `leave`) is on its way when the daemon stops.
+                    () = async { stopping.cancelled().await; tokio::time::sleep(Duration::from_millis(200)).await } => {}
+                }
+            });
+        }
+        let _ = std::fs::remove_file(admin.home.socket());
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        let Some(verb) = path.strip_prefix("/skein/v1/") else {
+            let caller = Identity::administrator("root");
+            return self.server.api().answer(request.map(body_from), &caller, "socket").await;
+        };
+        let reply = self.verb(verb, request).await;
+        let (status, value) = match reply {
+            Ok(value) => (StatusCode::OK, value),
+            Err((status, message)) => (status, json!({ "message": message })),
+        };
+        let mut response = Response::new(full(value.to_string()));
+        *response.status_mut() = status;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    }
+
+    async fn verb(&self, verb: &str, request: Request<Incoming>) -> Reply {
+        let method = request.method().clone();
+        match (method, verb.split_once('/').unwrap_or((verb, ""))) {
+            (Method::GET, ("status", "")) => Ok(self.status()),
+            (Method::POST, ("tokens", "")) => self.create_token(body(request).await?).await,
+            (Method::GET, ("tokens", "")) => Ok(self.tokens()),
+            (Method::DELETE, ("tokens", id)) => self.revoke(id).await,
+            (Method::GET, ("kubeconfig", "")) => self.kubeconfig().await,
+            (Method::POST, ("images", "")) => self.load_image(request).await,
+            (Method::GET, ("images", "")) => self.list_images().await,
+            (Method::POST, ("leave", "")) => self.leave().await,
+            _ => Err((
+                StatusCode::NOT_FOUND,
+                format!("the daemon has no verb {verb:?}; it may be of another version"),
+            )),
+        }
+    }
+
+    /// From this node's own memory: it answers without a quorum too.
+    pub(crate) fn status(&self) -> Value {
+        let metrics = self.store.metrics();
+        let view = self.picture.view();
+        let gossiped = self.gossip.members().borrow().clone();
+        let me = self.endpoint.node();
+        let name_of = |node: [u8; 16]| self.members.get(NodeId(node)).map(|record| record.name);
+        let nodes: Vec<Value> = self
+            .members
+            .present()
+            .into_values()
+            .map(|record| {
+                let member = gossiped.get(&record.node);
+                let state = match member.map(|member| member.state) {
+                    _ if record.node == me => "alive",
+                    Some(gossip::State::Alive) => "alive",
+                    Some(gossip::State::Suspect) => "suspect",
+                    Some(gossip::State::Left) => "left",
+                    Some(gossip::State::Down) | None => "down",
+                };
+                let addresses = member.map(|member| member.addresses().to_vec()).filter(|known| !known.is_empty());
+                let addresses = addresses.unwrap_or(record.addresses.clone());
+                let node = view.named::<k8s_openapi::api::core::v1::Node>("", &record.name);
+                let ready = node.and_then(|node| node.status.as_ref()).and_then(|status| status.conditions.as_ref());
+                let ready = ready.is_some_and(|conditions| {
+                    conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+                });
+                let running = view.pods_on(&record.name).count();
+                let voter = record.voter();
+                json!({
+                    "name": record.name,
+                    "id": record.node.to_string(),
+                    "address": addresses.first().map(ToString::to_string),
+                    "api": member.and_then(|member| member.metadata.as_ref()).and_then(|data| data.api_address),
+                    "state": state,
+                    "voter": metrics.voters.contains(&voter),
+                    "learner": metrics.learners.contains(&voter),
+                    "ready": ready,
+                    "pods": running,
+                    "podNetwork": record.subnet.to_string(),
+                    "lag": metrics.matched.get(&voter).map(|at| metrics.last_log.saturating_sub(*at)),
+                })
+            })
+            .collect();
+        let voters = metrics.voters.len();
+        json!({
+            "cluster": self.membership.public.cluster.name,
+            "fingerprint": self.membership.public.cluster.id.fingerprint(),
+            "node": self.membership.name,
+            "id": me.to_string(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "quorum": self.has_quorum(),
+            "leader": metrics.leader.and_then(|leader| name_of(leader.node)),
+            "term": metrics.term,
+            "revision": metrics.revision,
+            "voters": voters,
+            "failuresSurvived": skein_control::voters::failures_survived(voters),
+            "failed": metrics.failed,
+            "certificateUntil": self.home.certificate().ok().flatten().map(|chain| seconds(chain.validity().until)),
+            "podTrafficEncrypted": false,
+            "nodes": nodes,
+        })
+    }
+
+    /// Whether a majority of the voters is there, as far as this node can see.
+    fn has_quorum(&self) -> bool {
+        let metrics = self.store.metrics();
+        if metrics.leads() {
+            // Heartbeats come every 100 ms; an election takes three.
+            return metrics.quorum_acked_age.is_some_and(|age| age < Duration::from_millis(1500));
+        }
+        let gossiped = self.gossip.members().borrow().clone();
+        let up = |node: [u8; 16]| {
+            node == metrics.voter.node
+                || gossiped.get(&NodeId(node)).is_some_and(|member| member.state == gossip::State::Alive)
+        };
+        let alive = metrics.voters.iter().filter(|voter| up(voter.node)).count();
+        metrics.leader.is_some_and(|leader| up(leader.node)) && 2 * alive > metrics.voters.len()
+    }
+
+    async fn create_token(&self, new: NewToken) -> Reply {
+        let ttl = new.ttl_seconds.map_or(DEFAULT_TTL, Duration::from_secs);
+        // This node first, then others: a joiner tries one after another.
+        let mut addresses: Vec<SocketAddr> = self.endpoint.reachable_addresses();
+        addresses.truncate(2);
+        let gossiped = self.gossip.members().borrow().clone();
+        for member in gossiped
+            .values()
+            .filter(|member| member.node() != self.endpoint.node() && member.state.is_active())
+        {
+            addresses.extend(member.addresses().first());
+        }
+        let token = self.door.mint(&addresses, new.uses.unwrap_or(1), ttl).await.map_err(unavailable)?;
+        Ok(json!({ "token": token.to_string(), "id": token.id().to_string() }))
+    }
+
+    fn tokens(&self) -> Value {
+        let tokens = self.door.tokens().into_iter().map(|token| {
+            let state = match () {
+                () if token.revoked => "revoked",
+                () if token.expires <= SystemTime::now() => "expired",
+                () if token.uses_left() == 0 => "used up",
+                () => "good",
+            };
+            json!({
+                "id": token.id.to_string(),
+                "state": state,
+                "usesLeft": token.uses_left(),
+                "expires": seconds(token.expires),
+            })
+        });
+        json!({ "tokens": tokens.collect::<Vec<_>>() })
+    }
+
+    async fn revoke(&self, id: &str) -> Reply {
+        match self.door.revoke(id).await.map_err(unavailable)? {
+            true => Ok(json!({})),
+            false => Err((StatusCode::NOT_FOUND, format!("there is no token {id:?}; see: skein token list"))),
+        }
+    }
+
+    /// A kubeconfig with a certificate of its own, and one context per node.
+    async fn kubeconfig(&self) -> Reply {
+        let user = format!("admin@{}", self.membership.name);
+        let here = |authority: &Authority, me: NodeId| authority.answer_client(me, &user);
+        let client: Client = self
+            .authority
+            .ask(&Ask::CertifyClient(user.clone()), here, &self.store, &self.endpoint)
+            .await
+            .map_err(unavailable)?;
+        let cluster = &self.membership.public.cluster.name;
+        let encode = |text: String| base64::engine::general_purpose::STANDARD.encode(text);
+        let authority = encode(self.membership.public.members.to_pem());
+        let gossiped = self.gossip.members().borrow().clone();
+        let me = self.endpoint.node();
+        let servers: BTreeMap<String, String> = self
+            .members
+            .present()
+            .into_values()
+            .filter_map(|record| {
+                let api =
+                    gossiped.get(&record.node).and_then(|member| member.metadata.as_ref()?.api_address)?;
+                Some((record.name, format!("https://{api}")))
+            })
+            .collect();
+        let context =
+            |name: &String| if servers.len() == 1 { cluster.clone() } else { format!("{cluster}-{name}") };
+        let current = self.members.get(me).map(|record| context(&record.name));
+        Ok(json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": servers.iter().map(|(name, server)| json!({
+                "name": context(name),
+                "cluster": {
+                    "server": server,
+                    "certificate-authority-data": authority,
+                    "tls-server-name": format!("{cluster}.skein"),
+                },
+            })).collect::<Vec<_>>(),
+            "users": [{
+                "name": format!("{cluster}-admin"),
+                "user": {
+                    "client-certificate-data": encode(client.chain.to_pem()),
+                    "client-key-data": encode(client.key_pem),
+                },
+            }],
+            "contexts": servers.keys().map(|name| json!({
+                "name": context(name),
+                "context": { "cluster": context(name), "user": format!("{cluster}-admin") },
+            })).collect::<Vec<_>>(),
+            "current-context": current,
+        }))
+    }
+
+    async fn load_image(&self, request: Request<Incoming>) -> Reply {
+        let here_only = request.uri().query().is_some_and(|query| query.contains("here=true"));
+        let (feeder, pieces) = pieces::channel();
+        let images = self.images.clone();
+        let loading = tokio::spawn(async move { images.load(pieces, here_only).await });
+        let mut body = request.into_body();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
+            let Ok(data) = frame.into_data() else { continue };
+            if !feeder.feed(data).await {
+                break;
+            }
+        }
+        drop(feeder);
+        let loaded = loading.await.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+        let loaded = loaded.map_err(|error| (StatusCode::UNPROCESSABLE_ENTITY, error))?;
+        Ok(
+            json!({ "images": loaded.iter().map(|image| json!({ "name": image.name, "digest": image.digest })).collect::<Vec<_>>() }),
+        )
+    }
+
+    async fn list_images(&self) -> Reply {
+        let local = self.images.local.clone();
+        let names = tokio::task::spawn_blocking(move || local.names()).await;
+        let names = names
+            .map_err(|error| unavailable(error.to_string()))?
+            .map_err(|error| unavailable(error.to_string()))?;
+        Ok(
+            json!({ "images": names.iter().map(|image| json!({ "name": image.name, "digest": image.digest })).collect::<Vec<_>>() }),
+        )
+    }
+
+    /// Drains, gives vote and leadership away, and stops the daemon; the machine then belongs to nobody.
+    async fn leave(&self) -> Reply {
+        let me = self.endpoint.node();
+        let others = self.members.present().len() > 1;
+        if !others {
+            let message = "this is the only node; stop it and remove its data directory to end the cluster";
+            return Err((StatusCode::CONFLICT, message.into()));
+        }
+        info!("leaves the cluster");
+        self.cordon().await.map_err(unavailable)?;
+        self.change_record(me, |record| record.leaving = true).await.map_err(unavailable)?;
+        self.delete_pods_here().await.map_err(unavailable)?;
+        let drained = async {
+            let mut revisions = self.picture.revisions();
+            while self.picture.view().pods_on(&self.membership.name).next().is_some() {
+                if revisions.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let drained = tokio::time::timeout(DRAIN_MAX, drained).await.is_ok();
+        // A leader cannot vote itself out; it hands over first, and the next one does.
+        let deadline = tokio::time::Instant::now() + DRAIN_MAX;
+        loop {
+            let metrics = self.store.metrics();
+            if metrics.leads() && metrics.voters.len() > 1 {
+                self.store.transfer_leader(None).await;
+            }
+            let record = self.members.get(me);
+            let voter = record.map(|record| record.voter());
+            if voter
+                .is_none_or(|voter| !metrics.voters.contains(&voter) && !metrics.learners.contains(&voter))
+            {
+                break;
+            }
+            if tokio::time::Instant::now() > deadline {
+                let message = "the cluster did not take this node's vote away in time; is a majority up? it stays a member";
+                return Err((StatusCode::SERVICE_UNAVAILABLE, message.into()));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let name = self.membership.name.clone();
+        let removed = self.change_record(me, |record| record.removed = true).await;
+        removed.map_err(unavailable)?;
+        let op =
+            Op { key: format!("core/nodes//{name}").into(), expect: Expect::Any, change: Change::Delete };
+        self.store
+            .propose(vec![op], Options::default())
+            .await
+            .map_err(|error| unavailable(error.to_string()))?;
+        self.gossip.leave().await;
+        self.home.forget_membership().map_err(|error| unavailable(error.to_string()))?;
+        self.stopping.cancel();
+        Ok(json!({ "drained": drained }))
+    }
+
+    async fn cordon(&self) -> Result<(), String> {
+        let key = format!("core/nodes//{}", self.membership.name);
+        self.edit(&key, |bytes| {
+            let mut node: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+            node["spec"]["unschedulable"] = true.into();
+            serde_json::to_vec(&node).map_err(|error| error.to_string())
+        })
+        .await
+    }
+
+    async fn change_record(&self, node: NodeId, change: impl Fn(&mut Record)) -> Result<(), String> {
+        self.edit(&Record::key(node), |bytes| {
+            let mut record: Record = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+            change(&mut record);
+            Ok(record.to_bytes())
+        })
+        .await
+    }
+
+    /// Reads, changes and writes one value until nobody else did so meanwhile.
+    async fn edit(&self, key: &str, change: impl Fn(&[u8]) -> Result<Vec<u8>, String>) -> Result<(), String> {
+        for _ in 0..10 {
+            self.store.read_index(Duration::from_secs(5)).await.map_err(|error| error.to_string())?;
+            let state = self.store.state();
+            let object = state.get(key).ok_or_else(|| format!("{key} is not there"))?;
+            let op = Op {
+                key: key.into(),
+                expect: Expect::Revision(object.mod_rev),
+                change: Change::Put(change(&object.value)?.into()),
+            };
+            let answer =
+                self.store.propose(vec![op], Options::default()).await.map_err(|error| error.to_string())?;
+            if all_done(&answer) {
+                self.store.wait_revision(answer.revision, Duration::from_secs(3)).await;
+                return Ok(());
+            }
+        }
+        Err(format!("{key} changes all the time; try again"))
+    }
+
+    /// Asks for the deletion of every pod here, with its own grace, through the API's own rules.
+    async fn delete_pods_here(&self) -> Result<(), String> {
+        let view = self.picture.view();
+        let pods: Vec<(String, String)> = view
+            .pods_on(&self.membership.name)
+            .filter_map(|(_, pod)| Some((pod.metadata.namespace.clone()?, pod.metadata.name.clone()?)))
+            .collect();
+        let caller = Identity::administrator("system:node-drain");
+        for (namespace, name) in pods {
+            let uri = format!("/api/v1/namespaces/{namespace}/pods/{name}");
+            let request = Request::delete(uri).body(full(Bytes::new())).map_err(|error| error.to_string())?;
+            self.server.api().answer(request, &caller, "drain").await;
+        }
+        Ok(())
+    }
+}
+
+async fn body<T: serde::de::DeserializeOwned + Default>(
+    request: Request<Incoming>,
+) -> Result<T, (StatusCode, String)> {
+    let limited = http_body_util::Limited::new(request.into_body(), BODY_BYTES_MAX);
+    let bytes =
+        limited.collect().await.map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?.to_bytes();
+    if bytes.is_empty() {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(&bytes).map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))
+}
+
+fn unavailable(message: String) -> (StatusCode, String) {
+    (StatusCode::SERVICE_UNAVAILABLE, message)
+}
+
+fn seconds(time: SystemTime) -> String {
+    let time = jiff::Timestamp::try_from(time).unwrap_or_default();
+    jiff::Timestamp::from_second(time.as_second()).unwrap_or_default().to_string()
+}

@@ -1,0 +1,237 @@
+//! Letting machines in: by a token, on the leader, as one command of the log.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use skein_net::endpoint::Endpoint;
+use skein_net::identity::NodeId;
+use skein_net::join::{Admission, Admitted, Claim, Member, Refusal};
+use skein_net::token::{Token, TokenRecord};
+use skein_podnet::Subnet;
+use skein_raft_store::{Answer, Change, Expect, Handle, Op, Options, Outcome, State, TokioRuntime};
+use tracing::info;
+
+use crate::authority::Authority;
+use crate::members::{Members, Record};
+use crate::wire::{self, Ask};
+
+const TOKENS: &str = "skein/tokens//";
+const SUBNETS: &str = "skein/subnets//";
+/// Pods per node: 254. Nodes in a /16: 256.
+const SUBNET_PREFIX: u8 = 24;
+/// Two machines that join at once may want the same subnet or name: the second looks again.
+const TRIES: usize = 8;
+
+/// Who judges claims. On every node; only the leader decides.
+#[derive(Clone)]
+pub(crate) struct Door {
+    pub(crate) store: Handle<TokioRuntime>,
+    pub(crate) authority: Authority,
+    pub(crate) members: Members,
+    pub(crate) public: skein_net::ca::Public,
+    pub(crate) cluster: Subnet,
+    /// Set once the endpoint listens, which needs a door first.
+    pub(crate) endpoint: Arc<std::sync::OnceLock<Endpoint>>,
+}
+
+#[async_trait]
+impl Admission for Door {
+    async fn admit(&self, claim: Claim) -> Result<Admitted, Refusal> {
+        let metrics = self.store.metrics();
+        if metrics.leads() {
+            return self.decide(claim).await;
+        }
+        let unavailable = |reason: &str| Refusal::Unavailable(reason.to_owned());
+        let leader = metrics.leader.ok_or_else(|| unavailable("it has no leader at the moment"))?;
+        let endpoint = self.endpoint.get().ok_or_else(|| unavailable("this node is starting"))?;
+        let answer: wire::Admission = wire::ask(endpoint, NodeId(leader.node), &Ask::Admit(Box::new(claim)))
+            .await
+            .map_err(|error| unavailable(&format!("its leader was not reached: {error}")))?;
+        answer.map(|admitted| *admitted)
+    }
+}
+
+impl Door {
+    /// Judges a claim as the leader.
+    pub(crate) async fn decide(&self, claim: Claim) -> Result<Admitted, Refusal> {
+        let unavailable = |error: &dyn std::fmt::Display| Refusal::Unavailable(error.to_string());
+        let authority = self
+            .authority
+            .held()
+            .ok_or_else(|| Refusal::Unavailable("its leader does not hold the authorities yet".into()))?;
+        let node = claim.node()?;
+        for _ in 0..TRIES {
+            // What a former claim changed must be seen before this one is judged.
+            self.store.read_index(Duration::from_secs(5)).await.map_err(|error| unavailable(&error))?;
+            let state = self.store.state();
+            let (ops, record) = self.plan(&state, &claim, node)?;
+            let answer =
+                self.store.propose(ops, Options::default()).await.map_err(|error| unavailable(&error))?;
+            if !all_done(&answer) {
+                continue;
+            }
+            let chain =
+                authority.issue_member(&claim.csr, SystemTime::now()).map_err(|error| unavailable(&error))?;
+            info!(peer = %node, name = record.name, subnet = %record.subnet, "a node joined");
+            let members = self.members.present().into_values().map(|member| Member {
+                node: member.node,
+                name: member.name,
+                addresses: self.addresses(member.node, member.addresses),
+            });
+            let public = self.public.clone();
+            return Ok(Admitted { chain, public, members: members.collect(), extra: Vec::new() });
+        }
+        Err(Refusal::Unavailable("many machines join at once".into()))
+    }
+
+    /// The command that spends the token and writes the record.
+    fn plan(&self, state: &State, claim: &Claim, node: NodeId) -> Result<(Vec<Op>, Record), Refusal> {
+        let token_key = format!("{TOKENS}{}", claim.token);
+        let token = state.get(&token_key);
+        let spent = token.and_then(|object| serde_json::from_slice::<TokenRecord>(&object.value).ok());
+        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(stamp(state));
+        let after = claim.spend(spent.as_ref(), now)?;
+        let mut ops = vec![Op {
+            key: token_key.into(),
+            expect: Expect::Revision(token.map_or(0, |object| object.mod_rev)),
+            change: Change::Put(json(&after)),
+        }];
+        let about = &claim.about;
+        let named = self.members.by_name(&about.name).filter(|member| member.node != node);
+        if let Some(member) = named {
+            return Err(Refusal::NameTaken(member.name));
+        }
+        let key = Record::key(node);
+        let known = state.get(&key);
+        let before: Option<Record> = known.and_then(|object| serde_json::from_slice(&object.value).ok());
+        if before.as_ref().is_some_and(|record| record.removed) {
+            return Err(Refusal::Removed);
+        }
+        let subnet = match &before {
+            Some(record) => record.subnet,
+            None => {
+                let (subnet, op) = self.free_subnet(state, node)?;
+                ops.push(op);
+                subnet
+            }
+        };
+        let from = SocketAddr::new(claim.from.ip(), about.listen_port);
+        let record = Record {
+            node,
+            store: about.store,
+            name: about.name.clone(),
+            addresses: vec![from],
+            subnet,
+            joined_ms: stamp(state),
+            removals_ms: before.as_ref().map(|record| record.removals_ms.clone()).unwrap_or_default(),
+            // A known key on an empty disk has voted before, under another name.
+            fresh: before.is_none(),
+            leaving: false,
+            removed: false,
+        };
+        let expect = known.map_or(Expect::Absent, |object| Expect::Revision(object.mod_rev));
+        ops.push(Op { key: key.into(), expect, change: Change::Put(record.to_bytes().into()) });
+        Ok((ops, record))
+    }
+
+    /// The lowest subnet that nobody has, and the claim on it.
+    fn free_subnet(&self, state: &State, node: NodeId) -> Result<(Subnet, Op), Refusal> {
+        let parts = (0..).map_while(|n| self.cluster.nth_part(SUBNET_PREFIX, n));
+        let free = parts
+            .map(|subnet| (subnet, format!("{SUBNETS}{}", subnet.base())))
+            .find(|(_, key)| state.get(key).is_none());
+        let (subnet, key) =
+            free.ok_or_else(|| Refusal::Denied(format!("no pod subnet is left in {}", self.cluster)))?;
+        let change = Change::Put(json(&node));
+        Ok((subnet, Op { key: key.into(), expect: Expect::Absent, change }))
+    }
+
+    fn addresses(&self, node: NodeId, otherwise: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        let known = self.endpoint.get().map(|endpoint| endpoint.book().addresses(node)).unwrap_or_default();
+        if known.is_empty() { otherwise } else { known }
+    }
+
+    /// The founder's own record: nobody let it in.
+    pub(crate) async fn found(&self, record: &Record) -> Result<(), String> {
+        let subnet = format!("{SUBNETS}{}", record.subnet.base());
+        let put = |key: String, bytes: Vec<u8>| Op {
+            key: key.into(),
+            expect: Expect::Absent,
+            change: Change::Put(bytes.into()),
+        };
+        let ops =
+            vec![put(Record::key(record.node), record.to_bytes()), put(subnet, json(&record.node).to_vec())];
+        self.store.propose(ops, Options::default()).await.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Makes a token that lets `uses` machines in for `ttl`.
+    pub(crate) async fn mint(
+        &self,
+        addresses: &[SocketAddr],
+        uses: u32,
+        ttl: Duration,
+    ) -> Result<Token, String> {
+        let root = self.public.members.roots().first().ok_or("the cluster has no root certificate")?;
+        let pin = skein_net::ca::Pin::of(root).ok_or("the cluster's root certificate does not parse")?;
+        let (token, record) =
+            Token::mint(pin, addresses, uses, ttl, SystemTime::now()).map_err(|error| error.to_string())?;
+        let op = Op {
+            key: format!("{TOKENS}{}", record.id).into(),
+            expect: Expect::Absent,
+            change: Change::Put(json(&record)),
+        };
+        let answer =
+            self.store.propose(vec![op], Options::default()).await.map_err(|error| error.to_string())?;
+        if all_done(&answer) { Ok(token) } else { Err("the token's id is taken; try again".into()) }
+    }
+
+    /// Every token that is kept, by id.
+    pub(crate) fn tokens(&self) -> Vec<TokenRecord> {
+        let state = self.store.state();
+        state
+            .range(TOKENS, None)
+            .filter_map(|(_, object)| serde_json::from_slice(&object.value).ok())
+            .collect()
+    }
+
+    /// Withdraws a token. `false` if there is none of that id.
+    pub(crate) async fn revoke(&self, id: &str) -> Result<bool, String> {
+        let key = format!("{TOKENS}{id}");
+        for _ in 0..TRIES {
+            self.store.read_index(Duration::from_secs(5)).await.map_err(|error| error.to_string())?;
+            let state = self.store.state();
+            let Some(object) = state.get(&key) else { return Ok(false) };
+            let mut record: TokenRecord =
+                serde_json::from_slice(&object.value).map_err(|error| error.to_string())?;
+            record.revoked = true;
+            let op = Op {
+                key: key.as_str().into(),
+                expect: Expect::Revision(object.mod_rev),
+                change: Change::Put(json(&record)),
+            };
+            let answer =
+                self.store.propose(vec![op], Options::default()).await.map_err(|error| error.to_string())?;
+            if all_done(&answer) {
+                return Ok(true);
+            }
+        }
+        Err("the token changes all the time; try again".into())
+    }
+}
+
+/// Whether everything a command asked for happened.
+pub(crate) fn all_done(answer: &Answer) -> bool {
+    answer.outcomes.iter().all(|outcome| matches!(outcome, Outcome::Done { .. } | Outcome::Unchanged { .. }))
+}
+
+/// The leader's moment: never earlier than the last one, as `apply` will see it.
+fn stamp(state: &State) -> u64 {
+    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    state.stamp_ms().max(wall.as_millis() as u64)
+}
+
+fn json(value: &impl serde::Serialize) -> bytes::Bytes {
+    serde_json::to_vec(value).expect("plain data has no key that is not a text").into()
+}

@@ -1,0 +1,245 @@
+//! Images as the whole cluster has them: loaded on one node, usable on every node.
+//!
+//! `load` writes name, digest and holder into the map (`skein/images//<digest of the name>`). A node that
+//! needs the image fetches its blobs from a holder and becomes one. Names that the map does not know go
+//! to their registry.
+
+use std::io::Read;
+
+use serde::{Deserialize, Serialize};
+use skein_net::endpoint::{Class, Endpoint};
+use skein_net::identity::NodeId;
+use skein_net::stream::Stream;
+use skein_raft_store::{Change, Expect, Handle, Op, Options, TokioRuntime};
+use skein_runtime::images::{BUILT_IN, Digest, Error, Image, Images, Loaded};
+use tracing::{debug, info, warn};
+
+use crate::admission::all_done;
+use crate::members::Members;
+use crate::pieces;
+use crate::wire::{self, Answer, Ask};
+
+const PREFIX: &str = "skein/images//";
+/// Pieces of a blob on its way to another node.
+const PIECE_BYTES: usize = 1 << 20;
+const TRIES: usize = 8;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Record {
+    name: String,
+    digest: Digest,
+    holders: Vec<NodeId>,
+}
+
+/// See the module. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct ClusterImages {
+    pub(crate) local: Images,
+    pub(crate) store: Handle<TokioRuntime>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) members: Members,
+}
+
+impl ClusterImages {
+    /// Has the image here. With `ask_registry` its registry is asked first what the name means; a name
+    /// that was loaded into the cluster also starts when the registry is out of reach.
+    pub(crate) async fn ensure(&self, reference: &str, ask_registry: bool) -> Result<Image, Error> {
+        if reference == BUILT_IN {
+            return self.local.ensure(reference, false, None).await;
+        }
+        let name = Images::full_name(reference)?;
+        if let Some(record) = self.record(&name) {
+            match self.fetch(&record).await {
+                Ok(image) => return Ok(image),
+                Err(error) => debug!(image = name, %error, "no holder gave the image"),
+            }
+        }
+        self.local.ensure(reference, ask_registry, None).await
+    }
+
+    /// The image if it is on this machine or on another one, without any registry.
+    pub(crate) async fn present(&self, reference: &str) -> Result<Option<Image>, Error> {
+        let here = self.local.clone();
+        let wanted = reference.to_owned();
+        let found = blocking(move || here.find(&wanted)).await?;
+        match (found, self.record(&Images::full_name(reference)?)) {
+            (Some(image), _) => Ok(Some(image)),
+            (None, Some(record)) => self.fetch(&record).await.map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// Takes an archive and, unless `here_only`, tells the cluster.
+    pub(crate) async fn load(
+        &self,
+        archive: impl Read + Send + 'static,
+        here_only: bool,
+    ) -> Result<Vec<Loaded>, String> {
+        let local = self.local.clone();
+        let loaded = blocking(move || local.load(archive))
+            .await
+            .map_err(|error| crate::report::Chain(&error).to_string())?;
+        for image in loaded.iter().filter(|_| !here_only) {
+            self.announce(image, true).await?;
+            info!(image = image.name, digest = %image.digest, "loaded");
+        }
+        Ok(loaded)
+    }
+
+    /// Writes this node among the holders; with `replace` the name means this digest from now on.
+    async fn announce(&self, image: &Loaded, replace: bool) -> Result<(), String> {
+        let key = key(&image.name);
+        for _ in 0..TRIES {
+            let state = self.store.state();
+            let object = state.get(&key);
+            let before: Option<Record> = object.and_then(|object| serde_json::from_slice(&object.value).ok());
+            let mut holders = match &before {
+                Some(record) if record.digest == image.digest => record.holders.clone(),
+                Some(_) if !replace => return Ok(()),
+                _ => Vec::new(),
+            };
+            if holders.contains(&self.endpoint.node()) {
+                return Ok(());
+            }
+            holders.push(self.endpoint.node());
+            let record = Record { name: image.name.clone(), digest: image.digest, holders };
+            let op = Op {
+                key: key.as_str().into(),
+                expect: object.map_or(Expect::Absent, |object| Expect::Revision(object.mod_rev)),
+                change: Change::Put(serde_json::to_vec(&record).expect("plain data").into()),
+            };
+            let answer =
+                self.store.propose(vec![op], Options::default()).await.map_err(|error| error.to_string())?;
+            if all_done(&answer) {
+                return Ok(());
+            }
+            self.store.wait_revision(answer.revision, std::time::Duration::from_secs(3)).await;
+        }
+        Err("the image's record changes all the time; try again".into())
+    }
+
+    fn record(&self, name: &str) -> Option<Record> {
+        self.store.state().get(&key(name)).and_then(|object| serde_json::from_slice(&object.value).ok())
+    }
+
+    /// Fetches what is missing of the image from its holders, one after another.
+    async fn fetch(&self, record: &Record) -> Result<Image, Error> {
+        let local = self.local.clone();
+        let digest = record.digest;
+        if !self.local.has(&digest) {
+            let me = self.endpoint.node();
+            let mut refusal = Error::Absent(record.name.clone());
+            for holder in
+                record.holders.iter().filter(|holder| **holder != me && self.members.get(**holder).is_some())
+            {
+                match self.fetch_from(*holder, &digest).await {
+                    Ok(()) => break,
+                    Err(error) => refusal = error,
+                }
+            }
+            if !self.local.has(&digest) {
+                return Err(refusal);
+            }
+        }
+        let loaded = Loaded { name: record.name.clone(), digest };
+        let name = loaded.name.clone();
+        let image = blocking(move || {
+            local.set_name(&name, &digest)?;
+            local.find(&name)
+        })
+        .await?
+        .ok_or_else(|| Error::Absent(record.name.clone()))?;
+        if !record.holders.contains(&self.endpoint.node()) {
+            // One more holder: a convenience, so no reason to fail.
+            if let Err(error) = self.announce(&loaded, false).await {
+                warn!(image = loaded.name, error, "could not tell that this node holds an image");
+            }
+        }
+        Ok(image)
+    }
+
+    async fn fetch_from(&self, holder: NodeId, digest: &Digest) -> Result<(), Error> {
+        let failed = |reason: String| Error::Pull { reference: digest.to_string(), reason };
+        let blobs: Answer<Vec<String>> =
+            wire::ask(&self.endpoint, holder, &Ask::Blobs(digest.to_string())).await.map_err(failed)?;
+        for blob in blobs.map_err(failed)? {
+            let blob: Digest = blob
+                .parse()
+                .map_err(|error: skein_runtime::images::InvalidDigest| failed(error.to_string()))?;
+            if self.local.has_blob(&blob) {
+                continue;
+            }
+            let ask = Ask::Blob(blob.to_string());
+            let mut stream = wire::open(&self.endpoint, holder, &ask, Class::Bulk).await.map_err(failed)?;
+            let first = stream.rx.recv().await.map_err(|error| failed(error.to_string()))?;
+            let first = first.ok_or_else(|| failed("the holder did not answer".into()))?;
+            wire::decode::<Answer<()>>(&first).map_err(failed)?.map_err(failed)?;
+            let (feeder, pieces) = pieces::channel();
+            let local = self.local.clone();
+            let writing = tokio::task::spawn_blocking(move || local.put_blob(&blob, pieces));
+            let read = async {
+                while let Some(piece) = stream.rx.recv().await.map_err(|error| failed(error.to_string()))? {
+                    if !feeder.feed(piece).await {
+                        break;
+                    }
+                }
+                Ok::<(), Error>(())
+            }
+            .await;
+            drop(feeder);
+            writing.await.map_err(|error| failed(error.to_string()))??;
+            read?;
+        }
+        Ok(())
+    }
+
+    /// Answers [`Ask::Blobs`].
+    pub(crate) async fn answer_blobs(&self, digest: &str) -> Answer<Vec<String>> {
+        let digest: Digest =
+            digest.parse().map_err(|error: skein_runtime::images::InvalidDigest| error.to_string())?;
+        let local = self.local.clone();
+        let blobs = blocking(move || local.blobs(&digest)).await.map_err(|error| error.to_string())?;
+        Ok(blobs.iter().map(ToString::to_string).collect())
+    }
+
+    /// Answers [`Ask::Blob`]: whether it is here, then its bytes in pieces.
+    pub(crate) async fn serve_blob(&self, digest: &str, mut stream: Stream) {
+        let opened = digest
+            .parse::<Digest>()
+            .map_err(|error| error.to_string())
+            .and_then(|digest| self.local.open_blob(&digest).map_err(|error| error.to_string()));
+        let said: Answer<()> = opened.as_ref().map(drop).map_err(String::clone);
+        if stream.tx.send(wire::encode(&said)).await.is_err() {
+            return;
+        }
+        if let Ok(file) = opened {
+            let mut file = tokio::fs::File::from_std(file);
+            loop {
+                let mut piece = bytes::BytesMut::with_capacity(PIECE_BYTES);
+                match tokio::io::AsyncReadExt::read_buf(&mut file, &mut piece).await {
+                    Ok(0) => break,
+                    Ok(_) => {
+                        if stream.tx.send(piece.freeze()).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(_) => return,
+                }
+            }
+        }
+        let _ = stream.tx.finish();
+    }
+}
+
+fn key(name: &str) -> String {
+    format!("{PREFIX}{}", Digest::of(name.as_bytes()).hex())
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| {
+        Err(Error::Io { doing: "finish a task on images".into(), source: std::io::Error::other(error) })
+    })
+}

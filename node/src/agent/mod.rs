@@ -1,0 +1,251 @@
+//! This node's share of the pods: what the map binds here runs here, and nothing else does.
+//!
+//! One task per pod owns its [`PodLife`](skein_control::pod::PodLife) and performs its effects; the agent
+//! only tells them what the map says. All of it is found again after a restart: the runtime lists what
+//! runs, the picture says what should.
+
+mod container;
+mod images;
+mod logs;
+mod node;
+mod pod;
+mod probes;
+mod status;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use skein_net::endpoint::Endpoint;
+use skein_net::gossip::service::Members as Gossiped;
+use skein_podnet::{Network, Peer};
+use skein_raft_store::{Handle, TokioRuntime};
+use skein_runtime::{Engine, PodUid};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::members::Members;
+use crate::picture::Picture;
+
+pub(crate) use images::ClusterImages;
+pub(crate) use logs::Logs;
+pub(crate) use node::Offer;
+
+/// How long the picture may lag behind the map at start before what is not bound here is stopped: a
+/// rebooted node must not kill pods it merely has not read about yet.
+const SETTLE_MAX: Duration = Duration::from_secs(30);
+
+/// What an agent works with. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Tools {
+    pub(crate) node: Arc<str>,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) images: ClusterImages,
+    pub(crate) network: Arc<std::sync::Mutex<Network>>,
+    pub(crate) picture: Picture,
+    pub(crate) status: status::Sender,
+    pub(crate) host_ip: std::net::IpAddr,
+}
+
+/// See the module.
+pub(crate) struct Agent {
+    pub(crate) name: String,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) images: ClusterImages,
+    pub(crate) network: Network,
+    pub(crate) picture: Picture,
+    pub(crate) store: Handle<TokioRuntime>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) members: Members,
+    pub(crate) gossiped: watch::Receiver<Arc<Gossiped>>,
+    pub(crate) offer: Offer,
+    pub(crate) host_ip: std::net::IpAddr,
+}
+
+impl Agent {
+    /// Runs until `stopping`. Pods go on when it ends: they are no part of the daemon.
+    pub(crate) async fn run(self, stopping: CancellationToken) {
+        let tasks = TaskTracker::new();
+        let (status, reports) = status::channel();
+        let tools = Tools {
+            node: self.name.as_str().into(),
+            engine: self.engine.clone(),
+            images: self.images,
+            network: Arc::new(std::sync::Mutex::new(self.network)),
+            picture: self.picture.clone(),
+            status,
+            host_ip: self.host_ip,
+        };
+        tasks.spawn(status::write(self.store.clone(), self.picture.clone(), reports, stopping.clone()));
+        tasks.spawn(node::keep(self.store.clone(), self.picture.clone(), self.offer, stopping.clone()));
+        tasks.spawn(routes(
+            tools.network.clone(),
+            self.endpoint,
+            self.members,
+            self.gossiped,
+            stopping.clone(),
+        ));
+        picture_is_settled(&self.store, &self.picture, &stopping).await;
+        pods(tools, &stopping).await;
+        tasks.close();
+        tasks.wait().await;
+    }
+}
+
+/// Waits until the picture shows what was committed before this start, or, without a quorum, for a
+/// while: then what was bound here last time is bound here still.
+async fn picture_is_settled(store: &Handle<TokioRuntime>, picture: &Picture, stopping: &CancellationToken) {
+    let settled = async {
+        if let Ok(revision) = store.read_index(SETTLE_MAX).await {
+            picture.reach(revision).await;
+        }
+    };
+    tokio::select! {
+        () = settled => {}
+        () = stopping.cancelled() => {}
+    }
+}
+
+/// One task for each pod bound here or found here.
+async fn pods(tools: Tools, stopping: &CancellationToken) {
+    let mut exits = tools.engine.exits();
+    let mut found = match tools.engine.list().await {
+        Ok(found) => found.into_iter().map(|sandbox| (sandbox.spec.pod.clone(), sandbox)).collect(),
+        Err(error) => {
+            warn!(%error, "could not find what runs on this machine");
+            BTreeMap::new()
+        }
+    };
+    if !found.is_empty() {
+        info!(count = found.len(), "adopts what runs");
+    }
+    let live: BTreeSet<String> = found.keys().map(|uid| uid.as_str().to_owned()).collect();
+    let network = tools.network.clone();
+    let retained =
+        tokio::task::spawn_blocking(move || network.lock().expect("nobody panics holding it").retain(&live));
+    if let Ok(Err(error)) = retained.await {
+        warn!(%error, "could not clear links of pods that are gone");
+    }
+    let mut running: BTreeMap<PodUid, mpsc::UnboundedSender<pod::Message>> = BTreeMap::new();
+    let tasks = TaskTracker::new();
+    let (gone, mut ended) = mpsc::unbounded_channel::<PodUid>();
+    let mut revisions = tools.picture.revisions();
+    loop {
+        let bound = bound_here(&tools);
+        for (uid, pod) in &bound {
+            let sender = running.entry(uid.clone()).or_insert_with(|| {
+                let worker = pod::Worker::new(uid.clone(), pod.clone(), found.remove(uid), tools.clone());
+                let (sender, gone, uid) = (worker.sender(), gone.clone(), uid.clone());
+                tasks.spawn(async move {
+                    worker.run().await;
+                    let _ = gone.send(uid);
+                });
+                sender
+            });
+            // A worker that is about to end takes no more; its end is on the way here.
+            let _ = sender.send(pod::Message::Desired(Some(pod.clone())));
+        }
+        for (uid, sender) in running.iter().filter(|(uid, _)| !bound.contains_key(*uid)) {
+            tracing::debug!(%uid, "no longer bound here");
+            let _ = sender.send(pod::Message::Desired(None));
+        }
+        // What runs here and is bound to no node, or to another one, runs nowhere else under this uid:
+        // it was replaced while this node was away.
+        for (uid, _) in std::mem::take(&mut found) {
+            info!(%uid, "removes a pod that is not bound here any more");
+            let tools = tools.clone();
+            tasks.spawn(async move { remove_stray(&tools, &uid).await });
+        }
+        tokio::select! {
+            () = stopping.cancelled() => break,
+            _ = revisions.changed() => {}
+            Some(uid) = ended.recv() => drop(running.remove(&uid)),
+            Some((id, exit)) = exits.next() => {
+                if let Some(sender) = running.get(&id.pod) {
+                    let _ = sender.send(pod::Message::Exited(id, exit));
+                }
+            }
+        }
+    }
+    // Workers stop where they are; their containers go on.
+    for sender in running.values() {
+        let _ = sender.send(pod::Message::Stop);
+    }
+    tasks.close();
+    tasks.wait().await;
+}
+
+/// Pods of the picture that run, or may run, on this node.
+fn bound_here(tools: &Tools) -> BTreeMap<PodUid, Arc<Pod>> {
+    let view = tools.picture.view();
+    let pods = view.pods_on(&tools.node).filter_map(|(_, pod)| {
+        let uid = pod.metadata.uid.as_deref()?.parse().ok()?;
+        Some((uid, pod.clone()))
+    });
+    pods.collect()
+}
+
+async fn remove_stray(tools: &Tools, uid: &PodUid) {
+    if let Err(error) = tools.engine.remove_sandbox(uid).await {
+        warn!(%uid, error = %crate::report::Chain(&error), "could not remove a pod");
+    }
+    let (network, pod) = (tools.network.clone(), uid.as_str().to_owned());
+    let detached =
+        tokio::task::spawn_blocking(move || network.lock().expect("nobody panics holding it").detach(&pod));
+    if let Ok(Err(error)) = detached.await {
+        warn!(%uid, %error, "could not take a pod off the network");
+    }
+}
+
+/// Keeps the routes to other nodes' pods as gossip has the nodes' addresses.
+async fn routes(
+    network: Arc<std::sync::Mutex<Network>>,
+    endpoint: Endpoint,
+    members: Members,
+    mut gossiped: watch::Receiver<Arc<Gossiped>>,
+    stopping: CancellationToken,
+) {
+    let mut set = BTreeSet::new();
+    // Members come by the map, addresses by gossip: whichever is later, a second later all is known.
+    let mut timer = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            changed = gossiped.changed() => if changed.is_err() { return },
+            _ = timer.tick() => {}
+        }
+        let peers: BTreeSet<Peer> = members
+            .present()
+            .into_values()
+            .filter(|record| record.node != endpoint.node())
+            .filter_map(|record| {
+                let known = gossiped.borrow().get(&record.node).map(|member| member.addresses().to_vec());
+                let addresses = known.filter(|known| !known.is_empty()).unwrap_or(record.addresses);
+                let via = addresses.iter().find_map(|address| match address.ip() {
+                    std::net::IpAddr::V4(address) => Some(address),
+                    std::net::IpAddr::V6(_) => None,
+                })?;
+                Some(Peer { subnet: record.subnet, via })
+            })
+            .collect();
+        if peers == set {
+            continue;
+        }
+        let (network, wanted) = (network.clone(), peers.clone());
+        let done = tokio::task::spawn_blocking(move || {
+            network.lock().expect("nobody panics holding it").set_peers(&wanted)
+        });
+        match done.await {
+            Ok(Ok(())) => set = peers,
+            Ok(Err(error)) => {
+                warn!(error = %crate::report::Chain(&error), "pods of some nodes cannot be reached");
+                // Trying the same again every second would say the same.
+                set = peers;
+            }
+            Err(_) => return,
+        }
+    }
+}

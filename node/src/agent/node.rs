@@ -1,0 +1,229 @@
+//! This machine's own Node object: made when the node joins, kept true, and said to be Ready while its
+//! agent runs. No heartbeat is written: whether a node lives is the judge's business.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use skein_raft_store::{Change, Expect, Handle, Op, Options, Outcome, TokioRuntime};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::clock;
+use crate::picture::Picture;
+
+const RETRY: Duration = Duration::from_millis(500);
+/// Pods one node takes, as kubelet has it.
+const PODS_MAX: u64 = 110;
+
+/// What this machine offers.
+#[derive(Debug, Clone)]
+pub(crate) struct Offer {
+    pub(crate) name: String,
+    pub(crate) node_id: String,
+    pub(crate) address: IpAddr,
+    pub(crate) api_port: u16,
+    pub(crate) subnet: String,
+    /// Of this many nodes on one machine each offers its share.
+    pub(crate) share: u64,
+}
+
+/// Keeps the Node object until `stopping`.
+pub(crate) async fn keep(
+    store: Handle<TokioRuntime>,
+    picture: Picture,
+    offer: Offer,
+    stopping: CancellationToken,
+) {
+    let key = format!("core/nodes//{}", offer.name);
+    let mut revisions = picture.revisions();
+    let mut said_ready = false;
+    loop {
+        let state = store.state();
+        let object = state.get(&key);
+        let before = object.and_then(|object| serde_json::from_slice::<Value>(&object.value).ok());
+        let after = offer.node(before.as_ref());
+        if before.as_ref() != Some(&after) {
+            let op = Op {
+                key: key.as_str().into(),
+                expect: object.map_or(Expect::Absent, |object| Expect::Revision(object.mod_rev)),
+                change: Change::Put(
+                    serde_json::to_vec(&after).expect("JSON is written without error").into(),
+                ),
+            };
+            let proposed = tokio::select! {
+                () = stopping.cancelled() => return,
+                proposed = store.propose(vec![op], Options::default()) => proposed,
+            };
+            match proposed {
+                Ok(answer) => {
+                    picture.reach(answer.revision).await;
+                    if !said_ready && matches!(answer.outcomes[..], [Outcome::Done { .. }]) {
+                        info!(node = offer.name, "ready");
+                        said_ready = true;
+                    }
+                    continue;
+                }
+                Err(error) => {
+                    warn!(%error, "could not write this node's object, trying on");
+                    tokio::select! {
+                        () = stopping.cancelled() => return,
+                        () = tokio::time::sleep(RETRY) => continue,
+                    }
+                }
+            }
+        }
+        loop {
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                changed = revisions.changed() => if changed.is_err() { return },
+            }
+            let present = store.state().get(&key).map(|object| object.mod_rev);
+            if present != object.map(|object| object.mod_rev) {
+                break;
+            }
+        }
+    }
+}
+
+impl Offer {
+    /// The object as it should be, given what is there: spec, labels and taints are others' to change.
+    fn node(&self, before: Option<&Value>) -> Value {
+        let mut node = before.cloned().unwrap_or_else(|| self.new_node());
+        let labels = [
+            ("kubernetes.io/hostname", self.name.as_str()),
+            ("kubernetes.io/os", "linux"),
+            ("kubernetes.io/arch", architecture()),
+            ("beta.kubernetes.io/os", "linux"),
+            ("beta.kubernetes.io/arch", architecture()),
+        ];
+        for (label, value) in labels {
+            node["metadata"]["labels"][label] = value.into();
+        }
+        node["metadata"]["annotations"]["skein.dev/node-id"] = self.node_id.as_str().into();
+        node["spec"]["podCIDR"] = self.subnet.as_str().into();
+        node["spec"]["podCIDRs"] = json!([self.subnet]);
+        let capacity = self.capacity();
+        node["status"]["capacity"] = capacity.clone();
+        node["status"]["allocatable"] = capacity;
+        node["status"]["addresses"] = json!([
+            { "type": "InternalIP", "address": self.address.to_string() },
+            { "type": "Hostname", "address": self.name },
+        ]);
+        node["status"]["daemonEndpoints"] = json!({ "kubeletEndpoint": { "Port": self.api_port } });
+        node["status"]["nodeInfo"] = node_info();
+        self.set_ready(&mut node);
+        node
+    }
+
+    fn new_node(&self) -> Value {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {
+                "name": self.name,
+                "uid": uid(),
+                "creationTimestamp": now(),
+                "generation": 1,
+            },
+            "spec": {},
+            "status": {},
+        })
+    }
+
+    /// The conditions that `kubectl` shows. Ready is taken back by the judge's verdict only, and given
+    /// back here once the taint of that verdict is gone.
+    fn set_ready(&self, node: &mut Value) {
+        let unreachable = node["spec"]["taints"].as_array().is_some_and(|taints| {
+            taints.iter().any(|taint| taint["key"] == skein_api::scheduling::UNREACHABLE)
+        });
+        if unreachable {
+            return;
+        }
+        let wanted = [
+            (
+                "MemoryPressure",
+                "False",
+                "KubeletHasSufficientMemory",
+                "kubelet has sufficient memory available",
+            ),
+            ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+            ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+            ("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+        ];
+        let mut conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        for (kind, status, reason, message) in wanted {
+            let place = conditions.iter().position(|condition| condition["type"] == kind);
+            if place.is_some_and(|place| conditions[place]["status"] == status) {
+                continue;
+            }
+            let condition = json!({
+                "type": kind, "status": status, "reason": reason, "message": message,
+                "lastTransitionTime": now(), "lastHeartbeatTime": now(),
+            });
+            match place {
+                Some(place) => conditions[place] = condition,
+                None => conditions.push(condition),
+            }
+        }
+        node["status"]["conditions"] = conditions.into();
+    }
+
+    fn capacity(&self) -> Value {
+        let cpu_millis =
+            std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64) * 1000 / self.share;
+        let memory_kib = memory_kib() / self.share;
+        let cpu = if cpu_millis.is_multiple_of(1000) {
+            (cpu_millis / 1000).to_string()
+        } else {
+            format!("{cpu_millis}m")
+        };
+        json!({
+            "cpu": cpu,
+            "memory": format!("{memory_kib}Ki"),
+            "pods": PODS_MAX.to_string(),
+            "ephemeral-storage": "0",
+        })
+    }
+}
+
+fn node_info() -> Value {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let release = read("/etc/os-release");
+    let pretty = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux");
+    json!({
+        "architecture": architecture(),
+        "bootID": read("/proc/sys/kernel/random/boot_id"),
+        "containerRuntimeVersion": concat!("skein://", env!("CARGO_PKG_VERSION")),
+        "kernelVersion": read("/proc/sys/kernel/osrelease"),
+        "kubeProxyVersion": "",
+        "kubeletVersion": concat!("v1.35.0+skein.", env!("CARGO_PKG_VERSION")),
+        "machineID": read("/etc/machine-id"),
+        "operatingSystem": "linux",
+        "osImage": pretty.trim_matches('"'),
+        "systemUUID": "",
+    })
+}
+
+fn memory_kib() -> u64 {
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    total.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn now() -> String {
+    let seconds = jiff::Timestamp::from_second(clock::wall().as_second()).unwrap_or_default();
+    seconds.to_string()
+}
+
+fn uid() -> String {
+    skein_control::chance::Chance(rand::random()).of("node").uid()
+}

@@ -1,0 +1,455 @@
+//! One pod: the shell around its life. Effects are performed at once or in a task; answers come back
+//! as messages, so that nothing makes the worker deaf.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use skein_control::container::{self, Facts};
+use skein_control::pod::{
+    Attempt, ContainerState, Effect, Exit, Found, FoundContainer, Image, ImageError, Input, PodLife,
+    PullPolicy, SandboxAttempt, StartError,
+};
+use skein_runtime::images::{self, Images};
+use skein_runtime::{ContainerId, End, Network, PodUid};
+use tokio::sync::mpsc;
+use tracing::{Instrument, debug, info_span, warn};
+
+use super::status::{Name, Report};
+use super::{Tools, probes};
+use crate::clock;
+use crate::report::Chain;
+
+/// Output of a container that stands in for its last words.
+const LAST_WORDS_LINES: u64 = 80;
+/// As much as kubelet keeps of them.
+const LAST_WORDS_BYTES: usize = 2048;
+
+/// What a worker is told.
+pub(super) enum Message {
+    /// The pod as the map has it; `None`: not bound here any more.
+    Desired(Option<Arc<Pod>>),
+    /// A container ended.
+    Exited(ContainerId, skein_runtime::Exit),
+    /// An answer to an effect.
+    Input(Input),
+    /// The daemon stops; the containers go on.
+    Stop,
+}
+
+/// See the module.
+pub(super) struct Worker {
+    uid: PodUid,
+    pod: Arc<Pod>,
+    life: PodLife,
+    tools: Tools,
+    inbox: mpsc::UnboundedReceiver<Message>,
+    sender: mpsc::UnboundedSender<Message>,
+    wake_at: Option<skein_control::time::Instant>,
+    addresses: Arc<Mutex<Vec<String>>>,
+    /// Paths of the machine that stand for volumes.
+    host_paths: Arc<Mutex<BTreeMap<String, PathBuf>>>,
+}
+
+impl Worker {
+    /// A worker for a pod bound here; `found` is what ran of it already.
+    pub(super) fn new(
+        uid: PodUid,
+        pod: Arc<Pod>,
+        found: Option<skein_runtime::Sandbox>,
+        tools: Tools,
+    ) -> Worker {
+        let host_ips = vec![tools.host_ip.to_string()];
+        let address = tools.network.lock().unwrap_or_else(PoisonError::into_inner).address(uid.as_str());
+        let addresses: Vec<String> = match &found {
+            Some(sandbox) if sandbox.spec.network == Network::Machine => host_ips.clone(),
+            Some(_) => address.iter().map(ToString::to_string).collect(),
+            None => Vec::new(),
+        };
+        let life = match found {
+            Some(sandbox) => {
+                PodLife::adopt(pod.clone(), host_ips, adopted(sandbox, &addresses), clock::now())
+            }
+            None => PodLife::new(pod.clone(), host_ips, clock::now()),
+        };
+        let (sender, inbox) = mpsc::unbounded_channel();
+        let addresses = Arc::new(Mutex::new(addresses));
+        Worker { uid, pod, life, tools, inbox, sender, wake_at: None, addresses, host_paths: Arc::default() }
+    }
+
+    pub(super) fn sender(&self) -> mpsc::UnboundedSender<Message> {
+        self.sender.clone()
+    }
+
+    /// Runs until nothing of the pod is left, or the daemon stops.
+    pub(super) async fn run(mut self) {
+        let pod = format!("{}/{}", self.namespace(), self.name());
+        let span = info_span!("pod", %pod, uid = %self.uid);
+        async {
+            loop {
+                let input = tokio::select! {
+                    biased;
+                    message = self.inbox.recv() => match message {
+                        Some(Message::Desired(desired)) => {
+                            if let Some(pod) = &desired {
+                                self.pod = pod.clone();
+                            }
+                            Input::Desired(desired)
+                        }
+                        Some(Message::Exited(id, exit)) => self.ended(id, exit).await,
+                        Some(Message::Input(input)) => input,
+                        Some(Message::Stop) | None => return,
+                    },
+                    () = sleep_until(self.wake_at) => {
+                        self.wake_at = None;
+                        Input::Woken
+                    }
+                };
+                let mut effects = Vec::new();
+                self.life.handle(clock::now(), input, &mut effects);
+                for effect in effects {
+                    if self.perform(effect) {
+                        return;
+                    }
+                }
+            }
+        }
+        .instrument(span)
+        .await;
+    }
+
+    /// Returns whether the worker is done.
+    fn perform(&mut self, effect: Effect) -> bool {
+        match effect {
+            Effect::MakeSandbox { attempt } => self.spawn(make_sandbox(self.scene(), attempt)),
+            Effect::PullImage { container, pull, image, policy } => {
+                let scene = self.scene();
+                self.spawn(async move {
+                    let result = have_image(&scene, &image, policy).await;
+                    Some(Input::Image { container, pull, result })
+                });
+            }
+            Effect::StartContainer { name, attempt, image } => {
+                let scene = self.scene();
+                self.spawn(async move {
+                    let state = match start(&scene, &name, attempt, &image).await {
+                        Ok(started_at) => ContainerState::Running { started_at },
+                        Err(error) => ContainerState::Failed(error),
+                    };
+                    Some(Input::Container { name, attempt, state })
+                });
+            }
+            Effect::StopContainer { name, attempt, grace } => {
+                let scene = self.scene();
+                self.spawn(async move {
+                    let id = scene.id(&name, attempt)?;
+                    // The exit comes by the stream of exits as well; whichever is first counts.
+                    if let Err(error) = scene.tools.engine.stop(&id, grace).await {
+                        debug!(container = %id, error = %Chain(&error), "could not stop a container");
+                    }
+                    None
+                });
+            }
+            Effect::KillContainer { name, attempt } => {
+                let scene = self.scene();
+                self.spawn(async move {
+                    let id = scene.id(&name, attempt)?;
+                    match scene.tools.engine.kill(&id).await {
+                        Ok(_) => None,
+                        // Nothing of it is there: that is what was asked for, and the life must hear so.
+                        Err(skein_runtime::Error::NoContainer(_) | skein_runtime::Error::NoSandbox(_)) => {
+                            let state = ContainerState::Lost { noticed_at: clock::wall() };
+                            Some(Input::Container { name, attempt, state })
+                        }
+                        Err(error) => {
+                            warn!(container = %id, error = %Chain(&error), "could not kill a container");
+                            None
+                        }
+                    }
+                });
+            }
+            Effect::RemoveContainer { name, attempt } => {
+                let scene = self.scene();
+                self.spawn(async move {
+                    let id = scene.id(&name, attempt)?;
+                    if let Err(error) = scene.tools.engine.remove(&id).await {
+                        debug!(container = %id, error = %Chain(&error), "could not remove a container");
+                    }
+                    None
+                });
+            }
+            Effect::RemoveSandbox => self.spawn(remove_sandbox(self.scene())),
+            Effect::Probe { container, attempt, kind, probe, timeout } => {
+                let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let pod = self.pod.clone();
+                self.spawn(async move {
+                    let ok = probes::probe(&pod, &container, &probe, addresses.first(), timeout).await;
+                    Some(Input::Probed { container, attempt, kind, ok })
+                });
+            }
+            Effect::Report(status) => self.report(Report::Status(status)),
+            Effect::Gone { delete } => {
+                if delete {
+                    self.report(Report::Delete);
+                }
+                return true;
+            }
+            Effect::WakeAt(at) => self.wake_at = Some(at),
+        }
+        false
+    }
+
+    fn report(&self, report: Report) {
+        let name = Name {
+            namespace: self.namespace().to_owned(),
+            name: self.name().to_owned(),
+            uid: self.uid.as_str().to_owned(),
+        };
+        self.tools.status.send(name, report);
+    }
+
+    /// The end of a container in the words of the life.
+    async fn ended(&self, id: ContainerId, exit: skein_runtime::Exit) -> Input {
+        let wants_output =
+            container::plan(&self.tools.picture.view(), &self.pod, &id.name, &Facts::default())
+                .is_ok_and(|plan| plan.termination_message_from_log);
+        let failed = !matches!(exit.end, End::Exited { code: 0, .. });
+        let output = match wants_output && failed && exit.message.is_none() {
+            true => last_words(&self.tools, &id).await,
+            false => None,
+        };
+        Input::Container { name: id.name, attempt: Attempt(id.attempt), state: state_of(exit, output) }
+    }
+
+    fn spawn(&self, work: impl Future<Output = Option<Input>> + Send + 'static) {
+        let sender = self.sender.clone();
+        let answer = async move {
+            if let Some(input) = work.await {
+                // The worker may have ended meanwhile; then nobody wants to know.
+                let _ = sender.send(Message::Input(input));
+            }
+        };
+        tokio::spawn(answer.in_current_span());
+    }
+
+    fn scene(&self) -> Scene {
+        Scene {
+            uid: self.uid.clone(),
+            pod: self.pod.clone(),
+            tools: self.tools.clone(),
+            addresses: self.addresses.clone(),
+            host_paths: self.host_paths.clone(),
+        }
+    }
+
+    fn namespace(&self) -> &str {
+        self.pod.metadata.namespace.as_deref().unwrap_or_default()
+    }
+
+    fn name(&self) -> &str {
+        self.pod.metadata.name.as_deref().unwrap_or_default()
+    }
+}
+
+/// What a task of a worker needs.
+struct Scene {
+    uid: PodUid,
+    pod: Arc<Pod>,
+    tools: Tools,
+    addresses: Arc<Mutex<Vec<String>>>,
+    host_paths: Arc<Mutex<BTreeMap<String, PathBuf>>>,
+}
+
+impl Scene {
+    fn id(&self, name: &str, attempt: Attempt) -> Option<ContainerId> {
+        ContainerId::new(self.uid.clone(), name, attempt.0).ok()
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            pod_ips: self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            host_ips: vec![self.tools.host_ip.to_string()],
+        }
+    }
+}
+
+async fn make_sandbox(scene: Scene, attempt: SandboxAttempt) -> Option<Input> {
+    let result = async {
+        let plan = container::sandbox(&scene.pod);
+        let spec = super::container::sandbox(&scene.uid, &scene.pod, &plan);
+        let sandbox =
+            scene.tools.engine.create_sandbox(spec).await.map_err(|error| Chain(&error).to_string())?;
+        let addresses = match sandbox.netns {
+            None => vec![scene.tools.host_ip.to_string()],
+            Some(netns) => {
+                let (network, uid) = (scene.tools.network.clone(), scene.uid.clone());
+                let attached = tokio::task::spawn_blocking(move || {
+                    network.lock().unwrap_or_else(PoisonError::into_inner).attach(uid.as_str(), &netns)
+                });
+                let address = attached.await.map_err(|error| error.to_string())?;
+                vec![address.map_err(|error| Chain(&error).to_string())?.to_string()]
+            }
+        };
+        *scene.addresses.lock().unwrap_or_else(PoisonError::into_inner) = addresses.clone();
+        Ok(skein_control::pod::Sandbox { addresses })
+    };
+    let result = result.await;
+    Some(Input::Sandbox { attempt, result })
+}
+
+async fn remove_sandbox(scene: Scene) -> Option<Input> {
+    // What cannot be removed now is tried again until it can: the pod's object waits for it.
+    loop {
+        let (network, uid) = (scene.tools.network.clone(), scene.uid.clone());
+        let detached = tokio::task::spawn_blocking(move || {
+            network.lock().unwrap_or_else(PoisonError::into_inner).detach(uid.as_str())
+        });
+        if let Ok(Err(error)) = detached.await {
+            warn!(error = %Chain(&error), "could not take the pod off the network");
+        }
+        match scene.tools.engine.remove_sandbox(&scene.uid).await {
+            Ok(()) => return Some(Input::SandboxRemoved),
+            Err(error) => warn!(error = %Chain(&error), "could not remove the pod's sandbox, trying on"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+async fn have_image(scene: &Scene, image: &str, policy: PullPolicy) -> Result<Image, ImageError> {
+    if let Err(error) = Images::full_name(image).map(drop)
+        && image != images::BUILT_IN
+    {
+        return Err(ImageError::InvalidName(error.to_string()));
+    }
+    let cluster = &scene.tools.images;
+    let had = match policy {
+        PullPolicy::Never => match cluster.present(image).await {
+            Ok(None) => return Err(ImageError::NeverPull),
+            Ok(Some(image)) => Ok(image),
+            Err(error) => Err(error),
+        },
+        PullPolicy::Always => cluster.ensure(image, true).await,
+        PullPolicy::IfNotPresent => cluster.ensure(image, false).await,
+    };
+    let had = had.map_err(|error| ImageError::Pull(Chain(&error).to_string()))?;
+    Ok(Image { id: had.digest.to_string() })
+}
+
+async fn start(scene: &Scene, name: &str, attempt: Attempt, image: &Image) -> Result<Timestamp, StartError> {
+    let refused = |reason: &str, message: String| StartError { reason: reason.to_owned(), message };
+    let view = scene.tools.picture.view();
+    let facts = scene.facts();
+    for volume in
+        container::volumes(&view, &scene.pod, &facts).map_err(container::Error::into_volume_error)?
+    {
+        let volume_name = volume.name.clone();
+        match super::container::volume(volume) {
+            Ok(volume) => {
+                let put = scene.tools.engine.put_volume(&scene.uid, &volume_name, volume).await;
+                put.map_err(|error| refused("ContainerCreating", Chain(&error).to_string()))?;
+            }
+            Err((path, kind)) => {
+                super::container::prepare_host_path(&path, kind)
+                    .map_err(|error| refused("ContainerCreating", error))?;
+                scene.host_paths.lock().unwrap_or_else(PoisonError::into_inner).insert(volume_name, path);
+            }
+        }
+    }
+    let plan =
+        container::plan(&view, &scene.pod, name, &facts).map_err(container::Error::into_start_error)?;
+    let reference = image_reference(&scene.pod, name).unwrap_or_default();
+    let unpacked = scene.tools.images.present(&reference).await;
+    let unpacked = unpacked.map_err(|error| refused("CreateContainerError", Chain(&error).to_string()))?;
+    let unpacked = unpacked.ok_or_else(|| {
+        refused("CreateContainerError", format!("image {reference} is gone from this machine"))
+    })?;
+    let sandbox = container::sandbox(&scene.pod);
+    let id = ContainerId::new(scene.uid.clone(), name, attempt.0)
+        .map_err(|error| refused("CreateContainerError", error.to_string()))?;
+    let host_paths = scene.host_paths.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let around = super::container::Surroundings {
+        id,
+        image: &image.id,
+        rootfs: unpacked.rootfs,
+        volumes: &host_paths,
+        hostname: sandbox.hostname,
+        pod_ip: facts.pod_ips.first().and_then(|address| address.parse().ok()),
+        host_aliases: &sandbox.host_aliases,
+    };
+    let running = scene.tools.engine.start(super::container::container(plan, around)).await;
+    let running = running.map_err(|error| match &error {
+        skein_runtime::Error::Refused { .. } => refused("CreateContainerConfigError", error.to_string()),
+        _ => refused("RunContainerError", Chain(&error).to_string()),
+    })?;
+    Ok(timestamp(running.started_at))
+}
+
+fn image_reference(pod: &Pod, name: &str) -> Option<String> {
+    let spec = pod.spec.as_ref()?;
+    let mut containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    containers.find(|container| container.name == name)?.image.clone()
+}
+
+async fn last_words(tools: &Tools, id: &ContainerId) -> Option<String> {
+    let options = skein_runtime::LogOptions { tail_lines: Some(LAST_WORDS_LINES), ..Default::default() };
+    let mut log = tools.engine.logs(&id.pod, &id.name, options).await.ok()?;
+    let mut words = Vec::new();
+    while let Some(Ok(piece)) = log.next().await {
+        words.extend_from_slice(&piece);
+    }
+    let from = words.len().saturating_sub(LAST_WORDS_BYTES);
+    Some(String::from_utf8_lossy(&words[from..]).into_owned()).filter(|words| !words.is_empty())
+}
+
+fn adopted(sandbox: skein_runtime::Sandbox, addresses: &[String]) -> Found {
+    let mut newest: BTreeMap<String, skein_runtime::Container> = BTreeMap::new();
+    for container in sandbox.containers {
+        // In order of attempt: the last one stays.
+        newest.insert(container.id.name.clone(), container);
+    }
+    let containers = newest.into_values().map(|container| FoundContainer {
+        name: container.id.name.clone(),
+        attempt: Attempt(container.id.attempt),
+        image: container.labels.get(super::container::IMAGE).map(|id| Image { id: id.clone() }),
+        state: match container.state {
+            skein_runtime::ContainerState::Running(running) => {
+                ContainerState::Running { started_at: timestamp(running.started_at) }
+            }
+            skein_runtime::ContainerState::Ended(exit) => state_of(exit, None),
+        },
+    });
+    let sandbox = sandbox.ready.then(|| skein_control::pod::Sandbox { addresses: addresses.to_vec() });
+    Found { sandbox, containers: containers.collect() }
+}
+
+fn state_of(exit: skein_runtime::Exit, output: Option<String>) -> ContainerState {
+    let finished_at = timestamp(exit.finished_at);
+    match exit.end {
+        End::Exited { code, signal, oom } => ContainerState::Exited(Exit {
+            code,
+            signal,
+            oom_killed: oom,
+            started_at: exit.started_at.map_or(finished_at, timestamp),
+            finished_at,
+            message: exit.message.or(output),
+        }),
+        End::Lost => ContainerState::Lost { noticed_at: finished_at },
+        End::Failed { reason } => {
+            ContainerState::Failed(StartError { reason: "RunContainerError".to_owned(), message: reason })
+        }
+    }
+}
+
+fn timestamp(time: SystemTime) -> Timestamp {
+    Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+async fn sleep_until(at: Option<skein_control::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep(at.since(clock::boot())).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,219 @@
+//! What a user can say. Exit codes: 0 done, 1 failed, 2 wrong usage.
+
+mod demo;
+mod run;
+mod talk;
+mod verbs;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::report::Chain;
+
+/// A Kubernetes-shaped cluster without a master: every machine runs this program, any node answers kubectl.
+#[derive(Debug, Parser)]
+#[command(name = "skein", version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Clone, Args)]
+struct Global {
+    /// Where this node keeps everything.
+    #[arg(long, global = true, env = "SKEIN_DATA_DIR", default_value = crate::home::DEFAULT, value_name = "DIR")]
+    data_dir: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Start this machine's node; on an empty data directory it founds a new cluster.
+    Up {
+        #[command(flatten)]
+        node: NodeArgs,
+        /// Name of the cluster, when a new one is founded.
+        #[arg(long, default_value = "home", value_name = "NAME")]
+        cluster: String,
+        /// Found a new cluster here even if another one is heard on this network.
+        #[arg(long)]
+        new_cluster: bool,
+    },
+    /// Join the cluster that made TOKEN, and run. Afterwards `skein up` is enough.
+    Join {
+        /// The word that `skein token create` printed.
+        token: String,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// Who is there: members, voters, leader, pods. Works without a quorum too.
+    Status {
+        #[arg(short, long, default_value = "table")]
+        output: Output,
+    },
+    /// Tokens that let machines join.
+    #[command(subcommand)]
+    Token(TokenVerb),
+    /// Images of this node and of the cluster.
+    #[command(subcommand)]
+    Image(ImageVerb),
+    /// Print a kubeconfig that works from other machines, with one context per node.
+    Kubeconfig,
+    /// Drain this node, hand over its vote and leadership, and take it out of the cluster.
+    Leave,
+    /// Three real nodes on this one machine: a Deployment, a killed node, the pods back elsewhere.
+    Demo(demo::Demo),
+}
+
+#[derive(Debug, Clone, Args)]
+struct NodeArgs {
+    /// This node's name in the cluster; the host name unless given.
+    #[arg(long)]
+    name: Option<String>,
+    /// Where other nodes reach this one, UDP.
+    #[arg(long, default_value = "0.0.0.0:7946", value_name = "IP:PORT")]
+    listen: SocketAddr,
+    /// Where the Kubernetes API is served, TCP.
+    #[arg(long, default_value = "0.0.0.0:6443", value_name = "IP:PORT")]
+    api_listen: SocketAddr,
+    /// For labs: the cgroup of this node's pods, below each hierarchy's root.
+    #[arg(long, hide = true, env = "SKEIN_CGROUP")]
+    cgroup: Option<String>,
+    /// For labs: how many nodes share this machine; each offers its part.
+    #[arg(long, hide = true, env = "SKEIN_SHARE", default_value_t = 1)]
+    share: u64,
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenVerb {
+    /// Print a new token, and nothing else.
+    Create {
+        /// How many machines may join by it.
+        #[arg(long, default_value_t = 1)]
+        uses: u32,
+        /// How long it is good: 90s, 15m, 24h, 7d.
+        #[arg(long, default_value = "15m", value_parser = duration)]
+        ttl: Duration,
+    },
+    /// The tokens that are kept.
+    List {
+        #[arg(short, long, default_value = "table")]
+        output: Output,
+    },
+    /// Withdraw a token by its id.
+    Revoke { id: String },
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageVerb {
+    /// Make the images of an OCI or `docker save` archive usable on every node.
+    Load {
+        /// The archive; `-` for standard input.
+        file: PathBuf,
+        /// On this node only.
+        #[arg(long)]
+        here: bool,
+    },
+    /// The images of this node.
+    List {
+        #[arg(short, long, default_value = "table")]
+        output: Output,
+    },
+}
+
+/// How answers look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+    Yaml,
+    Name,
+}
+
+/// Reads the command line and does what it says.
+pub(crate) fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let dir = cli.global.data_dir;
+    let done = match cli.verb {
+        Verb::Up { node, cluster, new_cluster } => run::up(&dir, node, &cluster, new_cluster),
+        Verb::Join { token, node } => run::join(&dir, node, &token),
+        Verb::Status { output } => verbs::status(&dir, output),
+        Verb::Token(TokenVerb::Create { uses, ttl }) => verbs::create_token(&dir, uses, ttl),
+        Verb::Token(TokenVerb::List { output }) => verbs::list_tokens(&dir, output),
+        Verb::Token(TokenVerb::Revoke { id }) => verbs::revoke_token(&dir, &id),
+        Verb::Image(ImageVerb::Load { file, here }) => verbs::load_image(&dir, &file, here),
+        Verb::Image(ImageVerb::List { output }) => verbs::list_images(&dir, output),
+        Verb::Kubeconfig => verbs::kubeconfig(&dir),
+        Verb::Leave => verbs::leave(&dir),
+        Verb::Demo(demo) => demo::run(demo),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("skein: {}", Chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A number and a unit; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("cannot read {text:?} as a time; write it like 90s, 15m, 24h or 7d");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let seconds = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_stand_before_or_after_the_verb() {
+        for line in ["skein --data-dir /x status", "skein status --data-dir /x"] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(cli.global.data_dir, PathBuf::from("/x"));
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_exit_code_2() {
+        assert_eq!(Cli::try_parse_from(["skein", "status", "--nonsense"]).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("15m"), Ok(Duration::from_secs(900)));
+        assert_eq!(duration("7d"), Ok(Duration::from_secs(604_800)));
+        for wrong in ["", "m", "15 m", "1y", "-1s", "99999999999999999999d"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! `skein up` and `skein join`: found, join, run.
+
+use std::io::IsTerminal;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use skein_net::ca::ClusterCa;
+use skein_net::identity::Identity;
+use skein_net::join::{self, About};
+use skein_net::token::Token;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::NodeArgs;
+use crate::clock::WallTime;
+use crate::daemon::{self, Config, Failure, Node};
+use crate::home::{Home, Membership};
+
+/// How long a joiner waits for its vote before it says how many failures the cluster survives.
+const VOTE_WAIT: Duration = Duration::from_secs(5);
+
+pub(super) fn up(dir: &Path, args: NodeArgs, cluster: &str, _new_cluster: bool) -> Result<(), Failure> {
+    log_to_stderr();
+    let home = Home::new(dir);
+    let identity = Identity::load_or_create(dir)?;
+    match home.membership()? {
+        Some(membership) if !membership.founding => {
+            let chain = home.certificate()?.ok_or(
+                "the data directory has lost its certificate (member.json); join again with a new token",
+            )?;
+            run(home, identity, membership, chain, args, Greeting::Back)
+        }
+        _ => {
+            let name = node_name(args.name.as_deref())?;
+            // A crash between these steps founds anew: nobody can have joined what never ran.
+            let authority = ClusterCa::create(cluster, SystemTime::now())?;
+            let csr = identity.csr()?;
+            let chain = authority.issue_member(&csr, SystemTime::now())?;
+            home.set_authority(&identity, &authority)?;
+            home.set_certificate(&chain)?;
+            let membership = Membership { public: authority.public(), name, founding: true };
+            home.set_membership(&membership)?;
+            run(home, identity, membership, chain, args, Greeting::Founded)
+        }
+    }
+}
+
+pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failure> {
+    log_to_stderr();
+    // A typing error is told before anything is made or asked.
+    let token: Token = token.trim().parse()?;
+    let home = Home::new(dir);
+    if let Some(membership) = home.membership()? {
+        let cluster = membership.public.cluster.name;
+        return Err(format!(
+            "this machine already belongs to cluster {cluster:?} ({}); start it with: skein up, or give another --data-dir",
+            membership.public.cluster.id.fingerprint()
+        )
+        .into());
+    }
+    let identity = Identity::load_or_create(dir)?;
+    let name = node_name(args.name.as_deref())?;
+    let about = About {
+        name: name.clone(),
+        store: identity.store(),
+        generation: identity.generation(),
+        listen_port: args.listen.port(),
+        api_port: args.api_listen.port(),
+        extra: Vec::new(),
+    };
+    let csr = identity.csr()?;
+    let admitted = runtime()?.block_on(async {
+        // Any port will do: the answer comes back over the same connection.
+        let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+        let endpoint = quinn::Endpoint::client(any)?;
+        let admitted = join::join(&endpoint, &token, &csr, &about, WallTime::provider()).await;
+        endpoint.close(0u32.into(), b"");
+        endpoint.wait_idle().await;
+        Ok::<_, Failure>(admitted?)
+    })?;
+    let mut pages = skein_net::address_book::Pages::default();
+    for member in &admitted.members {
+        let page = pages.0.entry(member.node).or_default();
+        page.name.clone_from(&member.name);
+        page.addresses.clone_from(&member.addresses);
+    }
+    home.set_addresses(&pages)?;
+    home.set_certificate(&admitted.chain)?;
+    let membership = Membership { public: admitted.public, name, founding: false };
+    // Last: with this file the machine is a member.
+    home.set_membership(&membership)?;
+    run(home, identity, membership, admitted.chain, args, Greeting::Joined)
+}
+
+/// What the operator is told once the node runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Greeting {
+    Founded,
+    Joined,
+    Back,
+}
+
+fn run(
+    home: Home,
+    identity: Identity,
+    membership: Membership,
+    chain: skein_net::ca::Chain,
+    args: NodeArgs,
+    greeting: Greeting,
+) -> Result<(), Failure> {
+    let config = Config {
+        home: home.clone(),
+        listen: args.listen,
+        api_listen: args.api_listen,
+        cgroup: args.cgroup,
+        share: args.share,
+    };
+    let runtime = runtime()?;
+    let done = runtime.block_on(async {
+        let stopping = CancellationToken::new();
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let asked = stopping.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            asked.cancel();
+        });
+        let greet = |node: &Node| {
+            let greeting = Greet::new(node, &home, greeting);
+            tokio::spawn(greeting.say());
+        };
+        daemon::run(config, identity, membership, chain, stopping, greet).await
+    });
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    done
+}
+
+/// What is said on standard output; the log goes to standard error.
+struct Greet {
+    greeting: Greeting,
+    store: skein_raft_store::Handle<skein_raft_store::TokioRuntime>,
+    members: crate::members::Members,
+    door: crate::admission::Door,
+    addresses: Vec<SocketAddr>,
+    api: SocketAddr,
+    name: String,
+    cluster: skein_net::ca::Cluster,
+    home: Home,
+}
+
+impl Greet {
+    fn new(node: &Node, home: &Home, greeting: Greeting) -> Greet {
+        Greet {
+            greeting,
+            store: node.store.clone(),
+            members: node.members.clone(),
+            door: node.door.clone(),
+            addresses: node.endpoint.reachable_addresses(),
+            api: node.api_address,
+            name: node.membership.name.clone(),
+            cluster: node.membership.public.cluster.clone(),
+            home: home.clone(),
+        }
+    }
+
+    async fn say(self) {
+        let dir = match self.home.dir() {
+            dir if dir == Path::new(crate::home::DEFAULT) => String::new(),
+            dir => format!(" --data-dir {}", dir.display()),
+        };
+        match self.greeting {
+            Greeting::Founded => {
+                println!(
+                    "Founded cluster {:?}, fingerprint {}",
+                    self.cluster.name,
+                    self.cluster.id.fingerprint()
+                );
+                println!("This node is {}; the Kubernetes API is at https://{}", self.name, self.api);
+                println!("kubeconfig:            skein kubeconfig{dir} > ~/.kube/config");
+                match self.door.mint(&self.addresses, 1, Duration::from_secs(15 * 60)).await {
+                    Ok(token) => println!("On the next machine:   skein join {token}"),
+                    Err(error) => println!("For the next machine:  skein token create{dir}   ({error})"),
+                }
+                println!("One node survives no failure. Add two more to survive one.");
+            }
+            Greeting::Joined => {
+                let me = self.store.voter();
+                let mut changes = self.store.on_change();
+                let votes = async {
+                    while !self.store.metrics().voters.contains(&me) {
+                        if !changes.changed().await {
+                            return;
+                        }
+                    }
+                };
+                // A fourth node, say, gets no vote: the cluster survives what it survived before.
+                let _ = tokio::time::timeout(VOTE_WAIT, votes).await;
+                let survived = skein_control::voters::failures_survived(self.store.metrics().voters.len());
+                let failures =
+                    if survived == 1 { "1 failure".to_owned() } else { format!("{survived} failures") };
+                println!(
+                    "Joined {:?} as {} (node {} of {}). The cluster now survives {failures}.",
+                    self.cluster.name,
+                    self.name,
+                    self.members.present().len(),
+                    self.members.present().len(),
+                );
+            }
+            Greeting::Back => println!(
+                "{} is back in cluster {:?}; the Kubernetes API is at https://{}",
+                self.name, self.cluster.name, self.api
+            ),
+        }
+        info!("up");
+    }
+}
+
+/// The name given, or the machine's own, made a DNS label.
+fn node_name(given: Option<&str>) -> Result<String, Failure> {
+    let machine = || nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned());
+    let name = match given {
+        Some(name) => name.to_owned(),
+        // What a machine calls itself may hold capitals and dots.
+        None => machine()?.split('.').next().unwrap_or_default().to_lowercase().replace('_', "-"),
+    };
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let good = (1..=63).contains(&name.len()) && name.chars().all(allowed);
+    let good = good && !name.starts_with('-') && !name.ends_with('-');
+    match good {
+        true => Ok(name),
+        false => Err(format!(
+            "cannot call a node {name:?}; give --name with up to 63 lower-case letters, digits and dashes"
+        )
+        .into()),
+    }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    tokio::runtime::Builder::new_multi_thread()
+        // More threads cost memory and help nobody here: the work is small and many-sided.
+        .worker_threads(cores.clamp(2, 4))
+        .thread_stack_size(1 << 20)
+        .enable_all()
+        .build()
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SKEIN_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn,quinn=warn,foca=warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    // Both TLS stacks use this one; a second provider in the tree would make the default ambiguous.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_nodes_are_dns_labels() {
+        assert_eq!(node_name(Some("kitchen-pi")).unwrap(), "kitchen-pi");
+        for wrong in ["", "Kitchen", "-pi", "pi-", "a.b", "ä", &"x".repeat(64)] {
+            assert!(node_name(Some(wrong)).is_err(), "{wrong}");
+        }
+        assert!(node_name(None).is_ok());
+    }
+}

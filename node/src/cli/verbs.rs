@@ -1,0 +1,198 @@
+//! The verbs that ask the daemon and print its answer.
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use http::Method;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use serde_json::{Value, json};
+
+use super::Output;
+use super::talk::{talk, talk_with};
+use crate::daemon::Failure;
+
+/// Pieces in which an archive goes to the daemon.
+const PIECE_BYTES: usize = 1 << 20;
+
+pub(super) fn status(dir: &Path, output: Output) -> Result<(), Failure> {
+    let status = talk(dir, Method::GET, "status", None)?;
+    if output == Output::Name {
+        return lines(
+            status["nodes"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|node| format!("node/{}", text(&node["name"]))),
+        );
+    }
+    if output != Output::Table {
+        return print(&status, output);
+    }
+    let quorum =
+        if status["quorum"] == true { "yes" } else { "NO: writes wait until a majority of the voters is up" };
+    let survived = status["failuresSurvived"].as_u64().unwrap_or(0);
+    let mut out = vec![
+        format!("cluster      {} ({})", text(&status["cluster"]), text(&status["fingerprint"])),
+        format!("this node    {}", text(&status["node"])),
+        format!("leader       {} (term {})", or(&status["leader"], "none"), status["term"]),
+        format!("quorum       {quorum}"),
+        format!("survives     {survived} more failure{}", if survived == 1 { "" } else { "s" }),
+        format!("certificate  until {}", or(&status["certificateUntil"], "unknown")),
+        "pod traffic  not encrypted between nodes".to_owned(),
+        String::new(),
+    ];
+    if let Some(failed) = status["failed"].as_str() {
+        out.insert(4, format!("store        STOPPED on this node: {failed}"));
+    }
+    let rows = status["nodes"].as_array().into_iter().flatten().map(|node| {
+        let role = match (node["voter"].as_bool(), node["learner"].as_bool()) {
+            (Some(true), _) if node["name"] == status["leader"] => "leader",
+            (Some(true), _) => "voter",
+            (_, Some(true)) => "learner",
+            _ => "-",
+        };
+        vec![
+            text(&node["name"]),
+            text(&node["state"]),
+            role.to_owned(),
+            if node["ready"] == true { "yes" } else { "no" }.to_owned(),
+            node["pods"].to_string(),
+            node["lag"].as_u64().map_or("-".into(), |lag| lag.to_string()),
+            or(&node["address"], "-"),
+        ]
+    });
+    out.extend(table(&["NAME", "STATE", "VOTE", "READY", "PODS", "LAG", "ADDRESS"], rows));
+    lines(out)
+}
+
+pub(super) fn create_token(dir: &Path, uses: u32, ttl: Duration) -> Result<(), Failure> {
+    let body = json!({ "uses": uses, "ttl_seconds": ttl.as_secs() });
+    let made = talk(dir, Method::POST, "tokens", Some(body))?;
+    lines([text(&made["token"])])
+}
+
+pub(super) fn list_tokens(dir: &Path, output: Output) -> Result<(), Failure> {
+    let listed = talk(dir, Method::GET, "tokens", None)?;
+    let tokens = listed["tokens"].as_array().cloned().unwrap_or_default();
+    match output {
+        Output::Table => {
+            let rows = tokens.iter().map(|token| {
+                vec![
+                    text(&token["id"]),
+                    text(&token["state"]),
+                    token["usesLeft"].to_string(),
+                    text(&token["expires"]),
+                ]
+            });
+            lines(table(&["ID", "STATE", "USES LEFT", "EXPIRES"], rows))
+        }
+        Output::Name => lines(tokens.iter().map(|token| text(&token["id"]))),
+        _ => print(&listed["tokens"], output),
+    }
+}
+
+pub(super) fn revoke_token(dir: &Path, id: &str) -> Result<(), Failure> {
+    if id.is_empty() || !id.chars().all(|c| c.is_ascii_alphanumeric()) {
+        return Err(format!("{id:?} is no token id; see: skein token list").into());
+    }
+    talk(dir, Method::DELETE, &format!("tokens/{id}"), None)?;
+    lines([format!("token {id} revoked")])
+}
+
+pub(super) fn load_image(dir: &Path, file: &Path, here: bool) -> Result<(), Failure> {
+    let reader: Box<dyn Read + Send> = if file == Path::new("-") {
+        Box::new(std::io::stdin())
+    } else {
+        Box::new(
+            std::fs::File::open(file).map_err(|error| format!("cannot open {}: {error}", file.display()))?,
+        )
+    };
+    let pieces = futures::stream::unfold(reader, |mut reader| async move {
+        let mut piece = vec![0; PIECE_BYTES];
+        match reader.read(&mut piece) {
+            Ok(0) => None,
+            Ok(count) => {
+                piece.truncate(count);
+                Some((Ok(Frame::data(Bytes::from(piece))), reader))
+            }
+            Err(error) => Some((Err(error), reader)),
+        }
+    });
+    let verb = if here { "images?here=true" } else { "images" };
+    let loaded = talk_with(dir, Method::POST, verb, StreamBody::new(pieces.boxed()))?;
+    lines(
+        loaded["images"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|image| format!("loaded {} ({})", text(&image["name"]), text(&image["digest"]))),
+    )
+}
+
+pub(super) fn list_images(dir: &Path, output: Output) -> Result<(), Failure> {
+    let listed = talk(dir, Method::GET, "images", None)?;
+    let images = listed["images"].as_array().cloned().unwrap_or_default();
+    match output {
+        Output::Table => {
+            let rows = images.iter().map(|image| vec![text(&image["name"]), text(&image["digest"])]);
+            lines(table(&["NAME", "DIGEST"], rows))
+        }
+        Output::Name => lines(images.iter().map(|image| text(&image["name"]))),
+        _ => print(&listed["images"], output),
+    }
+}
+
+pub(super) fn kubeconfig(dir: &Path) -> Result<(), Failure> {
+    print(&talk(dir, Method::GET, "kubeconfig", None)?, Output::Yaml)
+}
+
+pub(super) fn leave(dir: &Path) -> Result<(), Failure> {
+    let left = talk(dir, Method::POST, "leave", None)?;
+    if left["drained"] != true {
+        eprintln!("some pods did not end in time; they were left behind and are replaced elsewhere");
+    }
+    lines(["left the cluster; a new token lets this machine join again after its data directory is removed"])
+}
+
+fn print(value: &Value, output: Output) -> Result<(), Failure> {
+    match output {
+        Output::Json => lines([serde_json::to_string_pretty(value)?]),
+        _ => lines([serde_norway::to_string(value)?.trim_end().to_owned()]),
+    }
+}
+
+fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Vec<String> {
+    let mut all = vec![head.iter().map(ToString::to_string).collect::<Vec<_>>()];
+    all.extend(rows);
+    let widths: Vec<usize> =
+        (0..head.len()).map(|column| all.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("   ").trim_end().to_owned()
+    };
+    all.iter().map(line).collect()
+}
+
+/// Prints lines; a reader that has gone away (`| head`) is no error.
+fn lines(lines: impl IntoIterator<Item = impl AsRef<str>>) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    for line in lines {
+        match writeln!(out, "{}", line.as_ref()) {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+            written => written?,
+        }
+    }
+    Ok(())
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn or(value: &Value, otherwise: &str) -> String {
+    value.as_str().unwrap_or(otherwise).to_owned()
+}

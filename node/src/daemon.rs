@@ -1,0 +1,710 @@
+//! A running node: every part started in order, and stopped in the reverse one.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use skein_apiserver as apiserver;
+use skein_apiserver::tls::SwappableCertificate;
+use skein_net::address_book::AddressBook;
+use skein_net::ca::{ApiNames, Chain};
+use skein_net::endpoint::{self, Endpoint, Service};
+use skein_net::gossip;
+use skein_net::gossip::service::{Config as GossipConfig, Gossip};
+use skein_net::identity::{Identity, NodeId};
+use skein_net::join::Limited;
+use skein_net::stream::Stream;
+use skein_net::tls::Tls;
+use skein_podnet::{Network, Subnet};
+use skein_raft_store::{DiskFiles, Handle, TokioRuntime, VoterId};
+use skein_runtime::images::{Images, Limits};
+use skein_runtime::{Engine, Machine};
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
+
+use crate::admin::Admin;
+use crate::admission::Door;
+use crate::agent::{Agent, ClusterImages, Logs, Offer};
+use crate::authority::Authority;
+use crate::clock::WallTime;
+use crate::cluster::Here;
+use crate::home::{ApiCertificate, Home, Membership};
+use crate::leader::{Planner, Voters};
+use crate::members::{Members, Record};
+use crate::picture::Picture;
+use crate::report::Chain as ErrorChain;
+use crate::watchfulness::{self, WATCH_DATAGRAM, Watch};
+use crate::wire::{self, Answer, Ask};
+
+/// All pods of the cluster. A /24 of it for each node.
+pub(crate) const POD_NETWORK: &str = "10.42.0.0/16";
+/// The address of Service `default/kubernetes`: the first of the Services' range.
+const KUBERNETES_IP: &str = "10.43.0.1";
+/// How long a stopping node may take to hand over its leadership and to end its requests.
+const STOP_MAX: Duration = Duration::from_secs(10);
+/// How long a member that was just let in waits for its own record in its replica.
+const RECORD_MAX: Duration = Duration::from_secs(60);
+
+/// How a node is run.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) home: Home,
+    pub(crate) listen: SocketAddr,
+    pub(crate) api_listen: SocketAddr,
+    /// cgroup of this node's pods; `skein/<node id>` unless given.
+    pub(crate) cgroup: Option<String>,
+    /// Nodes that share this machine.
+    pub(crate) share: u64,
+}
+
+/// Why a node did not start or go on. The text is for people.
+pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Runs a member until `stopping`; `started` is called once its API answers.
+pub(crate) async fn run(
+    config: Config,
+    identity: Identity,
+    membership: Membership,
+    chain: Chain,
+    stopping: CancellationToken,
+    started: impl FnOnce(&Node) + Send,
+) -> Result<(), Failure> {
+    let node = Node::start(config, identity, membership, chain, stopping.clone()).await?;
+    started(&node);
+    let deposed = tokio::select! {
+        () = stopping.cancelled() => None,
+        reason = node.gossip.deposed() => Some(reason),
+    };
+    node.stop().await;
+    match deposed {
+        Some(reason) => Err(reason.to_string().into()),
+        None => Ok(()),
+    }
+}
+
+/// The parts of a running node that others speak to.
+pub(crate) struct Node {
+    pub(crate) store: Handle<TokioRuntime>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) gossip: gossip::service::Handle,
+    pub(crate) members: Members,
+    pub(crate) door: Door,
+    pub(crate) api_address: SocketAddr,
+    pub(crate) membership: Membership,
+    stopping: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Node {
+    async fn start(
+        config: Config,
+        identity: Identity,
+        membership: Membership,
+        chain: Chain,
+        stopping: CancellationToken,
+    ) -> Result<Node, Failure> {
+        let me = identity.node();
+        let tasks = TaskTracker::new();
+        let members = Members::default();
+        let home = config.home.clone();
+
+        let tls = Tls::new(
+            &identity,
+            &chain,
+            membership.public.members.clone(),
+            Arc::new(members.clone()),
+            WallTime::provider(),
+        )?;
+        let book = AddressBook::new(home.addresses()?);
+        let authority = Authority::load(home.clone(), identity.clone(), members.clone())?;
+
+        // The API's port is bound first: it is what others are told, and a taken one is the likeliest mistake.
+        let api_listener = TcpListener::bind(config.api_listen).await.map_err(|error| {
+            format!("cannot listen on {} (TCP) for the API: {error}; stop what uses the port, or choose another with --api-listen", config.api_listen)
+        })?;
+        let api_port = api_listener.local_addr()?.port();
+
+        // The door needs the store, the store needs the endpoint, the endpoint needs the door.
+        let door_of_store: Arc<OnceLock<Door>> = Arc::default();
+        let admission = Arc::new(Limited::new(LateDoor(door_of_store.clone())));
+        let endpoint = Endpoint::bind(endpoint::Config {
+            listen: config.listen,
+            tls: tls.clone(),
+            trust: Arc::new(members.clone()),
+            book: book.clone(),
+            admission: Some(admission),
+        })?;
+        let voter = VoterId { node: me.0, store: identity.store().0 };
+        let store_dir = home.part("store")?;
+        let files = tokio::task::spawn_blocking(move || DiskFiles::open(&store_dir)).await??;
+        let mut store_config = skein_raft_store::Config::new(voter, identity.generation());
+        store_config.timings = measured(&files).await;
+        info!(node = %me, listen = %endpoint.local_address(), api = %api_listener.local_addr()?, election_ms = store_config.timings.election_min().as_millis() as u64, "starting");
+        let store: Handle<TokioRuntime> =
+            skein_raft_store::start(store_config, files, Arc::new(wire::Lanes(endpoint.clone()))).await?;
+        members.load(&store.state());
+
+        let picture = Picture::new();
+        let door = Door {
+            store: store.clone(),
+            authority: authority.clone(),
+            members: members.clone(),
+            public: membership.public.clone(),
+            cluster: POD_NETWORK.parse().expect("a network in CIDR notation"),
+            endpoint: Arc::new(OnceLock::from(endpoint.clone())),
+        };
+        let _ = door_of_store.set(door.clone());
+
+        let host_ip = outward_address(&endpoint);
+        let api_address = SocketAddr::new(host_ip, api_port);
+        let gossip = Gossip::start(GossipConfig {
+            endpoint: endpoint.clone(),
+            generation: identity.generation(),
+            metadata: gossip::Metadata {
+                name: membership.name.clone(),
+                addresses: endpoint.reachable_addresses(),
+                api_address: Some(api_address),
+                version: env!("CARGO_PKG_VERSION").into(),
+                level: 1,
+                labels: Default::default(),
+            },
+            follow_interfaces: config.listen.ip().is_unspecified(),
+            tuning: gossip::core::Tuning::default(),
+        })?;
+
+        let engine = Arc::new(
+            Machine::open(skein_runtime::Config {
+                data_dir: home.part("pods")?,
+                logs_dir: home.part("logs")?,
+                cgroup: config.cgroup.clone().unwrap_or_else(|| format!("skein/{}", me.short())).into(),
+                cgroup_mount: "/sys/fs/cgroup".into(),
+            })
+            .await?,
+        );
+        let engine: Arc<dyn Engine> = engine;
+        let local = Images::open(&home.part("images")?, Limits::default())?;
+        let images = ClusterImages {
+            local,
+            store: store.clone(),
+            endpoint: endpoint.clone(),
+            members: members.clone(),
+        };
+
+        let (watch, watchful, verdicts) =
+            Watch::new(store.clone(), endpoint.clone(), members.clone(), picture.clone(), gossip.members());
+        endpoint.serve(Arc::new(Dispatch {
+            store: store.clone(),
+            gossip: gossip.clone(),
+            watchful,
+            door: door.clone(),
+            authority: authority.clone(),
+            logs: Logs(engine.clone()),
+            images: images.clone(),
+            tasks: tasks.clone(),
+        }));
+
+        if membership.founding {
+            found(&store, &door, &identity, &membership, &endpoint, &home).await?;
+        }
+        tasks.spawn(picture.clone().follow(store.clone(), members.clone(), stopping.clone()));
+        let known = members.present().into_keys().chain(book.nodes()).filter(|node| *node != me);
+        gossip.introduce(known.collect()).await;
+        tasks.spawn(watch.run(stopping.clone()));
+        tasks.spawn(keep_addresses(home.clone(), book, stopping.clone()));
+        let ca_pem = membership.public.members.to_pem();
+        let planner = Planner {
+            store: store.clone(),
+            picture: picture.clone(),
+            verdicts,
+            ca_pem: ca_pem.clone(),
+            kubernetes_ip: KUBERNETES_IP.to_owned(),
+        };
+        tasks.spawn(planner.run(stopping.clone()));
+        let voters = Voters {
+            store: store.clone(),
+            endpoint: endpoint.clone(),
+            members: members.clone(),
+            authority: authority.clone(),
+            gossiped: gossip.members(),
+        };
+        tasks.spawn(voters.run(stopping.clone()));
+
+        // What follows needs this node's own record: a machine that was just let in waits for its replica.
+        let record = own_record(&members, &picture, me, &stopping).await?;
+        let offer = Offer {
+            name: membership.name.clone(),
+            node_id: me.to_string(),
+            address: host_ip,
+            api_port,
+            subnet: record.subnet.to_string(),
+            share: config.share.max(1),
+        };
+        let network_config = skein_podnet::Config {
+            dir: home.part("network")?,
+            tag: me.short(),
+            cluster: POD_NETWORK.parse().expect("a network in CIDR notation"),
+            subnet: record.subnet,
+        };
+        let network = tokio::task::spawn_blocking(move || Network::open(network_config)).await??;
+        let agent = Agent {
+            name: membership.name.clone(),
+            engine: engine.clone(),
+            images: images.clone(),
+            network,
+            picture: picture.clone(),
+            store: store.clone(),
+            endpoint: endpoint.clone(),
+            members: members.clone(),
+            gossiped: gossip.members(),
+            offer,
+            host_ip,
+        };
+        tasks.spawn(agent.run(stopping.clone()));
+
+        let certificates = ApiCertificates {
+            home: home.clone(),
+            authority: authority.clone(),
+            store: store.clone(),
+            endpoint: endpoint.clone(),
+            name: membership.name.clone(),
+        };
+        let certificate = certificates.first(host_ip, &stopping).await?;
+        let resolver = Arc::new(SwappableCertificate::new(certificate));
+        let cluster = Arc::new(Here {
+            store: store.clone(),
+            endpoint: endpoint.clone(),
+            members: members.clone(),
+            agent: Logs(engine.clone()),
+        });
+        let server = apiserver::Server::new(
+            apiserver::Config {
+                tls: Arc::new(apiserver::tls::server_config(
+                    resolver.clone(),
+                    membership.public.clients.store(),
+                )?),
+                who_may: Arc::new(apiserver::identity::AnyValidCertificate),
+                settings: apiserver::Settings::default(),
+                limits: apiserver::limits::Limits::default(),
+            },
+            cluster,
+            stopping.clone(),
+        );
+        tasks.spawn({
+            let server = server.clone();
+            async move { server.run(api_listener).await }
+        });
+        tasks.spawn(certificates.renew(resolver, stopping.clone()));
+        tasks.spawn(renew_member(
+            home.clone(),
+            identity,
+            tls,
+            chain,
+            authority.clone(),
+            store.clone(),
+            endpoint.clone(),
+            stopping.clone(),
+        ));
+
+        let socket = home.socket();
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).map_err(|error| {
+            format!("cannot listen at {}: {error}; choose a shorter --data-dir", socket.display())
+        })?;
+        std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        let admin = Admin {
+            home,
+            store: store.clone(),
+            endpoint: endpoint.clone(),
+            gossip: gossip.clone(),
+            members: members.clone(),
+            picture,
+            door: door.clone(),
+            authority,
+            images,
+            membership: membership.clone(),
+            server,
+            stopping: stopping.clone(),
+        };
+        tasks.spawn(admin.run(listener));
+
+        Ok(Node { store, endpoint, gossip, members, door, api_address, membership, stopping, tasks })
+    }
+
+    /// Stops everything; pods go on.
+    async fn stop(self) {
+        info!("stopping");
+        self.stopping.cancel();
+        let stopping = async {
+            // A leader that hands over costs the cluster milliseconds, one that falls silent a second.
+            self.store.transfer_leader(None).await;
+            // The others are told that this is on purpose: 30 s instead of five.
+            if let Some(leader) =
+                self.store.metrics().leader.filter(|leader| leader.node != self.endpoint.node().0)
+            {
+                let _: Result<Answer<()>, String> =
+                    wire::ask(&self.endpoint, NodeId(leader.node), &Ask::Restarting).await;
+            }
+            self.tasks.close();
+            self.tasks.wait().await;
+            self.store.shutdown().await;
+            self.endpoint.shutdown().await;
+        };
+        if tokio::time::timeout(STOP_MAX, stopping).await.is_err() {
+            warn!("some parts did not stop in time; nothing is lost by that");
+        }
+    }
+}
+
+/// Founds the cluster in the empty store, and notes that this is done before anything else.
+async fn found(
+    store: &Handle<TokioRuntime>,
+    door: &Door,
+    identity: &Identity,
+    membership: &Membership,
+    endpoint: &Endpoint,
+    home: &Home,
+) -> Result<(), Failure> {
+    if store.metrics().voters.is_empty() {
+        store.bootstrap().await?;
+    }
+    let cluster: Subnet = POD_NETWORK.parse().expect("a network in CIDR notation");
+    let record = Record {
+        node: identity.node(),
+        store: identity.store(),
+        name: membership.name.clone(),
+        addresses: endpoint.reachable_addresses(),
+        subnet: cluster.nth_part(24, 0).expect("a /16 has a first /24"),
+        joined_ms: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis()
+            as u64,
+        removals_ms: Vec::new(),
+        fresh: false,
+        leaving: false,
+        removed: false,
+    };
+    door.found(&record).await?;
+    home.set_membership(&Membership { founding: false, ..membership.clone() })?;
+    Ok(())
+}
+
+/// How long a small sync takes on this disk, which decides how patient elections are.
+async fn measured(files: &DiskFiles) -> skein_raft_store::Timings {
+    match skein_raft_store::measure::<TokioRuntime, _>(files).await {
+        Ok(sync) => skein_raft_store::Timings { sync_p99: sync.p99, ..Default::default() },
+        Err(error) => {
+            warn!(%error, "could not time the disk");
+            skein_raft_store::Timings::default()
+        }
+    }
+}
+
+async fn own_record(
+    members: &Members,
+    picture: &Picture,
+    me: NodeId,
+    stopping: &CancellationToken,
+) -> Result<Record, Failure> {
+    let mut revisions = picture.revisions();
+    let arrived = async {
+        loop {
+            if let Some(record) = members.get(me) {
+                return record;
+            }
+            if revisions.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    tokio::select! {
+        record = arrived => Ok(record),
+        () = stopping.cancelled() => Err("stopped before this node knew its own record".into()),
+        () = tokio::time::sleep(RECORD_MAX) => Err(
+            "no member sent this node the cluster's state within a minute; check that UDP gets through in both directions".into()
+        ),
+    }
+}
+
+/// Writes the address book whenever it changed, at most every few seconds.
+async fn keep_addresses(home: Home, book: AddressBook, stopping: CancellationToken) {
+    let mut editions = book.editions();
+    loop {
+        tokio::select! {
+            changed = editions.changed() => if changed.is_err() { return },
+            () = stopping.cancelled() => return,
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(5)) => {}
+            () = stopping.cancelled() => {}
+        }
+        editions.mark_unchanged();
+        let (home, pages) = (home.clone(), book.pages());
+        let saved = tokio::task::spawn_blocking(move || home.set_addresses(&pages)).await;
+        if let Ok(Err(error)) = saved {
+            warn!(error = %ErrorChain(&error), "could not keep the addresses of other nodes");
+        }
+    }
+}
+
+/// The address under which others reach this node; loopback only where there is no other.
+fn outward_address(endpoint: &Endpoint) -> IpAddr {
+    let listen = endpoint.local_address().ip();
+    if !listen.is_unspecified() {
+        return listen;
+    }
+    let reachable = endpoint.reachable_addresses();
+    let best = reachable.iter().find(|address| address.is_ipv4()).or(reachable.first());
+    best.map_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), |address| address.ip())
+}
+
+/// A door that is put in later.
+struct LateDoor(Arc<OnceLock<Door>>);
+
+#[async_trait]
+impl skein_net::join::Admission for LateDoor {
+    async fn admit(
+        &self,
+        claim: skein_net::join::Claim,
+    ) -> Result<skein_net::join::Admitted, skein_net::join::Refusal> {
+        match self.0.get() {
+            Some(door) => door.admit(claim).await,
+            None => Err(skein_net::join::Refusal::Unavailable("this node is starting".into())),
+        }
+    }
+}
+
+/// What other nodes send ends here.
+struct Dispatch {
+    store: Handle<TokioRuntime>,
+    gossip: gossip::service::Handle,
+    watchful: watchfulness::Inbox,
+    door: Door,
+    authority: Authority,
+    logs: Logs,
+    images: ClusterImages,
+    tasks: TaskTracker,
+}
+
+impl Service for Dispatch {
+    fn stream(&self, peer: NodeId, kind: u8, stream: Stream) {
+        if kind == gossip::service::STREAM_KIND {
+            return self.gossip.stream(peer, stream);
+        }
+        if let Some(lane) = wire::lane(kind) {
+            let store = self.store.clone();
+            tokio::spawn(async move {
+                if let Some(pipe) = wire::accept(stream, store.voter()).await {
+                    store.serve(peer.0, lane, pipe).await;
+                }
+            });
+            return;
+        }
+        if kind == wire::ASK {
+            let answer = Answering {
+                store: self.store.clone(),
+                watchful: self.watchful.clone(),
+                door: self.door.clone(),
+                authority: self.authority.clone(),
+                logs: self.logs.clone(),
+                images: self.images.clone(),
+            };
+            // Not tracked: a log that is followed must not hold up the end of the daemon.
+            tokio::spawn(answer.serve(peer, stream));
+            return;
+        }
+        debug!(%peer, kind, "a stream of an unknown kind");
+        let _ = &self.tasks;
+    }
+
+    fn datagram(&self, peer: NodeId, kind: u8, data: Bytes) {
+        match kind {
+            gossip::service::DATAGRAM_KIND => self.gossip.datagram(peer, data),
+            WATCH_DATAGRAM => self.watchful.datagram(peer, &data),
+            _ => debug!(%peer, kind, "a datagram of an unknown kind"),
+        }
+    }
+}
+
+/// One question of another node.
+struct Answering {
+    store: Handle<TokioRuntime>,
+    watchful: watchfulness::Inbox,
+    door: Door,
+    authority: Authority,
+    logs: Logs,
+    images: ClusterImages,
+}
+
+impl Answering {
+    async fn serve(self, peer: NodeId, mut stream: Stream) {
+        let asked = tokio::time::timeout(Duration::from_secs(10), stream.rx.recv()).await;
+        let Ok(Ok(Some(frame))) = asked else { return };
+        let ask: Ask = match wire::decode(&frame) {
+            Ok(ask) => ask,
+            Err(error) => return debug!(%peer, error, "a question that does not parse"),
+        };
+        let answer = match ask {
+            Ask::Logs(question) => return self.logs.serve(question, stream).await,
+            Ask::Blob(digest) => return self.images.serve_blob(&digest, stream).await,
+            Ask::Admit(claim) => {
+                let admitted: wire::Admission = match self.store.metrics().leads() {
+                    true => self.door.decide(*claim).await.map(Box::new),
+                    false => Err(skein_net::join::Refusal::Unavailable("its leader has just changed".into())),
+                };
+                wire::encode(&admitted)
+            }
+            Ask::Renew(csr) => wire::encode(&self.authority.answer_renew(peer, &csr)),
+            Ask::CertifyApi { csr, names } => wire::encode(&self.authority.answer_api(peer, &csr, &names)),
+            Ask::CertifyClient(user) => wire::encode(&self.authority.answer_client(peer, &user)),
+            Ask::Authority => wire::encode(&self.authority.answer_authority(peer, &self.store)),
+            Ask::Blobs(digest) => wire::encode(&self.images.answer_blobs(&digest).await),
+            Ask::Restarting => {
+                self.watchful.announced(peer);
+                let done: Answer<()> = Ok(());
+                wire::encode(&done)
+            }
+        };
+        if stream.tx.send(answer).await.is_ok() {
+            let _ = stream.tx.finish();
+            // The stream lives until the answer has arrived.
+            let _ = stream.tx.delivered().await;
+        }
+    }
+}
+
+/// The certificate of this node's API server.
+struct ApiCertificates {
+    home: Home,
+    authority: Authority,
+    store: Handle<TokioRuntime>,
+    endpoint: Endpoint,
+    name: String,
+}
+
+impl ApiCertificates {
+    /// The one kept from last time if it still fits, else a new one, asked for until there is one.
+    async fn first(
+        &self,
+        address: IpAddr,
+        stopping: &CancellationToken,
+    ) -> Result<rustls::sign::CertifiedKey, Failure> {
+        let names = self.names(address);
+        if let Some(kept) =
+            self.home.api_certificate()?.filter(|kept| kept.names == names && !is_due(&kept.chain))
+        {
+            return certified(&kept);
+        }
+        loop {
+            match self.issue(&names).await {
+                Ok(certificate) => return certified(&certificate),
+                Err(error) => debug!(error, "no certificate for the API yet"),
+            }
+            // Without a quorum an old one is better than none: clients that know the names accept it.
+            if let Some(kept) = self.home.api_certificate()? {
+                return certified(&kept);
+            }
+            tokio::select! {
+                () = stopping.cancelled() => return Err("stopped before the API had a certificate".into()),
+                () = tokio::time::sleep(Duration::from_millis(100)) => {}
+            }
+        }
+    }
+
+    /// Replaces it at half of its life and when this node's addresses change.
+    async fn renew(self, resolver: Arc<SwappableCertificate>, stopping: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                () = tokio::time::sleep(Duration::from_secs(30)) => {}
+            }
+            let names = self.names(outward_address(&self.endpoint));
+            match self.home.api_certificate() {
+                Ok(Some(kept)) if kept.names == names && !is_due(&kept.chain) => continue,
+                _ => {}
+            }
+            match self
+                .issue(&names)
+                .await
+                .and_then(|kept| certified(&kept).map_err(|error| error.to_string()))
+            {
+                Ok(certificate) => {
+                    info!(addresses = ?names.addresses, "renewed the API's certificate");
+                    resolver.replace(certificate);
+                }
+                Err(error) => debug!(error, "could not renew the API's certificate yet"),
+            }
+        }
+    }
+
+    async fn issue(&self, names: &ApiNames) -> Result<ApiCertificate, String> {
+        let (key, csr) = skein_net::ca::new_request(&self.name).map_err(|error| error.to_string())?;
+        let ask = Ask::CertifyApi { csr: csr.clone(), names: names.clone() };
+        let here = |authority: &Authority, me: NodeId| authority.answer_api(me, &csr, names);
+        let chain: Chain = self.authority.ask(&ask, here, &self.store, &self.endpoint).await?;
+        let certificate = ApiCertificate { chain, key: key.secret_der().to_vec(), names: names.clone() };
+        self.home.set_api_certificate(&certificate).map_err(|error| ErrorChain(&error).to_string())?;
+        Ok(certificate)
+    }
+
+    fn names(&self, address: IpAddr) -> ApiNames {
+        let mut addresses: Vec<IpAddr> =
+            self.endpoint.reachable_addresses().iter().map(|at| at.ip()).collect();
+        addresses.extend([address, IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)]);
+        addresses.sort_unstable();
+        addresses.dedup();
+        ApiNames { addresses, names: vec![self.name.clone(), "localhost".into()] }
+    }
+}
+
+fn is_due(chain: &Chain) -> bool {
+    SystemTime::now() >= chain.validity().renew_at()
+}
+
+fn certified(kept: &ApiCertificate) -> Result<rustls::sign::CertifiedKey, Failure> {
+    let key = rustls::pki_types::PrivateKeyDer::try_from(kept.key.clone())?;
+    let key = rustls::crypto::ring::sign::any_supported_type(&key)?;
+    Ok(rustls::sign::CertifiedKey::new(kept.chain.certificates().to_vec(), key))
+}
+
+/// Renews this node's member certificate at half of its life; a woken machine does so at once.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one task's own belongings; a struct would be named after this function"
+)]
+async fn renew_member(
+    home: Home,
+    identity: Identity,
+    tls: Tls,
+    mut chain: Chain,
+    authority: Authority,
+    store: Handle<TokioRuntime>,
+    endpoint: Endpoint,
+    stopping: CancellationToken,
+) {
+    loop {
+        if is_due(&chain) {
+            let renewed = async {
+                let csr = identity.csr().map_err(|error| error.to_string())?.to_vec();
+                let here = |authority: &Authority, me: NodeId| authority.answer_renew(me, &csr);
+                let next: Chain = authority.ask(&Ask::Renew(csr.clone()), here, &store, &endpoint).await?;
+                home.set_certificate(&next).map_err(|error| ErrorChain(&error).to_string())?;
+                tls.replace_certificate(&next).map_err(|error| error.to_string())?;
+                Ok::<Chain, String>(next)
+            };
+            match renewed.await {
+                Ok(next) => {
+                    info!("renewed this node's certificate");
+                    chain = next;
+                }
+                Err(error) => warn!(error, "could not renew this node's certificate yet"),
+            }
+        }
+        // Looked at often, because a machine may sleep for a week: timers stand still meanwhile.
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(10)) => {}
+        }
+    }
+}

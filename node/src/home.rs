@@ -1,0 +1,238 @@
+//! The data directory: what lies where, and what a node keeps there between its lives.
+//!
+//! ```text
+//! key.pem node.json    who this node is (skein-net)
+//! cluster.json         which cluster it belongs to; absent on a machine that never joined
+//! member.json          its certificate
+//! api.json             its API server's certificate and key
+//! authority.sealed     the cluster's authorities, on voters, sealed to this node's key
+//! addresses.json       where other nodes were seen
+//! store/               log and snapshots (skein-raft-store)
+//! pods/ images/ logs/  containers (skein-runtime)
+//! network/             pod addresses (skein-podnet)
+//! skein.sock           the daemon's own socket
+//! ```
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use skein_net::ca::{Chain, ClusterCa, Public};
+use skein_net::identity::Identity;
+
+/// Where a command looks for the daemon unless told otherwise.
+pub(crate) const DEFAULT: &str = "/var/lib/skein";
+
+/// A data directory.
+#[derive(Debug, Clone)]
+pub(crate) struct Home {
+    dir: PathBuf,
+}
+
+/// What is wrong with the data directory. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The system refused.
+    #[error("could not {doing} {path}; check that the disk is mounted, has room, and that this user owns it")]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// A file is not what this build wrote.
+    #[error(
+        "{path} is damaged ({reason}); restore it from a copy, or move {dir} away and join as a new node"
+    )]
+    Damaged { path: PathBuf, dir: PathBuf, reason: String },
+}
+
+/// Which cluster this node belongs to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Membership {
+    /// What every member knows of the cluster.
+    pub(crate) public: Public,
+    /// This node's name in it.
+    pub(crate) name: String,
+    /// This node founds it and its store is still empty. Cleared as soon as that is done: a store that
+    /// is lost later must never be founded a second time.
+    pub(crate) founding: bool,
+}
+
+/// The certificate of this node's API server.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct ApiCertificate {
+    pub(crate) chain: Chain,
+    /// PKCS#8, DER.
+    pub(crate) key: Vec<u8>,
+    pub(crate) names: skein_net::ca::ApiNames,
+}
+
+impl Home {
+    pub(crate) fn new(dir: &Path) -> Home {
+        Home { dir: dir.to_owned() }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.join("skein.sock")
+    }
+
+    /// A directory for one part of the node, made if absent.
+    pub(crate) fn part(&self, name: &str) -> Result<PathBuf, Error> {
+        let path = self.dir.join(name);
+        fs::create_dir_all(&path).map_err(|source| Error::Io {
+            doing: "make",
+            path: path.clone(),
+            source,
+        })?;
+        Ok(path)
+    }
+
+    pub(crate) fn membership(&self) -> Result<Option<Membership>, Error> {
+        self.load("cluster.json")
+    }
+
+    pub(crate) fn set_membership(&self, membership: &Membership) -> Result<(), Error> {
+        self.save("cluster.json", membership)
+    }
+
+    /// Forgets the cluster, after this node has left it.
+    pub(crate) fn forget_membership(&self) -> Result<(), Error> {
+        for name in ["cluster.json", "member.json", "api.json", "authority.sealed", "addresses.json"] {
+            let path = self.dir.join(name);
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::Io { doing: "remove", path, source });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn certificate(&self) -> Result<Option<Chain>, Error> {
+        self.load("member.json")
+    }
+
+    pub(crate) fn set_certificate(&self, chain: &Chain) -> Result<(), Error> {
+        self.save("member.json", chain)
+    }
+
+    pub(crate) fn api_certificate(&self) -> Result<Option<ApiCertificate>, Error> {
+        self.load("api.json")
+    }
+
+    pub(crate) fn set_api_certificate(&self, certificate: &ApiCertificate) -> Result<(), Error> {
+        self.save("api.json", certificate)
+    }
+
+    pub(crate) fn addresses(&self) -> Result<skein_net::address_book::Pages, Error> {
+        Ok(self.load("addresses.json")?.unwrap_or_default())
+    }
+
+    pub(crate) fn set_addresses(&self, pages: &skein_net::address_book::Pages) -> Result<(), Error> {
+        self.save("addresses.json", pages)
+    }
+
+    /// The cluster's authorities, if this node keeps them.
+    pub(crate) fn authority(&self, identity: &Identity) -> Result<Option<ClusterCa>, Error> {
+        let path = self.dir.join("authority.sealed");
+        let Some(mut sealed) = self.read(&path)? else { return Ok(None) };
+        let damaged = |reason: &str| self.damaged(&path, reason);
+        let (nonce, bytes) =
+            sealed.split_at_mut_checked(NONCE_LEN).ok_or_else(|| damaged("it is too short"))?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| damaged("it is too short"))?;
+        let opened = seal_key(identity).open_in_place(nonce, Aad::empty(), bytes);
+        let opened = opened.map_err(|_| damaged("it is not sealed to this node's key"))?;
+        ClusterCa::from_bytes(opened).map(Some).map_err(|error| damaged(&error.to_string()))
+    }
+
+    /// Keeps the authorities, readable with this node's key only.
+    pub(crate) fn set_authority(&self, identity: &Identity, authority: &ClusterCa) -> Result<(), Error> {
+        // A fresh nonce each time: the key stays the same.
+        let nonce: [u8; NONCE_LEN] = rand::random();
+        let mut bytes = authority.to_bytes();
+        seal_key(identity)
+            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut bytes)
+            .expect("far below the length that AES-GCM can seal");
+        self.write("authority.sealed", &[nonce.as_slice(), &bytes].concat())
+    }
+
+    /// A file of any content that must survive a crash whole.
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let path = self.dir.join(name);
+        let unfinished = self.dir.join(format!("{name}.tmp"));
+        let write = || {
+            let mut options = fs::OpenOptions::new();
+            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&unfinished, &path)?;
+            fs::File::open(&self.dir)?.sync_all()
+        };
+        write().map_err(|source| Error::Io { doing: "write", path: path.clone(), source })
+    }
+
+    fn save(&self, name: &str, value: &impl Serialize) -> Result<(), Error> {
+        let bytes = serde_json::to_vec_pretty(value).expect("plain data has no key that is not a text");
+        self.write(name, &bytes)
+    }
+
+    fn load<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
+        let path = self.dir.join(name);
+        let Some(bytes) = self.read(&path)? else { return Ok(None) };
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| self.damaged(&path, &error.to_string()))
+    }
+
+    fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, Error> {
+        match fs::read(path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(Error::Io { doing: "read", path: path.to_owned(), source }),
+        }
+    }
+
+    fn damaged(&self, path: &Path, reason: &str) -> Error {
+        Error::Damaged { path: path.to_owned(), dir: self.dir.clone(), reason: reason.to_owned() }
+    }
+}
+
+fn seal_key(identity: &Identity) -> LessSafeKey {
+    let key = identity.derive("seal the cluster's authorities");
+    LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key[..32]).expect("32 bytes are a key of AES-256"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_authorities_open_only_with_the_key_they_were_sealed_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::new(dir.path());
+        let (mine, other) = (Identity::ephemeral().unwrap(), Identity::ephemeral().unwrap());
+        let authority = ClusterCa::create("home", std::time::SystemTime::now()).unwrap();
+        assert!(home.authority(&mine).unwrap().is_none());
+        home.set_authority(&mine, &authority).unwrap();
+        assert_eq!(home.authority(&mine).unwrap().unwrap().cluster().id, authority.cluster().id);
+        assert!(home.authority(&other).unwrap_err().to_string().contains("not sealed to this node's key"));
+    }
+
+    #[test]
+    fn a_damaged_file_is_named_and_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::new(dir.path());
+        fs::write(dir.path().join("cluster.json"), b"{\"public\":").unwrap();
+        let error = home.membership().unwrap_err().to_string();
+        assert!(error.contains("cluster.json is damaged"), "{error}");
+        assert_eq!(fs::read(dir.path().join("cluster.json")).unwrap(), b"{\"public\":");
+    }
+}

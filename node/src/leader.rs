@@ -1,0 +1,307 @@
+//! The leader's work: plans for the objects, and the voters. Every node runs it; it does nothing
+//! while another one leads.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use skein_api::write::Write;
+use skein_control::chance::Chance;
+use skein_control::plan::{Plan, Round, plan};
+use skein_control::view::Changed;
+use skein_control::voters::{self, Membership};
+use skein_net::endpoint::Endpoint;
+use skein_net::gossip::service::Members as Gossiped;
+use skein_net::identity::NodeId;
+use skein_raft_store::{
+    Change, Expect, Handle, MemberChange, Op, Options, ProposeError, TokioRuntime, VoterId,
+};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::admission::all_done;
+use crate::authority::Authority;
+use crate::clock;
+use crate::cluster::op;
+use crate::members::{Members, Record};
+use crate::picture::Picture;
+use crate::watchfulness::Verdicts;
+
+/// How often the voters are looked at.
+const VOTERS_EVERY: Duration = Duration::from_millis(250);
+/// Members beyond the voters that copy the log. The rest would follow events; until they do, all copy.
+const LEARNERS_MAX: usize = 250;
+/// Entries a learner may lag and still count as caught up.
+const LAG_MAX: u64 = 64;
+/// A wake-up that a plan asked for is never further away than this: clocks jump.
+const WAKE_MAX: Duration = Duration::from_secs(60);
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// Plans objects, one command after another.
+pub(crate) struct Planner {
+    pub(crate) store: Handle<TokioRuntime>,
+    pub(crate) picture: Picture,
+    pub(crate) verdicts: watch::Receiver<Verdicts>,
+    pub(crate) ca_pem: String,
+    pub(crate) kubernetes_ip: String,
+}
+
+impl Planner {
+    /// Runs until `stopping`.
+    pub(crate) async fn run(mut self, stopping: CancellationToken) {
+        let mut changes = self.store.on_change();
+        loop {
+            let metrics = self.store.metrics();
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => return,
+                () = self.lead(metrics.term), if metrics.leads() => {}
+                changed = changes.changed() => if !changed { return },
+            }
+        }
+    }
+
+    /// Plans as the leader of `term` until it is over.
+    async fn lead(&mut self, term: u64) {
+        // All that was ever answered must be in the picture before the first plan.
+        let revision = match self.store.read_index(Duration::from_secs(10)).await {
+            Ok(revision) => revision,
+            Err(error) => return debug!(term, %error, "could not take office yet"),
+        };
+        self.picture.begin_noting();
+        self.picture.reach(revision).await;
+        let mut revisions = self.picture.revisions();
+        let mut pending = Changed::All;
+        let mut wake_at = Instant::now() + WAKE_MAX;
+        loop {
+            let (view, changed) = self.picture.take_changed();
+            pending.merge(changed);
+            let verdicts = self.verdicts.borrow_and_update().clone();
+            let round = Round {
+                now: self.stamp(),
+                chance: Chance(rand::random()),
+                verdicts: &verdicts,
+                ca_pem: &self.ca_pem,
+                kubernetes_ip: &self.kubernetes_ip,
+            };
+            let Plan { writes, wake_at: wanted, unfinished } = plan(&view, &pending, &round);
+            if let Some(wanted) = wanted {
+                let until = clock::wall().duration_until(wanted);
+                let until = Duration::try_from(until).unwrap_or_default().min(WAKE_MAX);
+                wake_at = wake_at.min(Instant::now() + until);
+            }
+            if !writes.is_empty() {
+                match self.commit(term, writes).await {
+                    // The plan's own writes come back by the watch; they change nothing for planners.
+                    Ok(Some(revision)) => {
+                        pending = if unfinished { Changed::All } else { Changed::default() };
+                        self.picture.reach(revision).await;
+                        if unfinished {
+                            continue;
+                        }
+                    }
+                    // Somebody wrote meanwhile: look again, at what is new as well.
+                    Ok(None) => {
+                        self.wait(&mut revisions, wake_at).await;
+                        continue;
+                    }
+                    Err(ProposeError::NotLeader { .. } | ProposeError::Stopped) => break,
+                    Err(error) => {
+                        debug!(term, %error, "a plan was not committed");
+                        pending = Changed::All;
+                    }
+                }
+            } else {
+                pending = Changed::default();
+            }
+            if self.store.metrics().term != term || !self.store.metrics().leads() {
+                break;
+            }
+            if self.wait(&mut revisions, wake_at).await {
+                pending = Changed::All;
+                wake_at = Instant::now() + WAKE_MAX;
+            }
+        }
+        self.picture.stop_noting();
+    }
+
+    /// Waits for something new. `true` if it is only time that passed.
+    async fn wait(&mut self, revisions: &mut watch::Receiver<u64>, wake_at: Instant) -> bool {
+        let mut changes = self.store.on_change();
+        tokio::select! {
+            biased;
+            _ = self.verdicts.changed() => false,
+            _ = revisions.changed() => false,
+            _ = changes.changed() => false,
+            () = sleep_until(wake_at) => true,
+        }
+    }
+
+    /// Commits a plan in the term that made it. `None` if its picture was too old.
+    async fn commit(&self, term: u64, writes: Vec<Write>) -> Result<Option<u64>, ProposeError> {
+        let count = writes.len();
+        let began = Instant::now();
+        let options = Options { only_in_term: Some(term), ..Options::default() };
+        let answer = self.store.propose(writes.into_iter().map(op).collect(), options).await?;
+        let took_ms = began.elapsed().as_millis() as u64;
+        debug!(term, count, took_ms, rev = answer.revision, "planned");
+        Ok(all_done(&answer).then_some(answer.revision))
+    }
+
+    /// Never earlier than what was stamped before.
+    fn stamp(&self) -> jiff::Timestamp {
+        let last =
+            jiff::Timestamp::from_millisecond(self.store.state().stamp_ms() as i64).unwrap_or_default();
+        clock::wall().max(last)
+    }
+}
+
+/// Chooses the voters.
+pub(crate) struct Voters {
+    pub(crate) store: Handle<TokioRuntime>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) members: Members,
+    pub(crate) authority: Authority,
+    pub(crate) gossiped: watch::Receiver<Arc<Gossiped>>,
+}
+
+/// What the leader remembers between two looks: since when each member is as it is.
+#[derive(Default)]
+struct Memory {
+    seen: BTreeMap<VoterId, (bool, u64, skein_control::time::Instant, skein_control::time::Instant)>,
+    last_voluntary: Option<skein_control::time::Instant>,
+}
+
+impl Voters {
+    /// Runs until `stopping`.
+    pub(crate) async fn run(self, stopping: CancellationToken) {
+        let mut memory = Memory::default();
+        let mut timer = tokio::time::interval(VOTERS_EVERY);
+        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                _ = timer.tick() => {}
+            }
+            self.authority.hold_if_voter(&self.store, &self.endpoint).await;
+            if self.store.metrics().leads() {
+                self.look(&mut memory).await;
+            } else {
+                // Another leader's clock and memory are its own.
+                memory = Memory::default();
+            }
+        }
+    }
+
+    async fn look(&self, memory: &mut Memory) {
+        let metrics = self.store.metrics();
+        let now = clock::boot();
+        let records = self.members.present();
+        let gossiped = self.gossiped.borrow().clone();
+        let mut members = BTreeMap::new();
+        for record in records.values() {
+            let id = record.voter();
+            let matched = if id == metrics.voter {
+                metrics.last_log
+            } else {
+                metrics.matched.get(&id).copied().unwrap_or(0)
+            };
+            let up = id == metrics.voter
+                || gossiped.get(&record.node).is_some_and(|member| member.state.is_active());
+            let (was_up, was_at, since, progressed) =
+                *memory.seen.entry(id).or_insert((up, matched, now, now));
+            let since = if was_up == up { since } else { now };
+            // A log that has everything cannot move: being complete counts as moving.
+            let progressed = if matched > was_at || (up && matched + LAG_MAX >= metrics.last_log) {
+                now
+            } else {
+                progressed
+            };
+            memory.seen.insert(id, (up, matched, since, progressed));
+            let removals = record.removals_ms.iter().filter(|at| **at + DAY_MS > wall_ms()).count();
+            let member = voters::Member {
+                up,
+                since,
+                progressed_at: progressed,
+                caught_up: matched + LAG_MAX >= metrics.last_log && matched > 0,
+                fresh: record.fresh,
+                removals: removals as u32,
+                leaving: record.leaving,
+                domain: String::new(),
+            };
+            members.insert(id, member);
+        }
+        let membership = Membership {
+            voters: metrics.voters.clone(),
+            learners: metrics.learners.clone(),
+            joint: metrics.joint,
+        };
+        let change =
+            voters::plan(now, metrics.voter, &members, &membership, LEARNERS_MAX, memory.last_voluntary);
+        let Some(change) = change else { return };
+        let result = match &change {
+            voters::Change::AddLearner(id) => self.store.add_learner(*id).await,
+            voters::Change::RemoveLearner(id) => {
+                self.store.change_members(MemberChange::RemoveLearner(*id), metrics.membership).await
+            }
+            voters::Change::Voters { .. } if metrics.joint => {
+                self.store.change_members(MemberChange::FinishJoint, metrics.membership).await
+            }
+            voters::Change::Voters { voters, .. } => {
+                self.store.change_members(MemberChange::Voters(voters.clone()), metrics.membership).await
+            }
+        };
+        match result {
+            Ok(()) => {
+                info!(?change, term = metrics.term, "changed who votes");
+                if let voters::Change::Voters { voters, voluntary } = &change {
+                    if *voluntary {
+                        memory.last_voluntary = Some(now);
+                    }
+                    self.note(&metrics.voters, voters, &records).await;
+                }
+            }
+            Err(error) => warn!(?change, %error, "could not change who votes"),
+        }
+    }
+
+    /// Writes into the records who has voted now and who was removed: what later choices depend on.
+    async fn note(
+        &self,
+        before: &std::collections::BTreeSet<VoterId>,
+        after: &std::collections::BTreeSet<VoterId>,
+        records: &BTreeMap<NodeId, Record>,
+    ) {
+        let state = self.store.state();
+        let mut ops = Vec::new();
+        for record in records.values() {
+            let mut next = record.clone();
+            let id = record.voter();
+            if after.contains(&id) {
+                next.fresh = false;
+            }
+            if before.contains(&id) && !after.contains(&id) {
+                next.removals_ms.retain(|at| at + DAY_MS > wall_ms());
+                next.removals_ms.push(wall_ms());
+            }
+            let key = Record::key(record.node);
+            let Some(object) = state.get(&key).filter(|_| next != *record) else { continue };
+            let expect = Expect::Revision(object.mod_rev);
+            ops.push(Op { key: key.into(), expect, change: Change::Put(next.to_bytes().into()) });
+        }
+        if ops.is_empty() {
+            return;
+        }
+        // One that changed meanwhile is noted at the next change; the choice is no worse than before.
+        let options = Options { atomic: false, ..Options::default() };
+        if let Err(error) = self.store.propose(ops, options).await {
+            warn!(%error, "could not note who votes");
+        }
+    }
+}
+
+fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}

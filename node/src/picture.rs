@@ -1,0 +1,131 @@
+//! The typed picture of the map that planners and the agent share, brought forward by one watch.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use skein_control::view::{Changed, View};
+use skein_raft_store::{Handle, TokioRuntime, WatchError};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::members::Members;
+
+/// The picture of this node's replica. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub(crate) struct Picture {
+    inner: Arc<Mutex<Inner>>,
+    revision: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Inner {
+    view: View,
+    /// What changed since a planner last took it. Only kept while somebody plans.
+    changed: Option<Changed>,
+}
+
+impl Picture {
+    pub(crate) fn new() -> Picture {
+        Picture { inner: Arc::default(), revision: watch::Sender::new(0) }
+    }
+
+    /// The picture now; O(1).
+    pub(crate) fn view(&self) -> View {
+        self.lock().view.clone()
+    }
+
+    /// Begins to note what changes: everything is new to whoever begins.
+    pub(crate) fn begin_noting(&self) {
+        self.lock().changed = Some(Changed::All);
+    }
+
+    pub(crate) fn stop_noting(&self) {
+        self.lock().changed = None;
+    }
+
+    /// The picture and what changed since the last call.
+    pub(crate) fn take_changed(&self) -> (View, Changed) {
+        let mut inner = self.lock();
+        let changed = inner.changed.as_mut().map(std::mem::take).unwrap_or_default();
+        (inner.view.clone(), changed)
+    }
+
+    /// Wakes whenever the picture moves.
+    pub(crate) fn revisions(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+
+    /// Follows the store until `stopping`; `members` follows along.
+    pub(crate) async fn follow(
+        self,
+        store: Handle<TokioRuntime>,
+        members: Members,
+        stopping: CancellationToken,
+    ) {
+        while !stopping.is_cancelled() {
+            let state = store.state();
+            self.restart(&state, &members);
+            let followed = tokio::select! {
+                followed = self.forward(&store, state.revision(), &members) => followed,
+                () = stopping.cancelled() => return,
+            };
+            match followed {
+                // A snapshot was installed: begin anew from what there is.
+                WatchError::Compacted { floor } => debug!(floor, "the picture begins anew"),
+                WatchError::Stopped => return,
+            }
+        }
+    }
+
+    fn restart(&self, state: &skein_raft_store::State, members: &Members) {
+        members.load(state);
+        let mut view = View::default();
+        for (key, object) in state.range("", None) {
+            view.apply(key, Some(&object.value), object.mod_rev);
+        }
+        for (key, fault) in view.faults() {
+            warn!(key, error = fault, "an object cannot be read and is left out");
+        }
+        let mut inner = self.lock();
+        inner.view = view;
+        if let Some(changed) = &mut inner.changed {
+            *changed = Changed::All;
+        }
+        drop(inner);
+        self.revision.send_replace(state.revision());
+    }
+
+    async fn forward(&self, store: &Handle<TokioRuntime>, after: u64, members: &Members) -> WatchError {
+        let mut watcher = match store.watch("", after) {
+            Ok(watcher) => watcher,
+            Err(error) => return error,
+        };
+        loop {
+            let batch = match watcher.next().await {
+                Ok(batch) => batch,
+                Err(error) => return error,
+            };
+            let mut inner = self.lock();
+            let inner = &mut *inner;
+            for event in &batch.events {
+                members.apply(&event.key, event.value.as_deref());
+                let touched = inner.view.apply(&event.key, event.value.as_deref(), event.revision);
+                if let Some(changed) = &mut inner.changed {
+                    changed.add(touched);
+                }
+            }
+            self.revision.send_replace(batch.revision);
+        }
+    }
+
+    /// Waits until the picture contains `revision`.
+    pub(crate) async fn reach(&self, revision: u64) {
+        let mut revisions = self.revisions();
+        // Fails only when the picture is gone, and then nobody waits for it.
+        let _ = revisions.wait_for(|now| *now >= revision).await;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,231 @@
+//! What nodes say to each other beyond gossip and Raft: kinds of streams and datagrams, and their words.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use skein_net::ca::{ApiNames, Chain};
+use skein_net::endpoint::{Class, Endpoint};
+use skein_net::identity::NodeId;
+use skein_net::join::{Admitted, Claim, Refusal};
+use skein_net::stream::{self, Receiver, Sender, Stream};
+use skein_raft_store::{Broken, Lane, Pipe, PipeRx, PipeTx, Transport, Unreachable, VoterId};
+use tokio::time::timeout;
+
+/// Streams of the store: this and the lane.
+const LANES: u8 = 16;
+/// Streams with one [`Ask`].
+pub(crate) const ASK: u8 = 32;
+
+/// Longer than a snapshot chunk, an append or an answer of ours ever is.
+const FRAME_BYTES_MAX: usize = skein_raft_store::FRAME_BYTES_MAX;
+/// How long a question may wait for the first frame of its answer.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// One question on a stream of its own.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Ask {
+    /// Judge a machine that wants to join. To the leader.
+    Admit(Box<Claim>),
+    /// A new member certificate for the asker's key. To a voter.
+    Renew(Vec<u8>),
+    /// A certificate for the asker's API server. To a voter.
+    CertifyApi { csr: Vec<u8>, names: ApiNames },
+    /// A client certificate for an administrator. To a voter.
+    CertifyClient(String),
+    /// The authorities themselves; only voters get them, from voters.
+    Authority,
+    /// What a container printed.
+    Logs(LogQuestion),
+    /// A blob of an image.
+    Blob(String),
+    /// Which blobs an image consists of.
+    Blobs(String),
+    /// The asker restarts on purpose and will be back.
+    Restarting,
+}
+
+/// Which output of which container.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct LogQuestion {
+    pub(crate) uid: String,
+    pub(crate) container: String,
+    pub(crate) follow: bool,
+    pub(crate) previous: bool,
+    pub(crate) timestamps: bool,
+    pub(crate) tail_lines: Option<u64>,
+    pub(crate) since_ms: Option<i64>,
+    pub(crate) limit_bytes: Option<u64>,
+}
+
+/// An answer of one frame.
+pub(crate) type Answer<T> = Result<T, String>;
+
+/// What [`Ask::Admit`] is answered with.
+pub(crate) type Admission = Result<Box<Admitted>, Refusal>;
+
+/// What [`Ask::CertifyClient`] is answered with.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Client {
+    pub(crate) chain: Chain,
+    pub(crate) key_pem: String,
+}
+
+/// Between a node and the leader that watches it. Small, and a lost one is repaired by the next.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Watchfulness {
+    /// "I am here." `tick` is the newest one heard of this leader; another voter may pass it on.
+    Renewal { origin: NodeId, term: u64, tick: Option<u64> },
+    /// The leader's answer: its present moment.
+    Grant { origin: NodeId, term: u64, tick: u64 },
+    /// "Probe that node and tell me", from the leader.
+    Probe { term: u64, about: NodeId },
+    /// An observer's report.
+    Report { term: u64, about: NodeId, report: Report },
+}
+
+/// `skein_control::judge::Report` on the wire; milliseconds.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) unanswered: u32,
+    pub(crate) unanswered_for: u64,
+    pub(crate) answer: Option<(u8, u64)>,
+    pub(crate) gossip_down: bool,
+}
+
+/// Led by a version: bincode does not describe itself.
+const VERSION: u8 = 1;
+
+pub(crate) fn encode(value: &impl Serialize) -> Bytes {
+    let mut bytes = vec![VERSION];
+    bincode::serde::encode_into_std_write(value, &mut bytes, bincode::config::standard())
+        .expect("plain data is written to memory without error");
+    bytes.into()
+}
+
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    let (version, rest) = bytes.split_first().ok_or("an empty message")?;
+    if *version != VERSION {
+        return Err(format!("a message of version {version}, this build speaks {VERSION}"));
+    }
+    let limited = bincode::config::standard().with_limit::<FRAME_BYTES_MAX>();
+    let (value, read) =
+        bincode::serde::decode_from_slice(rest, limited).map_err(|error| error.to_string())?;
+    if read == rest.len() { Ok(value) } else { Err("a message with something behind its end".into()) }
+}
+
+/// Opens a stream to `peer` with one question; the answer is for the caller to read.
+pub(crate) async fn open(
+    endpoint: &Endpoint,
+    peer: NodeId,
+    ask: &Ask,
+    class: Class,
+) -> Result<Stream, String> {
+    let asking = async {
+        let mut stream = endpoint.open_class(peer, ASK, class).await.map_err(|error| error.to_string())?;
+        stream.rx.limit(FRAME_BYTES_MAX);
+        stream.tx.send(encode(ask)).await.map_err(|error| error.to_string())?;
+        let _ = stream.tx.finish();
+        Ok(stream)
+    };
+    timeout(ANSWER_MAX, asking).await.unwrap_or_else(|_| Err(format!("node {peer} did not answer in time")))
+}
+
+/// Asks `peer` one question with an answer of one frame.
+pub(crate) async fn ask<T: DeserializeOwned>(
+    endpoint: &Endpoint,
+    peer: NodeId,
+    ask: &Ask,
+) -> Result<T, String> {
+    let mut stream = open(endpoint, peer, ask, Class::Prompt).await?;
+    let answer = timeout(ANSWER_MAX, stream.rx.recv()).await;
+    match answer {
+        Ok(Ok(Some(frame))) => decode(&frame),
+        Ok(Ok(None)) => Err(format!("node {peer} did not answer")),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("node {peer} did not answer in time")),
+    }
+}
+
+/// The lane a stream of this kind belongs to.
+pub(crate) fn lane(kind: u8) -> Option<Lane> {
+    kind.checked_sub(LANES).and_then(|lane| Lane::try_from(lane).ok())
+}
+
+/// The store's way to other nodes: each pipe is a stream, led by the id of the data directory it is meant
+/// for, so that a node that came back with an empty disk never answers under its old name.
+pub(crate) struct Lanes(pub(crate) Endpoint);
+
+#[async_trait]
+impl Transport for Lanes {
+    async fn open(&self, to: VoterId, lane: Lane) -> Result<Pipe, Unreachable> {
+        let unreachable = |reason: String| Unreachable { to, reason };
+        let class = if lane == Lane::Snapshot { Class::Bulk } else { Class::Prompt };
+        let opened = self.0.open_class(NodeId(to.node), LANES + lane as u8, class).await;
+        let mut stream = opened.map_err(|error| unreachable(error.to_string()))?;
+        stream
+            .tx
+            .send(Bytes::copy_from_slice(&to.store))
+            .await
+            .map_err(|error| unreachable(error.to_string()))?;
+        if lane == Lane::Control {
+            stream.tx.set_priority(1);
+        }
+        Ok(pipe(stream))
+    }
+}
+
+/// The accepting end: `None` if it was meant for another data directory.
+pub(crate) async fn accept(mut stream: Stream, voter: VoterId) -> Option<Pipe> {
+    let first = timeout(ANSWER_MAX, stream.rx.recv()).await.ok()?.ok()??;
+    (*first == voter.store).then(|| pipe(stream))
+}
+
+fn pipe(mut stream: Stream) -> Pipe {
+    stream.rx.limit(FRAME_BYTES_MAX);
+    Pipe { tx: Box::new(Out(stream.tx)), rx: Box::new(In(stream.rx)) }
+}
+
+struct Out(Sender);
+struct In(Receiver);
+
+#[async_trait]
+impl PipeTx for Out {
+    async fn send(&mut self, frame: Bytes) -> Result<(), Broken> {
+        self.0.send(frame).await.map_err(broken)
+    }
+
+    fn finish(&mut self) {
+        // A stream that is broken already has told its reader in its own way.
+        let _ = self.0.finish();
+    }
+}
+
+#[async_trait]
+impl PipeRx for In {
+    async fn recv(&mut self) -> Result<Option<Bytes>, Broken> {
+        self.0.recv().await.map_err(broken)
+    }
+}
+
+fn broken(error: stream::Error) -> Broken {
+    Broken(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_with_anything_behind_its_end_is_refused() {
+        let message = Watchfulness::Probe { term: 3, about: NodeId([7; 16]) };
+        let mut bytes = encode(&message).to_vec();
+        assert!(decode::<Watchfulness>(&bytes).is_ok());
+        bytes.push(0);
+        assert!(decode::<Watchfulness>(&bytes).is_err());
+        assert!(decode::<Watchfulness>(&[]).is_err());
+        assert!(decode::<Watchfulness>(&[9, 0]).is_err());
+    }
+}
