@@ -39,4 +39,3 @@ pub mod owner;
 pub mod pod;
 pub mod quantity;
 pub mod scheduling;
-pub mod service;

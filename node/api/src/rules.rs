@@ -43,10 +43,13 @@ pub(crate) enum WrongType {
     Somewhere(#[from] serde_json::Error),
 }
 
+/// Takes the object and what to tell of each unknown field's path.
+type Shape = fn(Value, &mut dyn FnMut(String)) -> Result<Value, WrongType>;
+
 /// The same without the type, one set per kind.
 pub(crate) struct Rules {
     /// Reads the object into its type and back: unknown fields are dropped and their paths collected.
-    pub(crate) shape: fn(Value, &mut dyn FnMut(String)) -> Result<Value, WrongType>,
+    pub(crate) shape: Shape,
     pub(crate) default: fn(Value) -> Result<Value, WrongType>,
     pub(crate) begin: fn(Value) -> Result<Value, WrongType>,
     pub(crate) validate: fn(&Value, &mut Errors) -> Result<(), WrongType>,

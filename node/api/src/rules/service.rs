@@ -1,7 +1,8 @@
-//! Services. Their cluster address is given by whoever writes them: see [`crate::service`].
+//! Services. Cluster addresses and node ports are unique in the cluster, so whoever writes the objects gives them.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use k8s_openapi::api::core::v1::{
     ClientIPConfig, LoadBalancerStatus, Service, ServicePort, ServiceSpec, ServiceStatus,
@@ -14,7 +15,12 @@ use super::pod_spec::one_of;
 use super::{KindRules, container, metadata};
 use crate::field::{Errors, Path};
 use crate::names;
-use crate::service::{HEADLESS, NODE_PORTS};
+
+/// What `clusterIP` says of a Service that has none on purpose.
+const HEADLESS: &str = "None";
+
+/// Ports that a Service may take on every node.
+const NODE_PORTS: RangeInclusive<i32> = 30_000..=32_767;
 
 const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 

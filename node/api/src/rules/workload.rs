@@ -183,12 +183,8 @@ fn template(template: &PodTemplateSpec, path: &Path, errors: &mut Errors) {
     let Some(spec) = &template.spec else { return errors.required(&path, "") };
     pod_spec::validate(spec, &path, errors);
     // Only what is always running again can be counted as a replica.
-    match spec.restart_policy.as_deref() {
-        Some("OnFailure" | "Never") => {
-            let policy = spec.restart_policy.as_deref().unwrap_or_default();
-            errors.not_supported(&path.child("restartPolicy"), policy, &["Always"]);
-        }
-        _ => {}
+    if let Some(policy @ ("OnFailure" | "Never")) = spec.restart_policy.as_deref() {
+        errors.not_supported(&path.child("restartPolicy"), policy, &["Always"]);
     }
     if spec.active_deadline_seconds.is_some() {
         let why = "activeDeadlineSeconds in ReplicaSet is not Supported";
