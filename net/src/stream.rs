@@ -53,8 +53,13 @@ impl From<Error> for io::Error {
     }
 }
 
-fn broken(error: impl std::fmt::Display) -> Error {
-    Error::Broken { reason: error.to_string() }
+fn broken(error: impl std::error::Error) -> Error {
+    // QUIC's errors say "connection lost" and keep the interesting part for their source.
+    let reason = match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    };
+    Error::Broken { reason }
 }
 
 /// Both directions of one stream.

@@ -235,7 +235,7 @@ pub enum Mutation {
 pub struct Core {
     me: MemberId,
     tuning: Tuning,
-    foca: Foca<MemberId, Codec, SmallRng, Broadcasts>,
+    foca: Membership,
     descriptions: Descriptions,
     /// The picture as last published, this node included.
     members: BTreeMap<NodeId, Member>,
@@ -244,6 +244,8 @@ pub struct Core {
     timers: Timers,
     rng: SmallRng,
     stage: Stage,
+    /// Mean time until the next exchange; grows from [`Tuning::seek_every`] to [`Tuning::exchange_every`].
+    exchange_after: Duration,
     /// How often this node has described itself.
     words: u32,
     /// Whether foca's list may differ from `members`.
@@ -252,6 +254,8 @@ pub struct Core {
     #[cfg(any(test, feature = "mutations"))]
     mutation: Option<Mutation>,
 }
+
+type Membership = Foca<MemberId, Codec, SmallRng, Broadcasts>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -291,6 +295,7 @@ impl Core {
             timers: Timers::default(),
             rng,
             stage: Stage::Fresh,
+            exchange_after: tuning.seek_every,
             words: 0,
             is_stale: true,
             was_large: false,
@@ -354,11 +359,7 @@ impl Core {
 
     fn list_of_others(&self) -> List {
         List(
-            self.foca
-                .iter_membership_state()
-                .take(MEMBERS_MAX - 1)
-                .map(|member| self.entry(member))
-                .collect(),
+            others(&self.foca, self.me.node).take(MEMBERS_MAX - 1).map(|member| self.entry(member)).collect(),
         )
     }
 
@@ -493,19 +494,25 @@ impl Core {
             }
             Task::Seek => self.seek(now, effects),
             Task::Exchange => {
-                let others: Vec<NodeId> = self.foca.iter_members().map(|member| member.id().node).collect();
-                if !others.is_empty() {
-                    let with = others[self.rng.random_range(0..others.len())];
+                if let Some(with) = self.random_member() {
                     self.exchange(with, effects);
                 }
                 self.plan_exchange(now);
             }
             Task::FetchDescription { node, ask } => {
-                if !self.descriptions.lock().newest.contains_key(&node) {
+                if !self.descriptions.lock().newest.contains_key(&node) && self.members.contains_key(&node) {
                     self.exchange(ask, effects);
+                    if let Some(ask) = self.random_member() {
+                        self.timers.add(now + self.tuning.seek_every, Task::FetchDescription { node, ask });
+                    }
                 }
             }
         }
+    }
+
+    fn random_member(&mut self) -> Option<NodeId> {
+        let others: Vec<NodeId> = self.foca.iter_members().map(|member| member.id().node).collect();
+        (!others.is_empty()).then(|| others[self.rng.random_range(0..others.len())])
     }
 
     /// The guard against a flaw of foca 2.0: when a suspicion's time is up it announces to the suspect
@@ -547,8 +554,12 @@ impl Core {
         self.timers.replace(now + self.tuning.seek_every, Task::Seek);
     }
 
+    /// Plans the next exchange: soon after joining, when many may have started together and every list is
+    /// short, then ever less often.
     fn plan_exchange(&mut self, now: Instant) {
-        let mean_ms = u64::try_from(self.tuning.exchange_every.as_millis()).unwrap_or(u64::MAX).max(2);
+        let mean = self.exchange_after;
+        self.exchange_after = (mean * 2).min(self.tuning.exchange_every);
+        let mean_ms = u64::try_from(mean.as_millis()).unwrap_or(u64::MAX).max(2);
         // Spread, so that nodes that started together do not ask together for ever.
         let after = Duration::from_millis(self.rng.random_range(mean_ms / 2..mean_ms + mean_ms / 2));
         self.timers.replace(now + after, Task::Exchange);
@@ -574,7 +585,8 @@ impl Core {
             .map(|entry| foca::Member::new(entry.id, entry.incarnation, entry.state.into()))
             .collect();
         self.is_stale = true;
-        self.drive(now, effects, |foca, out| foca.apply_many(updates.into_iter(), true, out));
+        // What a newcomer learns is no news to the others, and would only drown its own first words.
+        self.drive(now, effects, |foca, out| foca.apply_many(updates.into_iter(), !was_alone, out));
         if was_alone && self.foca.num_members() > 0 {
             // Every packet says that its sender lives, so this is how the others hear of the newcomer.
             self.drive(now, effects, |foca, out| foca.gossip(out));
@@ -625,42 +637,44 @@ impl Core {
         self.stage = Stage::Gone;
     }
 
-    /// Runs one call of foca and notes what it asks for.
+    /// Runs one call of foca and does what it asks for.
     fn drive(
         &mut self,
         now: Instant,
         effects: &mut Vec<Effect>,
-        call: impl FnOnce(
-            &mut Foca<MemberId, Codec, SmallRng, Broadcasts>,
-            &mut Out<'_>,
-        ) -> Result<(), foca::Error>,
+        call: impl FnOnce(&mut Membership, &mut Out<'_>) -> Result<(), foca::Error>,
     ) {
         let stretch = if self.was_large { 2 } else { 1 };
         let mut out = Out { now, stretch, timers: &mut self.timers, effects, noticed: Vec::new() };
-        let result = call(&mut self.foca, &mut out);
-        let mut rejoined = false;
-        for notice in std::mem::take(&mut out.noticed) {
-            match notice {
-                OwnedNotification::Rejoin(id) => {
-                    self.me = id;
-                    rejoined = true;
-                }
-                OwnedNotification::Active => {
-                    self.stage = Stage::Joined;
-                    self.timers.replace(now + self.tuning.exchange_every, Task::Exchange);
-                }
-                _ => {}
-            }
+        let mut result = call(&mut self.foca, &mut out);
+        if out.noticed.iter().any(|notice| matches!(notice, OwnedNotification::Rejoin(_))) {
+            // After changing its identity foca stays silent until somebody speaks to it. Wake it.
+            result = result.and(self.foca.apply_many(std::iter::empty(), true, &mut out));
         }
+        let noticed = out.noticed;
         if let Err(error) = result {
             // foca goes on after each of its errors; most are packets that came late or twice.
             effects.push(refused(None, error));
         }
-        if rejoined {
-            self.is_stale = true;
-            self.repeat_own_word();
-            // After changing its identity foca stays silent until somebody speaks to it. Wake it.
-            self.drive(now, effects, |foca, out| foca.apply_many(std::iter::empty(), true, out));
+        for notice in noticed {
+            self.take_notice(now, notice);
+        }
+    }
+
+    fn take_notice(&mut self, now: Instant, notice: OwnedNotification<MemberId>) {
+        match notice {
+            OwnedNotification::Rejoin(id) => {
+                self.me = id;
+                self.is_stale = true;
+                self.repeat_own_word();
+            }
+            OwnedNotification::Active => {
+                self.stage = Stage::Joined;
+                self.exchange_after = self.tuning.seek_every;
+                self.plan_exchange(now);
+            }
+            // What changed among the others is found by comparing, see `publish`.
+            _ => {}
         }
     }
 
@@ -684,7 +698,7 @@ impl Core {
         let myself = foca::Member::alive(self.me);
         let mut gone: BTreeSet<NodeId> = self.members.keys().copied().collect();
         let heard = self.descriptions.lock();
-        for member in self.foca.iter_membership_state().chain([&myself]) {
+        for member in others(&self.foca, self.me.node).chain([&myself]) {
             gone.remove(&member.id().node);
             let word = heard.newest.get(&member.id().node);
             let is_leaving = word.is_some_and(|word| word.leaving && word.of.same_process(member.id()));
@@ -726,6 +740,11 @@ impl Core {
             self.foca.set_config(config).expect("only fields that foca lets change have changed");
         }
     }
+}
+
+/// foca's list without this node, of which it keeps earlier starts as down.
+fn others(foca: &Membership, me: NodeId) -> impl Iterator<Item = &foca::Member<MemberId>> {
+    foca.iter_membership_state().filter(move |member| member.id().node != me)
 }
 
 /// What happened between two pictures of one member, in the order to tell it.

@@ -8,6 +8,8 @@ pub mod core;
 mod list;
 pub mod member;
 pub mod metadata;
+#[cfg(test)]
+mod real;
 pub mod service;
 #[cfg(test)]
 mod simulation;
