@@ -25,6 +25,7 @@ use crate::limits::{Class, InFlight, Limits};
 use crate::negotiate::{Form, MediaType};
 use crate::pages::Pages;
 use crate::path::{self, Resource, Route, Sub};
+use crate::protobuf;
 use crate::query::{ListOptions, Query};
 use crate::respond::{self, Body};
 use crate::update::Half;
@@ -232,20 +233,23 @@ impl Call<'_> {
 
     /// The body as an object of the path's kind.
     pub(crate) fn decoded(&self) -> Result<Decoded, Status> {
-        decode::decode(self.kind(), &self.body, self.format()?, self.validation()?)
+        let Parsed { value, duplicates } = self.parsed()?;
+        decode::shape(self.kind(), value, duplicates, self.validation()?)
     }
 
     /// The body, of whatever kind.
     pub(crate) fn parsed(&self) -> Result<Parsed, Status> {
-        decode::parse(&self.body, self.format()?)
-    }
-
-    fn format(&self) -> Result<Format, Status> {
         // Nothing said is JSON, as it is upstream.
         match self.media.as_ref().map_or("application/json", |media| media.essence.as_str()) {
-            "application/json" | "" => Ok(Format::Json),
-            "application/yaml" => Ok(Format::Yaml),
-            other => Err(Status::unsupported_media_type(other, &["application/json", "application/yaml"])),
+            "application/json" | "" => decode::parse(&self.body, Format::Json),
+            "application/yaml" => decode::parse(&self.body, Format::Yaml),
+            protobuf::MEDIA_TYPE => {
+                Ok(Parsed { value: protobuf::decode(&self.body)?, duplicates: Vec::new() })
+            }
+            other => Err(Status::unsupported_media_type(
+                other,
+                &["application/json", "application/yaml", protobuf::MEDIA_TYPE],
+            )),
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod tls;
 mod api;
 mod negotiate;
 mod path;
+mod protobuf;
 mod query;
 mod respond;
 

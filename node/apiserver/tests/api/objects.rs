@@ -245,9 +245,13 @@ async fn a_body_is_read_as_what_it_says_it_is() {
     let yaml = "metadata:\n  name: a\ndata: {b: '2'}\n";
     let posted = client.send(request(Method::POST, CONFIG_MAPS, "application/yaml", yaml)).await;
     assert_eq!(posted.ok()["data"]["b"], "2");
+    let cbor = client.send(request(Method::POST, CONFIG_MAPS, "application/cbor", "\u{0}")).await;
+    assert_eq!((cbor.code, cbor.reason()), (415, "UnsupportedMediaType"));
+    // A ConfigMap with a name, and one value, as clients in Go send it.
     let protobuf =
-        client.send(request(Method::POST, CONFIG_MAPS, "application/vnd.kubernetes.protobuf", "k8s")).await;
-    assert_eq!((protobuf.code, protobuf.reason()), (415, "UnsupportedMediaType"));
+        "k8s\0\n\u{f}\n\u{2}v1\u{12}\tConfigMap\u{12}\u{d}\n\u{3}\n\u{1}b\u{12}\u{6}\n\u{1}a\u{12}\u{1}1";
+    let posted = request(Method::POST, CONFIG_MAPS, "application/vnd.kubernetes.protobuf", protobuf);
+    assert_eq!(client.send(posted).await.ok()["data"], json!({ "a": "1" }));
     let broken = client.send(request(Method::POST, CONFIG_MAPS, "application/json", "{\"metadata\":")).await;
     assert_eq!((broken.code, broken.reason()), (400, "BadRequest"));
     let other = client
