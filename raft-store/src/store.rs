@@ -94,6 +94,8 @@ where
     let raft_config = Arc::new(config.timings.raft(config.compaction));
     let raft = Raft::new(config.voter, raft_config, network, disk.log, machine).await;
     let raft: Core<Rt> = raft.map_err(|fatal| fatal.to_string())?;
+    // Until its core has taken a first question, Raft shows an empty membership and term 0.
+    raft.with_raft_state(drop_state).await.map_err(|fatal| fatal.to_string())?;
     drop(Rt::spawn(keep_log_light::<Rt>(raft.clone(), heavy)));
     Ok(Handle {
         shared: Arc::new(Shared {
@@ -110,6 +112,8 @@ where
         }),
     })
 }
+
+fn drop_state<C: openraft::RaftTypeConfig>(_: &openraft::RaftState<C>) {}
 
 /// Takes a snapshot whenever the log behind the last one is heavy, and drops what the log need not keep.
 async fn keep_log_light<Rt: AsyncRuntime>(raft: Core<Rt>, mut heavy: mpsc::Receiver<Heavy>) {

@@ -286,7 +286,7 @@ impl World {
         while Now::now() < until {
             serial += 1;
             let number = chance.random_range(0..self.nodes.len());
-            let key = format!("key{}", chance.random_range(0..5));
+            let key = format!("key{}", chance.random_range(0..2));
             let known =
                 self.history.lock().unwrap().events.last_key_value().map_or(0, |(revision, _)| *revision);
             let value = format!("client {client}, write {serial}");
