@@ -342,8 +342,11 @@ impl Engine for Machine {
         let Some(live) = self.0.table.live(id) else { return self.0.table.ended(id) };
         let (inner, container) = (Arc::clone(&self.0), id.clone());
         detached(async move {
-            let killing = async { blocking(move || Ok(inner.kill_processes(&container))).await };
-            killing.await?;
+            let killing = move || {
+                inner.kill_processes(&container);
+                Ok(())
+            };
+            blocking(killing).await?;
             ended(live.ended.clone()).await;
             Ok(())
         })

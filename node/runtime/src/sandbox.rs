@@ -85,7 +85,7 @@ pub(crate) fn create(dir: &Path, spec: &SandboxSpec) -> io::Result<()> {
 pub(crate) fn is_ready(dir: &Path, network: Network) -> bool {
     let is_namespace =
         |kind: &&str| statfs(&pin(dir, kind)).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC);
-    kinds(network).iter().all(|kind| is_namespace(&kind))
+    kinds(network).iter().all(is_namespace)
 }
 
 /// Unmounts everything at and below `dir`, deepest first: pins, shared memory, volumes in memory.

@@ -130,10 +130,11 @@ impl World {
 
     /// The files of a container's cgroup for `controller`.
     pub(crate) fn cgroup(&self, controller: &str, id: &ContainerId) -> PathBuf {
-        let below =
-            self.config.cgroup.join(format!("pod{}", id.pod)).join(format!("{}-{}", id.name, id.attempt));
-        let v1 = self.config.cgroup_mount.join(controller).join(&below);
-        if v1.exists() { v1 } else { self.config.cgroup_mount.join(below) }
+        let mount = &self.config.cgroup_mount;
+        let v1 = mount.join(controller);
+        let hierarchy = if v1.join("cgroup.procs").exists() { &v1 } else { mount };
+        let below = self.config.cgroup.join(format!("pod{}", id.pod));
+        hierarchy.join(below).join(format!("{}-{}", id.name, id.attempt))
     }
 
     /// Takes everything down, and says what is left.
@@ -161,7 +162,8 @@ impl World {
 impl Drop for World {
     /// After a test that failed, too.
     fn drop(&mut self) {
-        let _ = self.runtime.block_on(self.machine.purge());
+        // A daemon that knows everything on disk, also what another daemon of the test made.
+        let _ = self.runtime.block_on(async { Machine::open(self.config.clone()).await?.purge().await });
         remove_cgroups(&self.config);
     }
 }
