@@ -248,8 +248,8 @@ pub struct Core {
     exchange_after: Duration,
     /// How often this node has described itself.
     words: u32,
-    /// Whether foca's list may differ from `members`.
-    is_stale: bool,
+    /// Members of whom foca's list may differ from `members`.
+    touched: BTreeSet<NodeId>,
     was_large: bool,
     #[cfg(any(test, feature = "mutations"))]
     mutation: Option<Mutation>,
@@ -297,7 +297,7 @@ impl Core {
             stage: Stage::Fresh,
             exchange_after: tuning.seek_every,
             words: 0,
-            is_stale: true,
+            touched: BTreeSet::from([node]),
             was_large: false,
             tuning,
             #[cfg(any(test, feature = "mutations"))]
@@ -358,9 +358,9 @@ impl Core {
     }
 
     fn list_of_others(&self) -> List {
-        List(
-            others(&self.foca, self.me.node).take(MEMBERS_MAX - 1).map(|member| self.entry(member)).collect(),
-        )
+        // Of this node foca keeps earlier starts, as down.
+        let others = self.foca.iter_membership_state().filter(|member| member.id().node != self.me.node);
+        List(others.take(MEMBERS_MAX - 1).map(|member| self.entry(member)).collect())
     }
 
     fn entry(&self, member: &foca::Member<MemberId>) -> Entry {
@@ -391,7 +391,7 @@ impl Core {
         {
             return self.depose(deposed, effects);
         }
-        self.is_stale |= self.is_news(&peek);
+        self.touch(&peek);
         let told_down = peek.header.message == foca::Message::TurnUndead && peek.header.dst == self.me;
         self.drive(now, effects, |foca, out| foca.handle_data(packet, out));
         if told_down {
@@ -414,17 +414,15 @@ impl Core {
         Ok(())
     }
 
-    /// Whether foca will change anything on hearing this; spares the comparison of all members with the
-    /// picture for most packets, since each news arrives a dozen times.
-    fn is_news(&self, peek: &Peek) -> bool {
-        let header = &peek.header;
-        // Handling these may change this node's own identity.
-        header.message == foca::Message::TurnUndead
-            || self.differs(&header.src, header.src_incarnation, foca::State::Alive)
-            || peek
-                .updates
-                .iter()
-                .any(|update| self.differs(update.id(), update.incarnation(), update.state()))
+    /// Notes the members of whom the packet says something new. Most say nothing new, since each news
+    /// arrives a dozen times.
+    fn touch(&mut self, peek: &Peek) {
+        let sender = foca::Member::new(peek.header.src, peek.header.src_incarnation, foca::State::Alive);
+        for update in peek.updates.iter().chain([&sender]) {
+            if self.differs(update.id(), update.incarnation(), update.state()) {
+                self.touched.insert(update.id().node);
+            }
+        }
     }
 
     fn differs(&self, id: &MemberId, incarnation: u16, state: foca::State) -> bool {
@@ -487,8 +485,9 @@ impl Core {
         match task {
             Task::Foca(timer) => {
                 if self.may_fire(&timer) {
-                    // Most probes change nothing; a failed one makes a suspect.
-                    self.is_stale |= !matches!(timer, foca::Timer::PeriodicGossip(_));
+                    if let foca::Timer::RemoveDown(id) = &timer {
+                        self.touched.insert(id.node);
+                    }
                     self.drive(now, effects, |foca, out| foca.handle_timer(timer, out));
                 }
             }
@@ -584,7 +583,7 @@ impl Core {
             .iter()
             .map(|entry| foca::Member::new(entry.id, entry.incarnation, entry.state.into()))
             .collect();
-        self.is_stale = true;
+        self.touched.extend(list.0.iter().map(|entry| entry.id.node));
         // What a newcomer learns is no news to the others, and would only drown its own first words.
         self.drive(now, effects, |foca, out| foca.apply_many(updates.into_iter(), !was_alone, out));
         if was_alone && self.foca.num_members() > 0 {
@@ -619,7 +618,7 @@ impl Core {
         else {
             return;
         };
-        self.is_stale = true;
+        self.touched.insert(node);
         self.drive(now, effects, |foca, out| {
             foca.apply_many([foca::Member::down(id)].into_iter(), true, out)
         });
@@ -645,7 +644,9 @@ impl Core {
         call: impl FnOnce(&mut Membership, &mut Out<'_>) -> Result<(), foca::Error>,
     ) {
         let stretch = if self.was_large { 2 } else { 1 };
-        let mut out = Out { now, stretch, timers: &mut self.timers, effects, noticed: Vec::new() };
+        let noticed = Vec::new();
+        let mut out =
+            Out { now, stretch, timers: &mut self.timers, touched: &mut self.touched, effects, noticed };
         let mut result = call(&mut self.foca, &mut out);
         if out.noticed.iter().any(|notice| matches!(notice, OwnedNotification::Rejoin(_))) {
             // After changing its identity foca stays silent until somebody speaks to it. Wake it.
@@ -665,7 +666,7 @@ impl Core {
         match notice {
             OwnedNotification::Rejoin(id) => {
                 self.me = id;
-                self.is_stale = true;
+                self.touched.insert(id.node);
                 self.repeat_own_word();
             }
             OwnedNotification::Active => {
@@ -680,56 +681,60 @@ impl Core {
 
     /// Brings the picture up to what foca and the words say, and tells the difference.
     fn publish(&mut self, effects: &mut Vec<Effect>) {
-        let changed = std::mem::take(&mut self.descriptions.lock().changed);
-        for node in changed {
-            if let Some(member) = self.members.get_mut(&node) {
-                let word = self.descriptions.lock().newest.get(&node).map(|word| word.metadata.clone());
-                if member.metadata != word {
-                    member.metadata = word;
-                    effects.push(Effect::Changed { member: member.clone(), change: Change::Described });
-                }
-                // It may have been a goodbye.
-                self.is_stale = true;
-            }
-        }
-        if !std::mem::take(&mut self.is_stale) {
-            return;
-        }
-        let myself = foca::Member::alive(self.me);
-        let mut gone: BTreeSet<NodeId> = self.members.keys().copied().collect();
-        let heard = self.descriptions.lock();
-        for member in others(&self.foca, self.me.node).chain([&myself]) {
-            gone.remove(&member.id().node);
-            let word = heard.newest.get(&member.id().node);
-            let is_leaving = word.is_some_and(|word| word.leaving && word.of.same_process(member.id()));
-            let now = Member {
-                id: *member.id(),
-                incarnation: member.incarnation(),
-                state: match member.state() {
-                    foca::State::Alive => State::Alive,
-                    foca::State::Suspect => State::Suspect,
-                    foca::State::Down if is_leaving => State::Left,
-                    foca::State::Down => State::Down,
-                },
-                metadata: word.map(|word| word.metadata.clone()),
-            };
-            let before = self.members.get(&now.node());
-            if before == Some(&now) {
-                continue;
-            }
-            for change in changes(before, &now).into_iter().flatten() {
-                effects.push(Effect::Changed { member: now.clone(), change });
-            }
-            self.members.insert(now.node(), now);
-        }
-        drop(heard);
-        for node in gone {
-            self.descriptions.lock().newest.remove(&node);
-            if let Some(member) = self.members.remove(&node) {
-                effects.push(Effect::Changed { member, change: Change::Forgotten });
-            }
+        let mut nodes = std::mem::take(&mut self.touched);
+        nodes.append(&mut self.descriptions.lock().changed);
+        for node in nodes {
+            self.publish_one(node, effects);
         }
         self.fit_tuning();
+    }
+
+    fn publish_one(&mut self, node: NodeId, effects: &mut Vec<Effect>) {
+        let Some(now) = self.look_up(node) else {
+            if let Some(member) = self.members.remove(&node) {
+                self.descriptions.lock().newest.remove(&node);
+                effects.push(Effect::Changed { member, change: Change::Forgotten });
+            }
+            return;
+        };
+        for change in changes(self.members.get(&node), &now).into_iter().flatten() {
+            effects.push(Effect::Changed { member: now.clone(), change });
+        }
+        self.members.insert(node, now);
+    }
+
+    /// What foca and the node's own word say of it now.
+    fn look_up(&self, node: NodeId) -> Option<Member> {
+        let myself = foca::Member::alive(self.me);
+        let member = if node == self.me.node {
+            // Of this node foca knows earlier starts only.
+            &myself
+        } else {
+            self.foca.iter_membership_state().find(|member| member.id().node == node)?
+        };
+        let heard = self.descriptions.lock();
+        let word = heard.newest.get(&node);
+        let is_leaving = word.is_some_and(|word| word.leaving && word.of.same_process(member.id()));
+        Some(Member {
+            id: *member.id(),
+            incarnation: member.incarnation(),
+            state: match member.state() {
+                foca::State::Alive => State::Alive,
+                foca::State::Suspect => State::Suspect,
+                foca::State::Down if is_leaving => State::Left,
+                foca::State::Down => State::Down,
+            },
+            metadata: word.map(|word| word.metadata.clone()),
+        })
+    }
+
+    /// Whether comparing everything would find what telling only the difference has missed.
+    #[cfg(test)]
+    pub(super) fn picture_is_true(&self) -> bool {
+        let nodes = self.foca.iter_membership_state().map(|member| member.id().node);
+        nodes
+            .chain(self.members.keys().copied())
+            .all(|node| self.look_up(node).as_ref() == self.members.get(&node))
     }
 
     fn fit_tuning(&mut self) {
@@ -742,26 +747,25 @@ impl Core {
     }
 }
 
-/// foca's list without this node, of which it keeps earlier starts as down.
-fn others(foca: &Membership, me: NodeId) -> impl Iterator<Item = &foca::Member<MemberId>> {
-    foca.iter_membership_state().filter(move |member| member.id().node != me)
-}
-
 /// What happened between two pictures of one member, in the order to tell it.
-fn changes(before: Option<&Member>, now: &Member) -> [Option<Change>; 2] {
+fn changes(before: Option<&Member>, now: &Member) -> [Option<Change>; 3] {
     let state = match now.state {
         State::Alive => Change::Alive,
         State::Suspect => Change::Suspect,
         State::Down => Change::Down,
         State::Left => Change::Left,
     };
-    let Some(before) = before else { return [Some(state), None] };
+    let Some(before) = before else { return [Some(state), None, None] };
     let renamed = if before.id.same_process(&now.id) {
         (before.id != now.id).then_some(Change::Rejoined)
     } else {
         Some(Change::Restarted)
     };
-    [renamed, (before.state != now.state).then_some(state)]
+    [
+        renamed,
+        (before.state != now.state).then_some(state),
+        (before.metadata != now.metadata).then_some(Change::Described),
+    ]
 }
 
 fn refused(from: Option<NodeId>, reason: impl ToString) -> Effect {
@@ -773,6 +777,7 @@ struct Out<'a> {
     now: Instant,
     stretch: u32,
     timers: &'a mut Timers,
+    touched: &'a mut BTreeSet<NodeId>,
     effects: &'a mut Vec<Effect>,
     noticed: Vec<OwnedNotification<MemberId>>,
 }
@@ -787,6 +792,11 @@ impl foca::Runtime<MemberId> for Out<'_> {
     }
 
     fn submit_after(&mut self, event: foca::Timer<MemberId>, after: Duration) {
+        // foca tells of no suspicion, but each begins with the first of these timers and ends, if it is
+        // not refuted by a packet, with the second.
+        if let foca::Timer::ChangeSuspectToDown { member_id: id, .. } | foca::Timer::RemoveDown(id) = &event {
+            self.touched.insert(id.node);
+        }
         // foca cannot change its period while it runs, but its timers are ours.
         let is_period = matches!(event, foca::Timer::ProbeRandomMember(_));
         let after = if is_period { after * self.stretch } else { after };

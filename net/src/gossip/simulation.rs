@@ -246,9 +246,14 @@ impl World {
             .collect()
     }
 
-    fn run_for(&mut self, time: Duration) {
+    fn advance(&mut self, time: Duration) {
         let end = self.now + time;
         while self.step(end) {}
+    }
+
+    fn run_for(&mut self, time: Duration) {
+        self.advance(time);
+        assert!(self.live().all(Core::picture_is_true), "a change was not told");
     }
 
     /// Runs until `done`, looked at every 50 ms; how long that took, or `None` if it took longer.
@@ -258,7 +263,7 @@ impl World {
             if done(self) {
                 return Some(self.now.since(begin));
             }
-            self.run_for(Duration::from_millis(50));
+            self.advance(Duration::from_millis(50));
         }
         None
     }
