@@ -5,4 +5,5 @@
 //! and an API: it imports none of our crates.
 
 pub mod api;
+pub mod cluster;
 pub mod lab;

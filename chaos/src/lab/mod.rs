@@ -203,3 +203,18 @@ pub fn in_user_namespace() -> bool {
     std::fs::read_to_string("/proc/self/uid_map")
         .is_ok_and(|map| map.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"])
 }
+
+/// Makes this process root of a user namespace of its own, where the kernel lets an ordinary user do so.
+/// Only in a process of one thread.
+///
+/// Errors: the kernel or its settings forbid it; the text names what to change.
+pub fn become_root_of_a_user_namespace() -> Result<(), Error> {
+    let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
+    let enter = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER | nix::sched::CloneFlags::CLONE_NEWNS)?;
+        std::fs::write("/proc/self/setgroups", "deny")?;
+        std::fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
+        std::fs::write("/proc/self/gid_map", format!("0 {gid} 1"))
+    };
+    enter().map_err(Error::kernel("make a user namespace (kernel.unprivileged_userns_clone, user.max_user_namespaces, or AppArmor may forbid it)"))
+}
