@@ -211,7 +211,8 @@ pub enum Error {
     RootForbidden(String),
     /// A volume of a kind that this cluster does not have.
     #[error(
-        "volume \"{name}\" is of kind {kind}, which this cluster cannot mount; use emptyDir, configMap, secret, downwardAPI, projected or hostPath"
+        "volume \"{name}\" is of kind {kind}, which this cluster cannot mount; \
+         use emptyDir, configMap, secret, downwardAPI, projected or hostPath"
     )]
     VolumeKind {
         /// The volume.

@@ -192,7 +192,7 @@ impl<'a> Draft<'a> {
         };
         // Nothing new comes into a namespace that is ending, or it would never end.
         let held = self.view.named::<Namespace>("", namespace);
-        if !held.is_some_and(|held| !meta::is_ending(&held.metadata)) {
+        if held.is_none_or(|held| meta::is_ending(&held.metadata)) {
             return;
         }
         let subject = format!("{}/{reason}/{message}", meta::uid(metadata));

@@ -4,24 +4,32 @@
 //! a clock, draws a random number, opens a file or a socket, or starts a task: time and chance come in as
 //! arguments, what to do goes out as values. It may import `skein-api` and nothing else of ours.
 
-pub mod time;
+// What deciding looks at, and what it is given.
 pub mod chance;
-pub mod view;
 pub mod resources;
+pub mod time;
+pub mod view;
 
+// The planners: all of them in order, then each.
 pub mod plan;
+
 pub mod node_health;
-mod namespace;
-mod garbage;
+
 mod deployment;
+mod garbage;
+mod namespace;
 mod replicaset;
 mod scheduler;
+
+// What planners share.
 mod draft;
 mod meta;
 
-pub mod pod;
+// A pod on its node.
 pub mod container;
+pub mod pod;
 
+// Who is there, and who votes.
 pub mod judge;
 pub mod probe;
 pub mod voters;

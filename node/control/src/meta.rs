@@ -7,11 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::time::seconds_after;
 pub(crate) use skein_api::owner::controller_of as controller;
-
-/// The node a pod is bound to.
-pub(crate) fn node_of(pod: &Pod) -> Option<&str> {
-    pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
-}
+pub(crate) use skein_api::pod::{has_ended, is_ready, node_name as node_of};
 
 pub(crate) fn uid(metadata: &ObjectMeta) -> &str {
     metadata.uid.as_deref().unwrap_or_default()
@@ -45,18 +41,9 @@ pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending")
 }
 
-/// True once all containers have ended for good.
-pub(crate) fn has_ended(pod: &Pod) -> bool {
-    matches!(phase(pod), "Succeeded" | "Failed")
-}
-
 /// True for a pod that counts as a replica: neither over nor on its way out.
 pub(crate) fn is_active(pod: &Pod) -> bool {
     !has_ended(pod) && !is_ending(&pod.metadata)
-}
-
-pub(crate) fn is_ready(pod: &Pod) -> bool {
-    condition(pod.status.as_ref(), "Ready").is_some_and(|ready| ready.status == "True")
 }
 
 pub(crate) fn condition<'a>(status: Option<&'a PodStatus>, kind: &str) -> Option<&'a PodCondition> {

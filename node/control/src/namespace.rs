@@ -49,7 +49,7 @@ fn touched(view: &View, changed: &Changed) -> BTreeSet<String> {
         Changed::All => {
             view.all::<Namespace>().map(|(_, held)| meta::name(&held.metadata).to_owned()).collect()
         }
-        Changed::Some { keys, .. } => keys.iter().filter_map(|key| namespace_in(key)).collect(),
+        Changed::Some { keys, .. } => keys.iter().filter_map(namespace_in).collect(),
     }
 }
 

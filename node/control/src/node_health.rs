@@ -34,10 +34,12 @@ pub(crate) fn plan(draft: &mut Draft<'_>, verdicts: &BTreeMap<String, Verdict>) 
         let name = meta::name(&node.metadata);
         match verdicts.get(name) {
             Some(Verdict::Unreachable) => mark_unreachable(draft, key, node),
-            Some(Verdict::Alive) => mark_reachable(draft, key),
-            None => {}
+            Some(Verdict::Alive) if unreachable_since(node).is_some() => mark_reachable(draft, key),
+            Some(Verdict::Alive) | None => {}
         }
-        mirror_cordon(draft, key);
+        if is_cordoned(node) != has_taint(node, UNSCHEDULABLE) {
+            mirror_cordon(draft, key);
+        }
         let marked = draft.view().get::<Node>(key).and_then(|node| unreachable_since(node));
         if let Some(since) = marked {
             empty(draft, name, Some(since));
@@ -115,22 +117,30 @@ fn mark_reachable(draft: &mut Draft<'_>, key: &Key) {
 fn mirror_cordon(draft: &mut Draft<'_>, key: &Key) {
     let now = draft.now;
     draft.edit::<Node>(key, |node| {
+        let cordoned = is_cordoned(node);
         let spec = node.spec.get_or_insert_default();
-        let cordoned = spec.unschedulable == Some(true);
         let mut taints = spec.taints.take().unwrap_or_default();
-        let tainted = taints.iter().any(|taint| taint.key == UNSCHEDULABLE);
-        if cordoned && !tainted {
+        if cordoned {
             taints.push(Taint {
                 key: UNSCHEDULABLE.to_owned(),
                 effect: "NoSchedule".to_owned(),
                 time_added: stamp(now),
                 value: None,
             });
-        } else if !cordoned {
+        } else {
             taints.retain(|taint| taint.key != UNSCHEDULABLE);
         }
         spec.taints = Some(taints).filter(|taints| !taints.is_empty());
     });
+}
+
+fn is_cordoned(node: &Node) -> bool {
+    node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true))
+}
+
+fn has_taint(node: &Node, key: &str) -> bool {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+    taints.into_iter().flatten().any(|taint| taint.key == key)
 }
 
 /// Takes the pods off a lost node: those that may go, once their tolerations have run out.
@@ -140,7 +150,7 @@ fn empty(draft: &mut Draft<'_>, node: &str, since: Option<Timestamp>) {
         draft.view().pods_on(node).map(|(key, pod)| (key.clone(), pod.clone())).collect();
     for (key, pod) in pods {
         if meta::is_ending(&pod.metadata) {
-            // The node that should stop it cannot be asked. If it returns it finds the pod unbound and kills it.
+            // The node that should stop it cannot be asked; if it returns, it kills what is not bound to it.
             draft.remove(&key);
             continue;
         }

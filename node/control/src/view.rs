@@ -145,7 +145,9 @@ macro_rules! kinds {
                 }
                 let json: serde_json::Value = serde_json::from_slice(bytes)?;
                 let metadata = json.get("metadata").cloned().unwrap_or_default();
-                let metadata = if metadata.is_null() { ObjectMeta::default() } else { serde_json::from_value(metadata)? };
+                // An object without metadata has none of what the indices look for; it is kept all the same.
+                let metadata: Option<ObjectMeta> = serde_json::from_value(metadata)?;
+                let metadata = metadata.unwrap_or_default();
                 Ok(Object::Other(Arc::new(Other { metadata, json })))
             }
         }
@@ -277,7 +279,7 @@ impl View {
 
     /// The object of this kind with this name; `namespace` is empty for kinds without one.
     pub fn named<K: Kind>(&self, namespace: &str, name: &str) -> Option<&Arc<K>> {
-        self.get(&*key_of::<K>(namespace, name))
+        self.get(&key_of::<K>(namespace, name))
     }
 
     /// The key of the object with this uid.
@@ -377,10 +379,7 @@ impl View {
 
     fn under(&self, prefix: &str) -> impl Iterator<Item = (&Key, &Stored)> + use<'_> {
         let prefix = prefix.to_owned();
-        self.objects
-            .range(Key::from(&*prefix)..)
-            .take_while(move |(key, _)| key.starts_with(&*prefix))
-            .map(|(key, stored)| (key, stored))
+        self.objects.range(Key::from(&*prefix)..).take_while(move |(key, _)| key.starts_with(&*prefix))
     }
 
     /// Puts a decoded object in place of whatever was at `key`.

@@ -58,7 +58,9 @@ impl World {
         let offered = json!({"cpu": "4", "memory": "8Gi", "pods": "110"});
         self.put(json!({
             "apiVersion": "v1", "kind": "Node",
-            "metadata": {"name": name, "uid": format!("node-{name}"), "labels": {"kubernetes.io/hostname": name}},
+            "metadata": {
+                "name": name, "uid": format!("node-{name}"), "labels": {"kubernetes.io/hostname": name},
+            },
             "spec": {},
             "status": {
                 "capacity": offered, "allocatable": offered,
@@ -334,7 +336,8 @@ pub(crate) fn bare_pod(name: &str, spec: Value) -> Value {
     for (field, value) in spec.as_object().into_iter().flatten() {
         whole[field] = value.clone();
     }
-    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}}, "spec": whole})
+    let metadata = json!({"name": name, "labels": {"app": name}});
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": whole})
 }
 
 /// A container list that asks for so much cpu.

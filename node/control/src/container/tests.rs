@@ -15,11 +15,13 @@ fn view() -> View {
     );
     put(
         "core/secrets/default/keys",
-        json!({"metadata": {"name": "keys", "namespace": "default"}, "data": {"PASSWORD": "c2VjcmV0", "RAW": "/w=="}}),
+        json!({"metadata": {"name": "keys", "namespace": "default"},
+            "data": {"PASSWORD": "c2VjcmV0", "RAW": "/w=="}}),
     );
     put(
         "core/nodes//kitchen",
-        json!({"metadata": {"name": "kitchen"}, "status": {"allocatable": {"cpu": "4", "memory": "8Gi", "pods": "110"}}}),
+        json!({"metadata": {"name": "kitchen"},
+            "status": {"allocatable": {"cpu": "4", "memory": "8Gi", "pods": "110"}}}),
     );
     put(
         "core/services/default/kubernetes",
@@ -88,7 +90,10 @@ fn variables_come_from_values_and_references() {
 
 #[test]
 fn a_missing_reference_is_an_error_in_kubelet_s_words_unless_it_is_optional() {
-    let config_map = |name: &str, key: &str, optional: bool| json!({"valueFrom": {"configMapKeyRef": {"name": name, "key": key, "optional": optional}}});
+    let config_map = |name: &str, key: &str, optional: bool| {
+        let reference = json!({"name": name, "key": key, "optional": optional});
+        json!({"valueFrom": {"configMapKeyRef": reference}})
+    };
     check_env(config_map("none", "A", false), Err("configmap \"none\" not found"));
     check_env(config_map("settings", "Z", false), Err("couldn't find key Z in ConfigMap default/settings"));
     check_env(config_map("none", "A", true), Ok(""));
@@ -218,7 +223,9 @@ fn check_files(source: Value, expect: Result<&[(&str, u32, &str)], &str>) {
 fn config_maps_secrets_and_fields_become_files() {
     check_files(json!({"configMap": {"name": "settings"}}), Ok(&[("A", 0o644, "1"), ("B", 0o644, "2")]));
     check_files(
-        json!({"configMap": {"name": "settings", "defaultMode": 0o600, "items": [{"key": "B", "path": "deep/b"}]}}),
+        json!({"configMap": {
+            "name": "settings", "defaultMode": 0o600, "items": [{"key": "B", "path": "deep/b"}],
+        }}),
         Ok(&[("deep/b", 0o600, "2")]),
     );
     check_files(

@@ -73,7 +73,8 @@ fn a_rolling_update_keeps_within_its_bounds_at_every_step() {
         [(json!(1), json!(0)), (json!(0), json!(1)), (json!("25%"), json!("25%")), (json!(3), json!(2))]
     {
         let mut world = World::with_nodes(&["a", "b", "c"]);
-        let strategy = json!({"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}}});
+        let bounds_wanted = json!({"maxSurge": surge, "maxUnavailable": unavailable});
+        let strategy = json!({"strategy": {"type": "RollingUpdate", "rollingUpdate": bounds_wanted}});
         world.put(deployment("web", 6, strategy));
         world.live(|_| {});
         world.roll(WEB, "x:2");

@@ -236,11 +236,12 @@ fn an_orphaning_deletion_leaves_everything_but_the_owner() {
 fn an_object_stays_as_long_as_one_of_its_owners_does() {
     let mut world = World::new();
     let owner = |name: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": format!("uid-{name}")});
+    let config_map = |metadata: Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata});
     for name in ["one", "two"] {
-        world.put(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "uid": format!("uid-{name}")}}));
+        world.put(config_map(json!({"name": name, "uid": format!("uid-{name}")})));
     }
-    let key = world.put(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata":
-        {"name": "owned", "ownerReferences": [owner("one"), owner("two")]}}));
+    let key =
+        world.put(config_map(json!({"name": "owned", "ownerReferences": [owner("one"), owner("two")]})));
     world.settle();
     world.delete("core/configmaps/default/one");
     world.settle();
@@ -254,7 +255,8 @@ fn an_object_stays_as_long_as_one_of_its_owners_does() {
 #[test]
 fn a_namespace_ends_when_everything_in_it_has_ended() {
     let mut world = World::with_nodes(&["a"]);
-    world.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}, "spec": {"finalizers": ["kubernetes"]}}));
+    world.put(json!({"apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": "team"}, "spec": {"finalizers": ["kubernetes"]}}));
     let mut web = deployment("web", 2, json!({}));
     web["metadata"]["namespace"] = json!("team");
     world.put(web);
@@ -423,7 +425,8 @@ proptest! {
             }
             if rounds {
                 world.settle();
-                let owned = world.pods().iter().filter(|(_, pod)| meta::controller(&pod.metadata).is_some() && meta::is_active(pod)).count();
+                let counts = |pod: &Pod| meta::controller(&pod.metadata).is_some() && meta::is_active(pod);
+                let owned = world.pods().iter().filter(|(_, pod)| counts(pod)).count();
                 prop_assert!(owned <= allowed, "{} pods, {} allowed", owned, allowed);
             }
         }
