@@ -486,7 +486,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     }
 
     pub(crate) async fn propose_here(&self, mut command: Command) -> Here<Answer> {
-        command.stamp_ms = (self.shared.clock)().max(self.shared.replica.state().stamp_ms());
+        command.stamp_ms = (self.shared.clock)().max(self.shared.replica.stamp_ms());
         match self.shared.raft.client_write(command).await {
             Ok(written) => Here::Done(written.data),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => Here::Elsewhere(to.leader_id),

@@ -41,6 +41,10 @@ impl Replica {
         self.lock().state.revision()
     }
 
+    pub(crate) fn stamp_ms(&self) -> u64 {
+        self.lock().state.stamp_ms()
+    }
+
     /// Shows `state` and the events that led to it to all readers at once.
     pub(crate) fn publish(&self, state: State, events: Vec<Event>) {
         self.change(state, |ring, revision| ring.push(events, revision));

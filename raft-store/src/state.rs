@@ -76,7 +76,8 @@ struct Head {
     stamp_ms: u64,
     level: u32,
     applied: Option<LogId>,
-    members: Members,
+    /// Shared, because the state is cloned for each batch and the members hardly ever change.
+    members: Arc<Members>,
 }
 
 impl State {
@@ -96,7 +97,7 @@ impl State {
         self.head.stamp_ms = self.head.stamp_ms.max(stamp_ms);
         let (outcomes, events) = if only_in_term.is_some_and(|only| only != term) {
             (vec![Outcome::WrongTerm; ops.len()], Vec::new())
-        } else if atomic {
+        } else if atomic && ops.len() > 1 {
             self.apply_atomic(ops)
         } else {
             let mut events = Vec::new();
@@ -199,7 +200,7 @@ impl State {
     }
 
     pub(crate) fn set_members(&mut self, members: Members) {
-        self.head.members = members;
+        self.head.members = Arc::new(members);
     }
 
     /// The number of changes ever made, plus what `recover` and `restore` added. It never goes back.
