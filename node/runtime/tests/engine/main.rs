@@ -10,6 +10,7 @@ mod isolation;
 mod limits;
 mod logs;
 mod program;
+mod user;
 mod world;
 
 use std::process::ExitCode;
@@ -25,13 +26,23 @@ fn main() -> ExitCode {
     if let Some(code) = adoption::main_if_daemon() {
         return code;
     }
+    if let Some(code) = user::main_if_user() {
+        return code;
+    }
     if let Some(code) = program::main_if_program() {
         return code;
     }
     let arguments = Arguments::from_args();
     let mut trials = contract::trials_on_the_fake();
-    let real =
-        [contract::on_this_machine(), isolation::TESTS, limits::TESTS, logs::TESTS, adoption::TESTS].concat();
+    let real = [
+        contract::on_this_machine(),
+        isolation::TESTS,
+        limits::TESTS,
+        logs::TESTS,
+        adoption::TESTS,
+        user::TESTS,
+    ]
+    .concat();
     match World::reason_to_skip() {
         None => trials.extend(real.into_iter().map(to_trial)),
         Some(reason) if !arguments.list => {
