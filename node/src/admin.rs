@@ -58,6 +58,11 @@ pub(crate) struct Admin {
     pub(crate) stopping: CancellationToken,
 }
 
+/// Bounds of a load that somebody asks for.
+const LOAD_SECONDS_MAX: u64 = 600;
+const LOAD_BYTES_MAX: usize = 1 << 20;
+const LOAD_CLIENTS_MAX: usize = 4096;
+
 /// What a verb answers.
 type Reply = Result<Value, (StatusCode, String)>;
 
@@ -66,6 +71,13 @@ type Reply = Result<Value, (StatusCode, String)>;
 struct NewToken {
     uses: Option<u32>,
     ttl_seconds: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Load {
+    clients: usize,
+    bytes: usize,
+    seconds: u64,
 }
 
 impl Admin {
@@ -131,6 +143,7 @@ impl Admin {
             (Method::POST, ("images", "")) => self.load_image(request).await,
             (Method::GET, ("images", "")) => self.list_images().await,
             (Method::POST, ("leave", "")) => self.leave().await,
+            (Method::POST, ("load", "")) => self.load(body(request).await?).await,
             _ => Err((
                 StatusCode::NOT_FOUND,
                 format!("the daemon has no verb {verb:?}; it may be of another version"),
@@ -331,6 +344,46 @@ impl Admin {
         Ok(
             json!({ "images": loaded.iter().map(|image| json!({ "name": image.name, "digest": image.digest })).collect::<Vec<_>>() }),
         )
+    }
+
+    /// Writes through this node's handle as fast as the cluster takes it: what `skein-chaos bench writes`
+    /// measures. Each client overwrites one key of its own, which is removed in the end.
+    async fn load(&self, load: Load) -> Reply {
+        let until = tokio::time::Instant::now() + Duration::from_secs(load.seconds.min(LOAD_SECONDS_MAX));
+        let value: Bytes = vec![b'x'; load.bytes.min(LOAD_BYTES_MAX)].into();
+        let clients = (0..load.clients.min(LOAD_CLIENTS_MAX)).map(|client| {
+            let (store, value) = (self.store.clone(), value.clone());
+            let key: Arc<str> = format!("skein/load//{}-{client}", self.endpoint.node()).into();
+            tokio::spawn(async move {
+                let mut times = Vec::new();
+                for serial in 0u64.. {
+                    let began = tokio::time::Instant::now();
+                    if began >= until {
+                        break;
+                    }
+                    // Another value each time: an equal one would cost the log nothing.
+                    let change = Change::Put([serial.to_be_bytes().as_slice(), &value].concat().into());
+                    let op = Op { key: key.clone(), expect: Expect::Any, change };
+                    if store.propose(vec![op], Options::default()).await.is_ok() {
+                        times.push(began.elapsed());
+                    }
+                }
+                let op = Op { key, expect: Expect::Any, change: Change::Delete };
+                // What is left behind by a failure is overwritten by the next run.
+                let _ = store.propose(vec![op], Options::default()).await;
+                times
+            })
+        });
+        let mut times = Vec::new();
+        for client in futures::future::join_all(clients).await {
+            times.extend(client.map_err(|error| unavailable(error.to_string()))?);
+        }
+        times.sort_unstable();
+        let at = |share: f64| {
+            let rank = ((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1));
+            times.get(rank).map(|time| time.as_secs_f64() * 1000.0)
+        };
+        Ok(json!({ "writes": times.len(), "p50_ms": at(0.5), "p99_ms": at(0.99) }))
     }
 
     async fn list_images(&self) -> Reply {

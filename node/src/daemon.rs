@@ -13,12 +13,12 @@ use skein_net::ca::{ApiNames, Chain};
 use skein_net::endpoint::{self, Endpoint, Service};
 use skein_net::gossip;
 use skein_net::gossip::service::{Config as GossipConfig, Gossip};
-use skein_net::identity::{Identity, NodeId};
+use skein_net::identity::{Identity, NodeId, StoreId};
 use skein_net::join::Limited;
 use skein_net::stream::Stream;
 use skein_net::tls::Tls;
 use skein_podnet::{Network, Subnet};
-use skein_raft_store::{DiskFiles, Handle, TokioRuntime, VoterId};
+use skein_raft_store::{Change, DiskFiles, Expect, Handle, Op, Options, TokioRuntime, VoterId};
 use skein_runtime::images::{Images, Limits};
 use skein_runtime::{Engine, Machine};
 use tokio::net::{TcpListener, UnixListener};
@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use crate::admin::Admin;
-use crate::admission::Door;
+use crate::admission::{Door, all_done};
 use crate::agent::{Agent, ClusterImages, Logs, Offer};
 use crate::authority::Authority;
 use crate::clock::WallTime;
@@ -63,6 +63,15 @@ pub(crate) struct Config {
 
 /// Why a node did not start or go on. The text is for people.
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// The files of this node's store, and its name as a voter: a store that was lost and made anew has another
+/// one, so that it never votes under the name of what it forgot.
+pub(crate) async fn open_store(home: &Home, node: NodeId) -> Result<(DiskFiles, VoterId), Failure> {
+    let dir = home.part("store")?;
+    let files = tokio::task::spawn_blocking(move || DiskFiles::open(&dir)).await??;
+    let voter = skein_raft_store::store_id::load_or_create(&files, node.0, rand::random()).await?;
+    Ok((files, voter))
+}
 
 /// Runs a member until `stopping`; `started` is called once its API answers.
 pub(crate) async fn run(
@@ -138,9 +147,7 @@ impl Node {
             book: book.clone(),
             admission: Some(admission),
         })?;
-        let voter = VoterId { node: me.0, store: identity.store().0 };
-        let store_dir = home.part("store")?;
-        let files = tokio::task::spawn_blocking(move || DiskFiles::open(&store_dir)).await??;
+        let (files, voter) = open_store(&home, me).await?;
         let mut store_config = skein_raft_store::Config::new(voter, identity.generation());
         store_config.timings = measured(&files).await;
         info!(node = %me, listen = %endpoint.local_address(), api = %api_listener.local_addr()?, election_ms = store_config.timings.election_min().as_millis() as u64, "starting");
@@ -208,7 +215,7 @@ impl Node {
         }));
 
         if membership.founding {
-            found(&store, &door, &identity, &membership, &endpoint, &home).await?;
+            found(&store, &door, &membership, &endpoint, &home).await?;
         }
         tasks.spawn(picture.clone().follow(store.clone(), members.clone(), stopping.clone()));
         let known = members.present().into_keys().chain(book.nodes()).filter(|node| *node != me);
@@ -235,6 +242,9 @@ impl Node {
 
         // What follows needs this node's own record: a machine that was just let in waits for its replica.
         let record = own_record(&members, &picture, me, &stopping).await?;
+        if record.store.0 != voter.store {
+            tasks.spawn(rename_voter(store.clone(), record.clone(), stopping.clone()));
+        }
         let offer = Offer {
             name: membership.name.clone(),
             node_id: me.to_string(),
@@ -363,7 +373,6 @@ impl Node {
 async fn found(
     store: &Handle<TokioRuntime>,
     door: &Door,
-    identity: &Identity,
     membership: &Membership,
     endpoint: &Endpoint,
     home: &Home,
@@ -373,8 +382,8 @@ async fn found(
     }
     let cluster: Subnet = POD_NETWORK.parse().expect("a network in CIDR notation");
     let record = Record {
-        node: identity.node(),
-        store: identity.store(),
+        node: endpoint.node(),
+        store: StoreId(store.voter().store),
         name: membership.name.clone(),
         addresses: endpoint.reachable_addresses(),
         subnet: cluster.nth_part(24, 0).expect("a /16 has a first /24"),
@@ -424,6 +433,28 @@ async fn own_record(
         () = tokio::time::sleep(RECORD_MAX) => Err(
             "no member sent this node the cluster's state within a minute; check that UDP gets through in both directions".into()
         ),
+    }
+}
+
+/// Tells the cluster that this node's store was lost and made anew: its old name as a voter is dead, and
+/// the new one has to earn its vote.
+async fn rename_voter(store: Handle<TokioRuntime>, record: Record, stopping: CancellationToken) {
+    let key = Record::key(record.node);
+    let renamed = Record { store: StoreId(store.voter().store), fresh: false, ..record };
+    warn!(voter = %store.voter(), "the store of this node is new; it votes under a new name from now on");
+    while !stopping.is_cancelled() {
+        let state = store.state();
+        let Some(object) = state.get(&key) else { return };
+        let op = Op {
+            key: key.as_str().into(),
+            expect: Expect::Revision(object.mod_rev),
+            change: Change::Put(renamed.to_bytes().into()),
+        };
+        match store.propose(vec![op], Options::default()).await {
+            Ok(answer) if all_done(&answer) => return,
+            Ok(answer) => drop(store.wait_revision(answer.revision, RECORD_MAX).await),
+            Err(error) => debug!(%error, "could not tell of the new store yet"),
+        }
     }
 }
 

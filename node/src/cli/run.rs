@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use skein_net::ca::ClusterCa;
-use skein_net::identity::Identity;
+use skein_net::identity::{Identity, StoreId};
 use skein_net::join::{self, About};
 use skein_net::token::Token;
 use tokio::signal::unix::{SignalKind, signal};
@@ -62,16 +62,20 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
     }
     let identity = Identity::load_or_create(dir)?;
     let name = node_name(args.name.as_deref())?;
+    let runtime = runtime()?;
+    // The store's name is part of the claim; the store itself stays empty until members send theirs.
+    let (files, voter) = runtime.block_on(daemon::open_store(&home, identity.node()))?;
+    drop(files);
     let about = About {
         name: name.clone(),
-        store: identity.store(),
+        store: StoreId(voter.store),
         generation: identity.generation(),
         listen_port: args.listen.port(),
         api_port: args.api_listen.port(),
         extra: Vec::new(),
     };
     let csr = identity.csr()?;
-    let admitted = runtime()?.block_on(async {
+    let admitted = runtime.block_on(async {
         // Any port will do: the answer comes back over the same connection.
         let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
         let endpoint = quinn::Endpoint::client(any)?;
@@ -80,6 +84,7 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
         endpoint.wait_idle().await;
         Ok::<_, Failure>(admitted?)
     })?;
+    drop(runtime);
     let mut pages = skein_net::address_book::Pages::default();
     for member in &admitted.members {
         let page = pages.0.entry(member.node).or_default();
