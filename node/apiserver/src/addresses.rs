@@ -236,7 +236,7 @@ fn settle_ports(new: &mut Value, taken: &Taken, errors: &mut Errors) {
             None if asked == 0 => errors.invalid(&path, "0", "all node ports are taken"),
             None => errors.invalid(
                 &path,
-                &asked.to_string(),
+                asked,
                 "provided port is already allocated, or not in the range of valid ports 30000-32767",
             ),
         }

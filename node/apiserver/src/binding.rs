@@ -48,3 +48,57 @@ impl Api {
 fn success(code: StatusCode) -> Value {
     json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code.as_u16() })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use skein_api::kinds;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::Identity;
+    use crate::api::Settings;
+    use crate::limits::Limits;
+    use crate::negotiate::Form;
+    use crate::path::{Resource, Sub};
+    use crate::query::Query;
+    use crate::testing::MemoryCluster;
+
+    #[tokio::test]
+    async fn an_eviction_deletes_its_pod_with_the_options_it_carries() {
+        let cluster = MemoryCluster::with_default_namespace();
+        let pod = json!({ "metadata": { "name": "web", "uid": "u" }, "spec": { "nodeName": "n1" } });
+        cluster.put("core/pods/default/web", &pod.to_string());
+        let api = Api::new(
+            Arc::new(cluster.clone()),
+            Settings::default(),
+            Limits::default(),
+            CancellationToken::new(),
+        );
+        let resource = Resource {
+            kind: kinds::by_kind("", "Pod").unwrap(),
+            namespace: Some("default".into()),
+            name: Some("web".into()),
+            subresource: Some(Sub::Eviction),
+            watch: false,
+        };
+        let (query, caller) = (Query::default(), Identity::administrator("admin"));
+        let call = |name: &str| {
+            let eviction =
+                json!({ "metadata": { "name": name }, "deleteOptions": { "gracePeriodSeconds": 3 } });
+            Call {
+                resource: &resource,
+                query: &query,
+                form: Form::Object,
+                caller: &caller,
+                media: None,
+                body: eviction.to_string().into(),
+            }
+        };
+        assert_eq!(api.evict(&call("other"), "web").await.unwrap_err().code(), 400);
+        assert_eq!(api.evict(&call("web"), "web").await.unwrap().status(), StatusCode::CREATED);
+        let going = cluster.value("core/pods/default/web").unwrap();
+        assert_eq!(going["metadata"]["deletionGracePeriodSeconds"], 3);
+    }
+}

@@ -141,7 +141,9 @@ pub(crate) fn percent_decode(escaped: &[u8]) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn parsed(path: &str) -> Option<(&'static str, Option<String>, Option<String>, Option<Sub>)> {
+    type Named = (&'static str, Option<String>, Option<String>, Option<Sub>);
+
+    fn parsed(path: &str) -> Option<Named> {
         match route(path)? {
             Route::Resource(found) => Some((found.kind.kind, found.namespace, found.name, found.subresource)),
             _ => None,
