@@ -35,6 +35,8 @@ pub(crate) const WATCH_DATAGRAM: u8 = 40;
 const INBOX_MAX: usize = 1024;
 /// Without a grant for so long a node sends its renewals through all voters.
 const GRANT_MISSED: Duration = Duration::from_secs(1);
+/// Two renewals without a grant: from here on the leader's kernel is probed.
+const LEADER_SILENT: Duration = Duration::from_millis(500);
 /// How often the kernels of healthy members are tried, to learn which ones answer at all.
 const LEARN_EVERY: Duration = Duration::from_secs(60);
 /// A probing loop's step; tries are due every 100 ms.
@@ -133,6 +135,7 @@ impl Watch {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
             timer
         };
+        let mut changes = self.store.on_change();
         let (mut renew, mut learn) = (every(judge::RENEWAL), every(LEARN_EVERY));
         let (mut step, mut probe) = (every(judge::STEP), every(PROBE_STEP));
         loop {
@@ -141,6 +144,12 @@ impl Watch {
                 biased;
                 () = stopping.cancelled() => return,
                 Some(input) = self.inbox.recv() => self.handle(input),
+                changed = changes.changed() => {
+                    if !changed {
+                        return;
+                    }
+                    self.take_or_leave_office();
+                }
                 _ = renew.tick() => self.renew(),
                 _ = step.tick(), if self.office.is_some() => self.step(),
                 _ = probe.tick(), if !self.probes.is_empty() => self.probe(),
@@ -211,6 +220,7 @@ impl Watch {
         if self.office.is_some() {
             return;
         }
+        self.probe_silent_leader();
         let metrics = self.store.metrics();
         let term = metrics.term;
         let tick = self.granted.filter(|(granted, ..)| *granted == term).map(|(_, tick, _)| tick);
@@ -223,6 +233,17 @@ impl Watch {
                     self.send(voter, &renewal);
                 }
             }
+        }
+    }
+
+    /// A leader that grants nothing any more is probed unasked: whoever leads next then knows already for
+    /// how long its kernel has not answered.
+    fn probe_silent_leader(&mut self) {
+        let now = clock::boot();
+        if let Some((leader, heard_at)) = self.last_leader
+            && now.since(heard_at) > LEADER_SILENT
+        {
+            self.probes.entry(leader).or_insert_with(|| Probe::new(now)).asked(now);
         }
     }
 

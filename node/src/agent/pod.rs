@@ -49,6 +49,8 @@ pub(super) struct Worker {
     inbox: mpsc::UnboundedReceiver<Message>,
     sender: mpsc::UnboundedSender<Message>,
     wake_at: Option<skein_control::time::Instant>,
+    /// The map still wants it here.
+    bound: bool,
     addresses: Arc<Mutex<Vec<String>>>,
     /// Paths of the machine that stand for volumes.
     host_paths: Arc<Mutex<BTreeMap<String, PathBuf>>>,
@@ -77,7 +79,18 @@ impl Worker {
         };
         let (sender, inbox) = mpsc::unbounded_channel();
         let addresses = Arc::new(Mutex::new(addresses));
-        Worker { uid, pod, life, tools, inbox, sender, wake_at: None, addresses, host_paths: Arc::default() }
+        Worker {
+            uid,
+            pod,
+            life,
+            tools,
+            inbox,
+            sender,
+            wake_at: None,
+            bound: true,
+            addresses,
+            host_paths: Arc::default(),
+        }
     }
 
     pub(super) fn sender(&self) -> mpsc::UnboundedSender<Message> {
@@ -94,6 +107,7 @@ impl Worker {
                     biased;
                     message = self.inbox.recv() => match message {
                         Some(Message::Desired(desired)) => {
+                            self.bound = desired.is_some();
                             if let Some(pod) = &desired {
                                 self.pod = pod.clone();
                             }
@@ -181,7 +195,22 @@ impl Worker {
                     None
                 });
             }
-            Effect::RemoveSandbox => self.spawn(remove_sandbox(self.scene())),
+            // A pod that merely finished keeps its records and logs: people ask why it did. All of it goes
+            // with its object.
+            Effect::RemoveSandbox if self.bound && self.pod.metadata.deletion_timestamp.is_none() => {
+                let scene = self.scene();
+                self.spawn(async move {
+                    detach(&scene).await;
+                    Some(Input::SandboxRemoved)
+                });
+            }
+            Effect::RemoveSandbox => {
+                let scene = self.scene();
+                self.spawn(async move {
+                    remove_sandbox(&scene).await;
+                    Some(Input::SandboxRemoved)
+                });
+            }
             Effect::Probe { container, attempt, kind, probe, timeout } => {
                 let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 let pod = self.pod.clone();
@@ -192,9 +221,14 @@ impl Worker {
             }
             Effect::Report(status) => self.report(Report::Status(status)),
             Effect::Gone { delete } => {
-                if delete {
-                    self.report(Report::Delete);
-                }
+                let (scene, status, name) = (self.scene(), self.tools.status.clone(), self.status_name());
+                self.spawn(async move {
+                    remove_sandbox(&scene).await;
+                    if delete {
+                        status.send(name, Report::Delete);
+                    }
+                    None
+                });
                 return true;
             }
             Effect::WakeAt(at) => self.wake_at = Some(at),
@@ -203,12 +237,15 @@ impl Worker {
     }
 
     fn report(&self, report: Report) {
-        let name = Name {
+        self.tools.status.send(self.status_name(), report);
+    }
+
+    fn status_name(&self) -> Name {
+        Name {
             namespace: self.namespace().to_owned(),
             name: self.name().to_owned(),
             uid: self.uid.as_str().to_owned(),
-        };
-        self.tools.status.send(name, report);
+        }
     }
 
     /// The end of a container in the words of the life.
@@ -300,18 +337,23 @@ async fn make_sandbox(scene: Scene, attempt: SandboxAttempt) -> Option<Input> {
     Some(Input::Sandbox { attempt, result })
 }
 
-async fn remove_sandbox(scene: Scene) -> Option<Input> {
-    // What cannot be removed now is tried again until it can: the pod's object waits for it.
+/// Takes the pod off the network; what cannot be done now is done when it is removed.
+async fn detach(scene: &Scene) {
+    let (network, uid) = (scene.tools.network.clone(), scene.uid.clone());
+    let detached = tokio::task::spawn_blocking(move || {
+        network.lock().unwrap_or_else(PoisonError::into_inner).detach(uid.as_str())
+    });
+    if let Ok(Err(error)) = detached.await {
+        warn!(error = %Chain(&error), "could not take the pod off the network");
+    }
+}
+
+/// Removes everything of the pod, trying on until it can: the pod's object waits for it.
+async fn remove_sandbox(scene: &Scene) {
     loop {
-        let (network, uid) = (scene.tools.network.clone(), scene.uid.clone());
-        let detached = tokio::task::spawn_blocking(move || {
-            network.lock().unwrap_or_else(PoisonError::into_inner).detach(uid.as_str())
-        });
-        if let Ok(Err(error)) = detached.await {
-            warn!(error = %Chain(&error), "could not take the pod off the network");
-        }
+        detach(scene).await;
         match scene.tools.engine.remove_sandbox(&scene.uid).await {
-            Ok(()) => return Some(Input::SandboxRemoved),
+            Ok(()) => return,
             Err(error) => warn!(error = %Chain(&error), "could not remove the pod's sandbox, trying on"),
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
