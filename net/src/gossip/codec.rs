@@ -66,24 +66,25 @@ impl foca::Codec<MemberId> for Codec {
         put_id(&mut buf, &header.src);
         buf.put_u16(header.src_incarnation);
         put_id(&mut buf, &header.dst);
-        let mut simple = |number: u8| buf.put_u8(number);
-        let (number, of, probe) = match &header.message {
-            Message::Announce => return Ok(simple(0)),
-            Message::Feed => return Ok(simple(1)),
-            Message::Gossip => return Ok(simple(2)),
-            Message::Broadcast => return Ok(simple(3)),
-            Message::TurnUndead => return Ok(simple(4)),
-            Message::Ping(probe) => (5, None, probe),
-            Message::Ack(probe) => (6, None, probe),
-            Message::PingReq { target, probe_number } => (7, Some(target), probe_number),
-            Message::IndirectPing { origin, probe_number } => (8, Some(origin), probe_number),
-            Message::IndirectAck { target, probe_number } => (9, Some(target), probe_number),
-            Message::ForwardedAck { origin, probe_number } => (10, Some(origin), probe_number),
+        let (number, probe, third) = match &header.message {
+            Message::Announce => (0, None, None),
+            Message::Feed => (1, None, None),
+            Message::Gossip => (2, None, None),
+            Message::Broadcast => (3, None, None),
+            Message::TurnUndead => (4, None, None),
+            Message::Ping(probe) => (5, Some(probe), None),
+            Message::Ack(probe) => (6, Some(probe), None),
+            Message::PingReq { target, probe_number } => (7, Some(probe_number), Some(target)),
+            Message::IndirectPing { origin, probe_number } => (8, Some(probe_number), Some(origin)),
+            Message::IndirectAck { target, probe_number } => (9, Some(probe_number), Some(target)),
+            Message::ForwardedAck { origin, probe_number } => (10, Some(probe_number), Some(origin)),
         };
         buf.put_u8(number);
-        buf.put_u8(*probe);
-        if let Some(of) = of {
-            put_id(&mut buf, of);
+        if let Some(probe) = probe {
+            buf.put_u8(*probe);
+        }
+        if let Some(third) = third {
+            put_id(&mut buf, third);
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hasher as _},
     time::Duration,
 };
 
@@ -75,8 +76,8 @@ struct World {
     cuts: BTreeSet<(NodeId, NodeId)>,
     mutation: Option<Mutation>,
     refused: Vec<String>,
-    /// A hash of everything that was sent, in order.
-    trace: u64,
+    /// Takes in everything that was sent, in order.
+    trace: DefaultHasher,
 }
 
 impl World {
@@ -92,7 +93,7 @@ impl World {
             cuts: BTreeSet::new(),
             mutation: None,
             refused: Vec::new(),
-            trace: 0,
+            trace: DefaultHasher::new(),
         }
     }
 
@@ -175,8 +176,8 @@ impl World {
     }
 
     fn note(&mut self, from: NodeId, to: NodeId, packet: &[u8]) {
-        for byte in from.0.iter().chain(&to.0).chain(packet).chain(&self.now.0.to_be_bytes()) {
-            self.trace = (self.trace ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        for bytes in [&from.0, &to.0, packet, &self.now.0.to_be_bytes()] {
+            self.trace.write(bytes);
         }
     }
 
@@ -315,39 +316,41 @@ fn a_silent_death_is_known_to_all_within_six_seconds() {
     }
 }
 
-/// Half an hour with one packet in five lost.
-fn half_an_hour_of_loss(seed: u64, mutation: Option<Mutation>) -> (usize, usize) {
-    let mut world = World::new(seed);
+/// Fifty members, one packet in five lost: how often a member was seen as down, and had to rejoin.
+fn with_loss(time: Duration, mutation: Option<Mutation>) -> (usize, usize) {
+    let mut world = World::new(7);
     world.mutation = mutation;
     for number in 0..50 {
         world.start(number, 1);
     }
     world.run_until(Duration::from_secs(20), World::everybody_sees_all_alive).expect("it forms");
     world.loss_percent = 20;
-    world.run_for(Duration::from_secs(30 * 60));
+    world.run_for(time);
     let downs = world.count(|_, change| change == Change::Down);
-    let rejoins = world
-        .processes
-        .iter()
-        .flat_map(|process| process.changes.iter().map(move |change| (process.node, change)))
-        .filter(|(own, (_, member, change))| *own == member.node() && *change == Change::Rejoined)
-        .count();
-    (downs, rejoins)
+    let own_rejoins = |process: &Process| {
+        let of_itself = |member: &Member| member.node() == process.node;
+        process
+            .changes
+            .iter()
+            .filter(|(_, member, change)| of_itself(member) && *change == Change::Rejoined)
+            .count()
+    };
+    (downs, world.processes.iter().map(own_rejoins).sum())
 }
 
 #[test]
 fn with_one_packet_in_five_lost_hardly_anybody_is_called_down() {
-    let (downs, rejoins) = half_an_hour_of_loss(7, None);
-    eprintln!("with the guard: downs {downs}, rejoins {rejoins}");
-    // 25 member-hours at the measured 0.08 an hour are two.
+    let (downs, rejoins) = with_loss(Duration::from_secs(30 * 60), None);
+    // 25 member-hours; 0.08 rejoins an hour were measured with the prototype.
     assert!(rejoins <= 5, "{rejoins} rejoins");
     assert!(downs <= 5 * 49, "{downs} views of a member as down");
 }
 
+/// foca 2.0 tells a member that it is down when the time of a suspicion is up, refuted or not. The guard
+/// is what stands between that and the members; this is the same run without it.
 #[test]
 fn without_the_guard_refuted_suspicions_drive_members_out() {
-    let (downs, rejoins) = half_an_hour_of_loss(7, Some(Mutation::NoSuspicionGuard));
-    eprintln!("without the guard: downs {downs}, rejoins {rejoins}");
+    let (_, rejoins) = with_loss(Duration::from_secs(2 * 60), Some(Mutation::NoSuspicionGuard));
     assert!(rejoins > 50, "only {rejoins} rejoins");
 }
 
@@ -569,7 +572,7 @@ fn the_same_seed_gives_the_same_run() {
         world.run_for(Duration::from_secs(30));
         world.start(4, 2);
         world.run_for(Duration::from_secs(30));
-        (world.trace, world.queued)
+        (world.trace.finish(), world.queued)
     };
     assert_eq!(run(70), run(70));
     assert_ne!(run(70), run(71));
