@@ -116,6 +116,13 @@ pub static KINDS: &[Kind] = &[
         categories: &["all"],
         subresources: &[
             Subresource { name: "binding", group: "", version: "v1", kind: "Binding", verbs: &["create"] },
+            Subresource {
+                name: "eviction",
+                group: "policy",
+                version: "v1",
+                kind: "Eviction",
+                verbs: &["create"],
+            },
             Subresource { name: "log", group: "", version: "v1", kind: "Pod", verbs: &["get"] },
             status("", "Pod"),
         ],

@@ -197,7 +197,7 @@ fn node_info() -> Value {
         "containerRuntimeVersion": concat!("skein://", env!("CARGO_PKG_VERSION")),
         "kernelVersion": read("/proc/sys/kernel/osrelease"),
         "kubeProxyVersion": "",
-        "kubeletVersion": concat!("v1.35.0+skein.", env!("CARGO_PKG_VERSION")),
+        "kubeletVersion": format!("v1.{}.0+skein.{}", skein_api::discovery::KUBERNETES_MINOR, env!("CARGO_PKG_VERSION")),
         "machineID": read("/etc/machine-id"),
         "operatingSystem": "linux",
         "osImage": pretty.trim_matches('"'),
