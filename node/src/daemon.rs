@@ -221,6 +221,14 @@ impl Node {
         let known = members.present().into_keys().chain(book.nodes()).filter(|node| *node != me);
         gossip.introduce(known.collect()).await;
         tasks.spawn(watch.run(stopping.clone()));
+        tasks.spawn(part_with_removed(
+            store.clone(),
+            members.clone(),
+            picture.clone(),
+            endpoint.clone(),
+            gossip.clone(),
+            stopping.clone(),
+        ));
         tasks.spawn(keep_addresses(home.clone(), book, stopping.clone()));
         let ca_pem = membership.public.members.to_pem();
         let planner = Planner {
@@ -433,6 +441,39 @@ async fn own_record(
         () = tokio::time::sleep(RECORD_MAX) => Err(
             "no member sent this node the cluster's state within a minute; check that UDP gets through in both directions".into()
         ),
+    }
+}
+
+/// Ends what ties this node to members that were removed, as soon as the map says so: a handshake refuses
+/// them by itself, but a connection that stands would stand on.
+async fn part_with_removed(
+    store: Handle<TokioRuntime>,
+    members: Members,
+    picture: Picture,
+    endpoint: Endpoint,
+    gossip: gossip::service::Handle,
+    stopping: CancellationToken,
+) {
+    let mut revisions = picture.revisions();
+    let mut parted = std::collections::BTreeSet::new();
+    loop {
+        for node in members.removed() {
+            if !parted.insert(node) {
+                continue;
+            }
+            info!(peer = %node, "a node was removed from the cluster");
+            endpoint.close(node);
+            gossip.forget(node).await;
+            if store.metrics().leads()
+                && let Err(error) = store.end_session(node.0).await
+            {
+                debug!(peer = %node, %error, "its session is kept a little longer");
+            }
+        }
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            changed = revisions.changed() => if changed.is_err() { return },
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! One record a node, `skein/members//<node id>`, never deleted: a removed node's record says so for ever,
 //! because its key must not come back. What it says decides trust between nodes; liveness is elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -92,6 +92,12 @@ impl Members {
     pub(crate) fn get(&self, node: NodeId) -> Option<Record> {
         let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
         records.get(&node).filter(|record| !record.removed).cloned()
+    }
+
+    /// Everybody who was a member and is none any more.
+    pub(crate) fn removed(&self) -> BTreeSet<NodeId> {
+        let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
+        records.iter().filter(|(_, record)| record.removed).map(|(id, _)| *id).collect()
     }
 
     pub(crate) fn by_name(&self, name: &str) -> Option<Record> {
