@@ -77,6 +77,11 @@ impl Cluster {
         &mut self.lab
     }
 
+    /// The lab, to look around in it.
+    pub fn machines(&self) -> &Lab {
+        &self.lab
+    }
+
     /// All machines, in the order they were named.
     pub fn names(&self) -> &[String] {
         &self.names

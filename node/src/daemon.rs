@@ -154,6 +154,12 @@ impl Node {
         let store: Handle<TokioRuntime> =
             skein_raft_store::start(store_config, files, Arc::new(wire::Lanes(endpoint.clone()))).await?;
         members.load(&store.state());
+        // A node that lost its power before it had kept what gossip told finds the others where they joined.
+        for record in members.present().into_values().filter(|record| record.node != me) {
+            if book.addresses(record.node).is_empty() {
+                book.learn(record.node, &record.name, &record.addresses);
+            }
+        }
 
         let picture = Picture::new();
         let door = Door {
@@ -503,19 +509,20 @@ async fn rename_voter(store: Handle<TokioRuntime>, record: Record, stopping: Can
 async fn keep_addresses(home: Home, book: AddressBook, stopping: CancellationToken) {
     let mut editions = book.editions();
     loop {
-        tokio::select! {
-            changed = editions.changed() => if changed.is_err() { return },
-            () = stopping.cancelled() => return,
-        }
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_secs(5)) => {}
-            () = stopping.cancelled() => {}
-        }
         editions.mark_unchanged();
         let (home, pages) = (home.clone(), book.pages());
         let saved = tokio::task::spawn_blocking(move || home.set_addresses(&pages)).await;
         if let Ok(Err(error)) = saved {
             warn!(error = %ErrorChain(&error), "could not keep the addresses of other nodes");
+        }
+        // At most one write in a few seconds, however restless the network is.
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(5)) => {}
+            () = stopping.cancelled() => {}
+        }
+        tokio::select! {
+            changed = editions.changed() => if changed.is_err() { return },
+            () = stopping.cancelled() => return,
         }
     }
 }

@@ -14,7 +14,7 @@ use skein_net::endpoint::Endpoint;
 use skein_net::gossip::service::Members as Gossiped;
 use skein_net::identity::NodeId;
 use skein_raft_store::{
-    Change, Expect, Handle, MemberChange, Op, Options, ProposeError, TokioRuntime, VoterId,
+    Change, Changes, Expect, Handle, MemberChange, Op, Options, ProposeError, TokioRuntime, VoterId,
 };
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -37,6 +37,8 @@ const LEARNERS_MAX: usize = 250;
 const LAG_MAX: u64 = 64;
 /// A wake-up that a plan asked for is never further away than this: clocks jump.
 const WAKE_MAX: Duration = Duration::from_secs(60);
+/// Objects are stamped in whole seconds: a moment of this second may seem to be over already.
+const WAKE_MIN: Duration = Duration::from_millis(100);
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Plans objects, one command after another.
@@ -73,6 +75,7 @@ impl Planner {
         self.picture.begin_noting();
         self.picture.reach(revision).await;
         let mut revisions = self.picture.revisions();
+        let mut changes = self.store.on_change();
         let mut pending = Changed::All;
         let mut wake_at = Instant::now() + WAKE_MAX;
         loop {
@@ -89,7 +92,7 @@ impl Planner {
             let Plan { writes, wake_at: wanted, unfinished } = plan(&view, &pending, &round);
             if let Some(wanted) = wanted {
                 let until = clock::wall().duration_until(wanted);
-                let until = Duration::try_from(until).unwrap_or_default().min(WAKE_MAX);
+                let until = Duration::try_from(until).unwrap_or_default().clamp(WAKE_MIN, WAKE_MAX);
                 wake_at = wake_at.min(Instant::now() + until);
             }
             if !writes.is_empty() {
@@ -104,7 +107,7 @@ impl Planner {
                     }
                     // Somebody wrote meanwhile: look again, at what is new as well.
                     Ok(None) => {
-                        self.wait(&mut revisions, wake_at).await;
+                        self.wait(&mut revisions, &mut changes, wake_at).await;
                         continue;
                     }
                     Err(ProposeError::NotLeader { .. } | ProposeError::Stopped) => break,
@@ -119,7 +122,7 @@ impl Planner {
             if self.store.metrics().term != term || !self.store.metrics().leads() {
                 break;
             }
-            if self.wait(&mut revisions, wake_at).await {
+            if self.wait(&mut revisions, &mut changes, wake_at).await {
                 pending = Changed::All;
                 wake_at = Instant::now() + WAKE_MAX;
             }
@@ -128,8 +131,12 @@ impl Planner {
     }
 
     /// Waits for something new. `true` if it is only time that passed.
-    async fn wait(&mut self, revisions: &mut watch::Receiver<u64>, wake_at: Instant) -> bool {
-        let mut changes = self.store.on_change();
+    async fn wait(
+        &mut self,
+        revisions: &mut watch::Receiver<u64>,
+        changes: &mut Changes<TokioRuntime>,
+        wake_at: Instant,
+    ) -> bool {
         tokio::select! {
             biased;
             _ = self.verdicts.changed() => false,

@@ -249,6 +249,13 @@ impl Watch {
 
     fn take_or_leave_office(&mut self) {
         let metrics = self.store.metrics();
+        // A leader that is newly known was heard just now.
+        if let Some(leader) = metrics.leader.map(|leader| NodeId(leader.node))
+            && self.last_leader.is_none_or(|(last, _)| last != leader)
+            && leader != self.me
+        {
+            self.last_leader = Some((leader, clock::boot()));
+        }
         match &self.office {
             Some(office) if !metrics.leads() || office.term != metrics.term => {
                 info!(term = office.term, "no longer leads");

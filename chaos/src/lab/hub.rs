@@ -60,7 +60,14 @@ impl Hub {
         self.netlink("connect a machine", async move |net| {
             let bridge = index(&net, BRIDGE).await?;
             let mut peer = LinkMessage::default();
-            peer.attributes = vec![LinkAttribute::IfName("eth0".into()), LinkAttribute::NetNsFd(far_fd)];
+            // A machine keeps its network card: after a power cut its neighbours still know where it is.
+            let [_, _, _, last] = address.octets();
+            let card = vec![0x0a, 0x58, 0, 0, 0, last];
+            peer.attributes = vec![
+                LinkAttribute::IfName("eth0".into()),
+                LinkAttribute::Address(card),
+                LinkAttribute::NetNsFd(far_fd),
+            ];
             let pair = LinkVeth::new(&port, "eth0")
                 .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
                 .controller(bridge)

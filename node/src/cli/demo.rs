@@ -34,7 +34,7 @@ pub(super) fn run(demo: Demo) -> Result<(), Failure> {
     let told = runtime.block_on(async {
         tokio::select! {
             told = tell(&story, &demo, dir.path(), limited) => told,
-            _ = tokio::signal::ctrl_c() => Err("interrupted; everything the demo started is gone".into()),
+            () = interrupted() => Err("interrupted; everything the demo started is gone".into()),
         }
     });
     if told.is_err() {
@@ -105,6 +105,17 @@ async fn tell(story: &Story, demo: &Demo, dir: &std::path::Path, limited: bool) 
     let failovers: Vec<Value> = failovers.iter().map(fields).collect();
     story.tell("done", "", json!({ "ok": true, "failovers": failovers }));
     Ok(())
+}
+
+/// Ctrl-C, or somebody's `kill`.
+async fn interrupted() {
+    let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
 }
 
 async fn lose_and_return(story: &Story, cluster: &mut Cluster, victim: &str) -> Result<Failover, Failure> {
