@@ -95,6 +95,7 @@ pub(crate) struct Watch {
 
 struct Office {
     term: u64,
+    since: Instant,
     judge: Judge<NodeId>,
 }
 
@@ -269,7 +270,7 @@ impl Watch {
             let previous = self.last_leader.filter(|(leader, _)| *leader != self.me);
             info!(term = metrics.term, "leads");
             let judge = Judge::new(self.me, now, previous, Settings::default());
-            self.office = Some(Office { term: metrics.term, judge });
+            self.office = Some(Office { term: metrics.term, since: now, judge });
         }
     }
 
@@ -287,7 +288,8 @@ impl Watch {
                 .iter()
                 .map(|(id, name)| (*id, is_marked(&view, name), answers.get(id).copied().unwrap_or(true))),
         );
-        let quorum_age = metrics.quorum_acked_age.unwrap_or(Duration::MAX);
+        // Winning the election was the first contact with a quorum.
+        let quorum_age = metrics.quorum_acked_age.unwrap_or(Duration::MAX).min(now.since(office.since));
         let effects = office.judge.step(now, quorum_age, false);
         let mut verdicts = (**self.verdicts.borrow()).clone();
         for effect in effects {
