@@ -10,11 +10,11 @@ pub mod bench;
 mod calls;
 mod codec;
 mod command;
+mod config;
 mod disk_files;
 mod files;
-pub mod log;
-mod config;
 mod handle;
+pub mod log;
 mod machine;
 mod network;
 mod replica;
@@ -51,20 +51,22 @@ pub(crate) use broken;
 pub use codec::{DecodeError, VALUE_BYTES_MAX, decode, encode, encode_into};
 pub use command::{Answer, Change, Command, Expect, Op, Outcome, Refusal, Session};
 pub use config::{Clock, Compaction, Config, Timings};
+pub use disk_files::{DirectoryError, DiskFiles};
+pub use files::{Files, Listed, Pending, is_full};
 pub use handle::{
     COMMAND_BYTES_MAX, ChangeError, Changes, Handle, KEY_BYTES_MAX, MemberChange, Metrics, OPS_MAX, Options,
     ProposeError, ReadError,
 };
+pub use log::Log;
 pub use openraft_rt_tokio::TokioRuntime;
 pub use shelf::LoadError;
 pub use snapshot_file::{SnapshotError, SnapshotReader, SnapshotWriter, Snapshots};
 pub use state::{Event, Members, OBJECT_BYTES_MAX, Object, STORE_BYTES_MAX, State};
 pub use store::{StartError, start};
-pub use transport::{Broken, CHUNK_BYTES, FRAME_BYTES_MAX, Lane, Pipe, PipeRx, PipeTx, Transport, Unreachable};
-pub use disk_files::{DirectoryError, DiskFiles};
-pub use files::{Files, Listed, Pending, is_full};
-pub use log::Log;
 pub use sync_times::{SyncTimes, measure};
+pub use transport::{
+    Broken, CHUNK_BYTES, FRAME_BYTES_MAX, Lane, Pipe, PipeRx, PipeTx, Transport, Unreachable,
+};
 pub use type_config::{CommittedLeaderId, Entry, LogId, Membership, Payload, TypeConfig, Vote};
 pub use voter_id::VoterId;
 pub use watch::{Batch, RingLimits, WatchError, Watcher};

@@ -155,9 +155,8 @@ pub fn verdict(silence: &Silence, settings: &Settings) -> Verdict {
         Some(Answer::Echo) => after(STUCK, Cause::Stuck),
         None if silence.probes_reach_it => {
             let tried_for = settings.outage_survived + TRY_LIMIT + silence.rtt;
-            let in_vain = |report: &&Report| {
-                report.unanswered >= TRIES_MIN && report.unanswered_for >= tried_for
-            };
+            let in_vain =
+                |report: &&Report| report.unanswered >= TRIES_MIN && report.unanswered_for >= tried_for;
             match silence.reports.iter().filter(in_vain).count() {
                 count if count >= silence.observers_needed => {
                     after(settings.outage_survived + RENEWALS_LOST, Cause::NoAnswer)
@@ -259,9 +258,8 @@ impl<Id: Copy + Ord> Judge<Id> {
     /// A renewal of `from` came at `now`, naming the leader's tick `seen` (a moment of this clock).
     /// Returns whether it counts; the leader answers every renewal with its tick either way.
     pub fn renewed(&mut self, now: Instant, from: Id, seen: Option<Instant>, rtt: Duration) -> bool {
-        let fresh = seen.is_some_and(|tick| {
-            tick >= self.in_office_since && now.since(tick) <= TICK_VALID + 2 * rtt
-        });
+        let fresh =
+            seen.is_some_and(|tick| tick >= self.in_office_since && now.since(tick) <= TICK_VALID + 2 * rtt);
         let Some(node) = self.nodes.get_mut(&from).filter(|_| fresh) else { return false };
         node.heard_at = Some(now);
         node.rtt = rtt;
@@ -387,8 +385,12 @@ impl<Id: Copy + Ord> Judge<Id> {
     }
 
     fn weigh_mass_silence(&mut self, now: Instant) {
-        let judged: Vec<Id> =
-            self.nodes.iter().filter(|(id, node)| **id != self.me && !node.declared).map(|(id, _)| *id).collect();
+        let judged: Vec<Id> = self
+            .nodes
+            .iter()
+            .filter(|(id, node)| **id != self.me && !node.declared)
+            .map(|(id, _)| *id)
+            .collect();
         let silent = judged.iter().filter(|id| self.silence(now, **id) > MASS).count();
         // This node speaks for itself. In a cluster of two the other one alone is half, never more.
         let mass = 2 * silent > judged.len() + 1;

@@ -254,9 +254,8 @@ impl<Id: Copy + Ord> Picture<'_, Id> {
 
     /// A change of the voters needs a majority of both sets; without one it would hang half done.
     fn allowed(&self, change: Change<Id>) -> Option<Change<Id>> {
-        let majority_up = |voters: &BTreeSet<Id>| {
-            2 * voters.iter().filter(|id| self.is_up(id)).count() > voters.len()
-        };
+        let majority_up =
+            |voters: &BTreeSet<Id>| 2 * voters.iter().filter(|id| self.is_up(id)).count() > voters.len();
         match &change {
             Change::Voters { voters, .. } if !majority_up(voters) => None,
             Change::Voters { .. } if !majority_up(&self.membership.voters) => None,

@@ -16,7 +16,14 @@ use world::{Faults, Outcomes, Plan, run};
 
 fn plan(seed: u64) -> Plan {
     let nodes = if seed.is_multiple_of(4) { 5 } else { 3 };
-    Plan { seed, nodes, clients: 4, faults_for: Duration::from_secs(15), faults: Faults::All, timings: Timings::default() }
+    Plan {
+        seed,
+        nodes,
+        clients: 4,
+        faults_for: Duration::from_secs(15),
+        faults: Faults::All,
+        timings: Timings::default(),
+    }
 }
 
 fn check(plan: Plan) -> Outcomes {
@@ -55,7 +62,9 @@ fn no_fault_breaks_an_invariant() {
         }
     }
     println!("{counts:?}");
-    for what in ["killed", "power cut", "paused", "isolated", "bad weather", "slow disk", "all off", "bytes lost"] {
+    for what in
+        ["killed", "power cut", "paused", "isolated", "bad weather", "slow disk", "all off", "bytes lost"]
+    {
         assert!(counts.contains_key(what), "no {what}: {counts:?}");
     }
 }

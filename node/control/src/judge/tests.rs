@@ -27,7 +27,12 @@ fn in_vain() -> Report {
 }
 
 fn answered(answer: Answer) -> Report {
-    Report { unanswered: 0, unanswered_for: Duration::ZERO, answer: Some((answer, ms(400))), gossip_down: true }
+    Report {
+        unanswered: 0,
+        unanswered_for: Duration::ZERO,
+        answer: Some((answer, ms(400))),
+        gossip_down: true,
+    }
 }
 
 /// The rule speaks at exactly `limit_ms`.
@@ -87,10 +92,7 @@ fn one_observer_too_few_tries_or_too_short_a_time_is_never_enough() {
     let mut one = silence(60_000, in_vain());
     one.reports.pop();
     assert_eq!(verdict(&one, &settings), Verdict::Keep);
-    for report in [
-        Report { unanswered: 4, ..in_vain() },
-        Report { unanswered_for: ms(2249), ..in_vain() },
-    ] {
+    for report in [Report { unanswered: 4, ..in_vain() }, Report { unanswered_for: ms(2249), ..in_vain() }] {
         assert_eq!(verdict(&silence(60_000, report), &settings), Verdict::Keep);
     }
 }
@@ -354,11 +356,7 @@ fn a_leader_without_a_quorum_declares_nobody_and_starts_anew_when_it_is_back() {
 #[test]
 fn a_cut_between_the_leader_and_one_node_moves_nothing() {
     for directions in [vec![(0, 2), (2, 0)], vec![(0, 2)], vec![(2, 0)]] {
-        in_every_phase(
-            39_000,
-            |world| world.cut.extend(directions.clone()),
-            nothing_declared,
-        );
+        in_every_phase(39_000, |world| world.cut.extend(directions.clone()), nothing_declared);
     }
 }
 

@@ -41,7 +41,8 @@ impl Cluster {
     }
 
     fn has_majority(&self) -> bool {
-        let up = self.membership.voters.iter().filter(|id| self.members.get(id).is_some_and(|m| m.up)).count();
+        let up =
+            self.membership.voters.iter().filter(|id| self.members.get(id).is_some_and(|m| m.up)).count();
         2 * up > self.membership.voters.len()
     }
 
