@@ -1,0 +1,159 @@
+//! Machines are lost, cut off, paused and restarted; pods move exactly when they should.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::house::{House, wait};
+use crate::{Tests, tests};
+
+pub(crate) const TESTS: Tests = tests![
+    a_machine_without_power_is_replaced_whether_it_led_or_not,
+    a_machine_that_is_cut_off_is_replaced_and_gives_back_its_extra_pods,
+    pods_outlive_their_daemon,
+    a_paused_daemon_keeps_its_pods,
+    a_cluster_wakes_up_in_any_order,
+];
+
+const NODES: [&str; 3] = ["one", "two", "three"];
+const REPLICAS: u64 = 6;
+const PODS: &str = "/api/v1/namespaces/default/pods?labelSelector=app%3Dweb";
+
+/// What shows that a pod was left alone: its node, and when each of its containers started.
+#[derive(Debug, Clone, PartialEq)]
+struct Life {
+    node: String,
+    restarts: u64,
+    started: String,
+}
+
+fn with_pods() -> House {
+    let house = House::formed(&NODES);
+    wait(house.cluster.deploy("one", "web", REPLICAS)).expect("the Deployment is created");
+    running(&house);
+    house
+}
+
+fn running(house: &House) {
+    wait(house.cluster.until_running("one", "web", REPLICAS))
+        .unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+}
+
+/// The pods that run, by uid, as `through` sees them.
+fn lives(house: &House, through: &str) -> BTreeMap<String, Life> {
+    let list = house.get(through, PODS);
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let pods = list["items"].as_array().into_iter().flatten();
+    pods.map(|pod| {
+        let status = &pod["status"]["containerStatuses"][0];
+        let life = Life {
+            node: text(&pod["spec"]["nodeName"]),
+            restarts: status["restartCount"].as_u64().unwrap_or_default(),
+            started: text(&status["state"]["running"]["startedAt"]),
+        };
+        (text(&pod["metadata"]["uid"]), life)
+    })
+    .collect()
+}
+
+fn off(lives: &BTreeMap<String, Life>, node: &str) -> BTreeMap<String, Life> {
+    lives
+        .iter()
+        .filter(|(_, life)| life.node != node)
+        .map(|(uid, life)| (uid.clone(), life.clone()))
+        .collect()
+}
+
+fn leader(house: &House) -> String {
+    house.until("a leader", || wait(house.cluster.leader()))
+}
+
+/// Nothing changes for `span`: every look shows the same pods.
+fn nothing_moves(house: &House, through: &str, before: &BTreeMap<String, Life>, span: Duration) {
+    let end = Instant::now() + span;
+    while Instant::now() < end {
+        assert_eq!(&lives(house, through), before, "pods were touched\n{}", house.logs());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn a_machine_without_power_is_replaced_whether_it_led_or_not() {
+    let mut house = with_pods();
+    for led in [false, true] {
+        let leader = leader(&house);
+        let victim = NODES.into_iter().find(|name| (*name == leader) == led).expect("there are both");
+        let through = NODES.into_iter().find(|name| *name != victim).expect("there are three");
+        let before = lives(&house, through);
+        let failover = wait(house.cluster.power_cut(victim, "web", REPLICAS));
+        let failover = failover.unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+        assert_eq!(failover.led, led);
+        let healthy = off(&before, victim);
+        let after = lives(&house, through);
+        assert!(healthy.iter().all(|(uid, life)| after.get(uid) == Some(life)), "{before:#?}\n{after:#?}");
+        house.cluster.power_back(victim).expect("the machine starts");
+        wait(house.cluster.until_caught_up(victim))
+            .unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+        wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+        house.until("no pod too many", || (lives(&house, through).len() == REPLICAS as usize).then_some(()));
+        let healed = lives(&house, through);
+        assert!(healthy.iter().all(|(uid, life)| healed.get(uid) == Some(life)), "{healthy:#?}\n{healed:#?}");
+    }
+}
+
+fn a_machine_that_is_cut_off_is_replaced_and_gives_back_its_extra_pods() {
+    let mut house = with_pods();
+    let leader = leader(&house);
+    let victim = NODES.into_iter().find(|name| *name != leader).expect("there are three");
+    let before = lives(&house, &leader);
+    for other in NODES.into_iter().filter(|name| *name != victim) {
+        house.cluster.lab().cut(victim, other).expect("nft cuts");
+    }
+    let moved = |house: &House| {
+        let elsewhere = off(&lives(house, &leader), victim);
+        elsewhere.values().filter(|life| !life.started.is_empty()).count() == REPLICAS as usize
+    };
+    house.until("replacements", || moved(&house).then_some(()));
+    let replaced = off(&lives(&house, &leader), victim);
+    let healthy = off(&before, victim);
+    assert!(healthy.iter().all(|(uid, life)| replaced.get(uid) == Some(life)), "{healthy:#?}\n{replaced:#?}");
+    house.cluster.lab().mend().expect("nft mends");
+    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until("no pod too many", || (lives(&house, victim) == replaced).then_some(()));
+}
+
+fn pods_outlive_their_daemon() {
+    let mut house = with_pods();
+    let before = lives(&house, "one");
+    house.cluster.lab().machine_mut("two").kill_daemon();
+    nothing_moves(&house, "one", &before, Duration::from_secs(2));
+    house.cluster.up("two").expect("the daemon starts");
+    wait(house.cluster.until_caught_up("two")).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    nothing_moves(&house, "two", &before, Duration::from_secs(3));
+}
+
+fn a_paused_daemon_keeps_its_pods() {
+    let mut house = with_pods();
+    let leader = leader(&house);
+    let victim = NODES.into_iter().find(|name| *name != leader).expect("there are three");
+    let before = lives(&house, &leader);
+    let daemon = house.cluster.lab().machine_mut(victim).daemon().expect("it runs");
+    daemon.signal(Signal::SIGSTOP);
+    nothing_moves(&house, &leader, &before, Duration::from_secs(10));
+    house.cluster.lab().machine_mut(victim).daemon().expect("it runs").signal(Signal::SIGCONT);
+    wait(house.cluster.until_caught_up(victim)).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    nothing_moves(&house, victim, &before, Duration::from_secs(2));
+}
+
+fn a_cluster_wakes_up_in_any_order() {
+    let mut house = with_pods();
+    for name in NODES {
+        house.cluster.lab().power_off(name).expect("the machine is ours");
+    }
+    for name in ["three", "one", "two"] {
+        house.cluster.power_back(name).expect("the machine starts");
+    }
+    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    running(&house);
+}

@@ -1,0 +1,200 @@
+//! Machines become a cluster, with the words of the README.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::Signal;
+
+use crate::house::{House, Said, program, said};
+use crate::user::User;
+use crate::{Tests, tests};
+
+pub(crate) const TESTS: Tests = tests![
+    three_machines_become_a_cluster_by_hand,
+    a_token_that_is_no_good_changes_nothing,
+    a_damaged_data_directory_is_named_and_not_used,
+    a_node_that_leaves_is_gone_for_all,
+    the_demo_tells_its_story_to_machines,
+];
+
+/// The words that start a daemon of `house` by hand.
+fn up(house: &mut House, name: &str, words: &[&str]) {
+    let machine = house.cluster.lab().machine_mut(name);
+    let (disk, cgroup) = (machine.disk().display().to_string(), machine.cgroup().to_owned());
+    let own = ["--name", name, "--data-dir", &disk, "--cgroup", &cgroup];
+    machine.start(&[words, &own].concat()).expect("the daemon starts");
+}
+
+/// Asks the daemon to stop, and says how it ended.
+fn stop(house: &mut House, name: &str) -> Option<i32> {
+    let daemon = house.cluster.lab().machine_mut(name).daemon().expect("it was started");
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait().expect("it is ours").code()
+}
+
+fn token(house: &House, words: &[&str]) -> String {
+    let printed = house.skein_ok("one", &[&["token", "create"], words].concat());
+    let token = printed.strip_suffix('\n').expect("a line").to_owned();
+    assert!(!token.contains(char::is_whitespace), "a token and nothing else: {printed:?}");
+    token
+}
+
+/// A `join` that must be refused: one sentence, exit code 1, and the machine belongs to nobody.
+fn refused(house: &House, name: &str, token: &str) -> Said {
+    let said = house.skein(name, &["join", token, "--name", name]);
+    assert_eq!(said.code, 1, "{said:?}");
+    assert_eq!(said.err.lines().filter(|line| line.starts_with("skein: ")).count(), 1, "{said:?}");
+    assert!(!house.lab().machine(name).disk().join("cluster.json").exists());
+    said
+}
+
+fn names(house: &House) -> Vec<String> {
+    let status = house.status("one");
+    let nodes = status["nodes"].as_array().expect("a list of nodes");
+    nodes.iter().map(|node| node["name"].as_str().expect("a name").to_owned()).collect()
+}
+
+fn three_machines_become_a_cluster_by_hand() {
+    let mut house = House::new(&["one", "two", "three"]);
+    let none = house.skein("one", &["status"]);
+    assert!(none.code == 1 && none.err.contains("skein up"), "{none:?}");
+    up(&mut house, "one", &["up"]);
+    house.until("the first node", || (house.skein("one", &["status"]).code == 0).then_some(()));
+    let token = token(&house, &["--uses", "2"]);
+    for name in ["two", "three"] {
+        up(&mut house, name, &["join", &token]);
+    }
+    crate::house::wait(house.cluster.until_whole())
+        .unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+
+    for name in ["one", "two", "three"] {
+        let status = house.status(name);
+        assert!(status["cluster"].is_string() && status["leader"].is_string() && status["term"].is_u64());
+        assert_eq!((&status["node"], &status["quorum"]), (&name.into(), &true.into()));
+        let nodes = status["nodes"].as_array().expect("a list of nodes");
+        assert_eq!(nodes.len(), 3);
+        for node in nodes {
+            assert!(node["id"].is_string() && node["pods"].is_u64(), "{node}");
+            assert!(node["address"].as_str().is_some_and(|address| address.ends_with(":7946")), "{node}");
+            let good = node["state"] == "alive" && node["voter"] == true && node["ready"] == true;
+            assert!(good, "{node}");
+        }
+        // Each context of each node's kubeconfig is answered.
+        let user = User::of(&house, "kubectl".as_ref(), name, "default");
+        assert_eq!(user.run(&["get", "nodes", "-o", "name"]).lines().count(), 3);
+    }
+    let text = house.skein_ok("two", &["status"]);
+    assert!(text.contains("quorum       yes") && text.contains("survives     1 more failure"), "{text}");
+    assert_eq!(house.skein("one", &["status", "--nonsense"]).code, 2);
+    assert_eq!(house.skein("one", &["fly"]).code, 2);
+
+    let taken = house.skein("two", &["join", &token]);
+    assert!(taken.code == 1 && taken.err.contains("already belongs to cluster"), "{taken:?}");
+    let elsewhere = house.dir().join("elsewhere").display().to_string();
+    let mut words = vec!["--data-dir", &elsewhere, "up", "--name", "other"];
+    let busy = house.skein("one", &words);
+    assert!(busy.code == 1 && busy.err.contains("6443"), "{busy:?}");
+    words.extend(["--api-listen", "127.0.0.1:16443"]);
+    let busy = house.skein("one", &words);
+    assert!(busy.code == 1 && busy.err.contains("7946"), "{busy:?}");
+
+    assert_eq!(stop(&mut house, "three"), Some(0));
+    up(&mut house, "three", &["up"]);
+    crate::house::wait(house.cluster.until_caught_up("three")).expect("it comes back");
+}
+
+fn a_token_that_is_no_good_changes_nothing() {
+    let mut house = House::new(&["one", "two", "three"]);
+    up(&mut house, "one", &["up"]);
+    house.until("the first node", || (house.skein("one", &["status"]).code == 0).then_some(()));
+
+    let good = token(&house, &[]);
+    let last = if good.ends_with('x') { 'y' } else { 'x' };
+    let mistyped = format!("{}{last}", &good[..good.len() - 1]);
+    refused(&house, "two", &mistyped);
+    refused(&house, "two", "nonsense");
+
+    let ids = |house: &House| house.skein_ok("one", &["token", "list", "-o", "name"]);
+    let known = ids(&house);
+    let revoked = token(&house, &[]);
+    let now = ids(&house);
+    let id = now.lines().find(|id| !known.contains(*id)).expect("a new token has an id").to_owned();
+    house.skein_ok("one", &["token", "revoke", &id]);
+    assert!(refused(&house, "two", &revoked).err.contains("revoked"));
+    assert!(house.skein_ok("one", &["token", "list"]).contains("revoked"));
+    assert_eq!(house.skein("one", &["token", "revoke", "unheardof"]).code, 1);
+
+    let short = token(&house, &["--ttl", "1s"]);
+    house.until("the token's end", || {
+        house.skein_ok("one", &["token", "list"]).contains("expired").then_some(())
+    });
+    assert!(refused(&house, "two", &short).err.contains("expired"));
+
+    up(&mut house, "two", &["join", &good]);
+    house.until("the second node", || (names(&house).len() == 2).then_some(()));
+    assert!(refused(&house, "three", &good).err.contains("use"));
+
+    assert_eq!(names(&house), ["one", "two"]);
+}
+
+fn a_damaged_data_directory_is_named_and_not_used() {
+    let mut house = House::new(&["one"]);
+    up(&mut house, "one", &["up"]);
+    house.until("the node", || (house.skein("one", &["status"]).code == 0).then_some(()));
+    assert_eq!(stop(&mut house, "one"), Some(0));
+
+    let disk = house.lab().machine("one").disk();
+    let cluster = disk.join("cluster.json");
+    let whole = fs::read(&cluster).expect("it was founded");
+    fs::write(&cluster, &whole[..whole.len() / 2]).expect("the disk is ours");
+    let said = house.skein("one", &["up", "--name", "one"]);
+    assert!(said.code == 1 && said.err.contains("cluster.json is damaged"), "{said:?}");
+    fs::write(&cluster, &whole).expect("the disk is ours");
+
+    let log = first_segment(&disk.join("store/log"));
+    let mut bytes = fs::read(&log).expect("the log is there");
+    // In the first record: what follows it is sound, so this is no torn end.
+    bytes[64] ^= 0x40;
+    fs::write(&log, &bytes).expect("the disk is ours");
+    let said = house.skein("one", &["up", "--name", "one"]);
+    assert!(said.code == 1, "{said:?}");
+    let named = log.file_name().expect("a file").to_string_lossy().into_owned();
+    assert!(said.err.contains(&named), "{said:?}");
+    assert_eq!(fs::read(&log).expect("still there"), bytes, "what is damaged is left as it is");
+}
+
+fn first_segment(dir: &Path) -> PathBuf {
+    let files = fs::read_dir(dir).expect("the log is there").flatten().map(|entry| entry.path());
+    files.filter(|path| path.extension().is_some_and(|end| end == "seg")).min().expect("a log has a segment")
+}
+
+fn a_node_that_leaves_is_gone_for_all() {
+    let house = House::formed(&["one", "two", "three"]);
+    let said = house.skein("three", &["leave"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    house.until("two nodes", || (names(&house) == ["one", "two"]).then_some(()));
+    let user = User::of(&house, "kubectl".as_ref(), "two", "default");
+    house.until("two nodes in the API", || {
+        (user.run(&["get", "nodes", "-o", "name"]).lines().count() == 2).then_some(())
+    });
+    house.until("no vote left behind", || {
+        let status = house.status("two");
+        let voters = status["nodes"].as_array()?.iter().filter(|node| node["voter"] == true).count();
+        (voters <= 2 && status["quorum"] == true).then_some(())
+    });
+}
+
+fn the_demo_tells_its_story_to_machines() {
+    let said = said(
+        std::process::Command::new("timeout").arg("300").arg(program()).args(["demo", "--json"]).output(),
+    );
+    assert_eq!(said.code, 0, "{said:?}");
+    let events: Vec<serde_json::Value> =
+        said.out.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect();
+    assert!(events.iter().all(|event| event["event"].is_string() && event["ms"].is_u64()));
+    let done = events.last().expect("it says something");
+    assert_eq!((&done["event"], &done["ok"]), (&"done".into(), &true.into()));
+    let roles: Vec<_> =
+        done["failovers"].as_array().expect("a list").iter().map(|one| one["role"].clone()).collect();
+    assert_eq!(roles, ["worker", "leader"]);
+}

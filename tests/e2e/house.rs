@@ -1,0 +1,252 @@
+//! A cluster in a lab, and the one that many tests share.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use skein_chaos::cluster::{Cluster, lab_config};
+use skein_chaos::lab::{self, Lab};
+use tokio::runtime::Runtime;
+
+/// Far longer than anything takes on a machine that is busy with other things.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// What outlives the last test, unless it is taken away by hand.
+static SHARED: Mutex<Option<Arc<House>>> = Mutex::new(None);
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime needs only threads"));
+
+/// Machines, the cluster on them, and their files.
+pub(crate) struct House {
+    pub(crate) cluster: Cluster,
+    // After the cluster: the machines' files may go when the machines have gone.
+    dir: tempfile::TempDir,
+}
+
+/// What a command printed and how it ended.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl House {
+    /// Machines that are on, without a cluster.
+    pub(crate) fn new(names: &[&str]) -> House {
+        let dir = tempfile::Builder::new().prefix("skein-e2e-").tempdir().expect("a directory for the lab");
+        let cluster = Cluster::new(lab_config(program(), dir.path().to_owned()), names)
+            .unwrap_or_else(|error| panic!("no lab: {error}"));
+        House { cluster, dir }
+    }
+
+    /// A cluster that is whole.
+    pub(crate) fn formed(names: &[&str]) -> House {
+        let mut house = House::new(names);
+        wait(house.cluster.form()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+        house
+    }
+
+    /// The cluster of three that tests share: they leave it as it was, in namespaces of their own.
+    pub(crate) fn shared() -> Arc<House> {
+        // A test that panicked while it formed the cluster left nothing here.
+        let mut shared = SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        shared.get_or_insert_with(|| Arc::new(House::formed(&["one", "two", "three"]))).clone()
+    }
+
+    pub(crate) fn lab(&self) -> &Lab {
+        self.cluster.machines()
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Runs `skein` with `words` on the machine, for its data directory.
+    pub(crate) fn skein(&self, machine: &str, words: &[&str]) -> Said {
+        let machine = self.lab().machine(machine);
+        let mut command = machine.command("timeout");
+        command.arg("120").arg(program()).args(words).env("SKEIN_DATA_DIR", machine.disk());
+        said(command.output())
+    }
+
+    /// The same, when it must end well: what it printed.
+    pub(crate) fn skein_ok(&self, machine: &str, words: &[&str]) -> String {
+        let said = self.skein(machine, words);
+        assert_eq!(said.code, 0, "skein {words:?} on {machine}: {said:?}");
+        said.out
+    }
+
+    /// The machine's view of the cluster, by the program itself.
+    pub(crate) fn status(&self, machine: &str) -> Value {
+        serde_json::from_str(&self.skein_ok(machine, &["status", "-o", "json"])).expect("status prints JSON")
+    }
+
+    /// An object or a list as this node sees it; null if there is none.
+    pub(crate) fn get(&self, node: &str, path: &str) -> Value {
+        wait(self.cluster.api(node).get(path)).unwrap_or(Value::Null)
+    }
+
+    /// Creates an object through this node.
+    pub(crate) fn create(&self, node: &str, path: &str, object: &Value) {
+        wait(self.cluster.api(node).post(path, object)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    }
+
+    /// A namespace for one test. It goes when the guard is dropped.
+    pub(crate) fn namespace(self: &Arc<House>, name: &str) -> Namespace {
+        self.create("one", "/api/v1/namespaces", &json!({ "metadata": { "name": name } }));
+        Namespace { house: self.clone(), name: name.to_owned() }
+    }
+
+    /// Waits until `condition` is no longer `None`, and returns what it found.
+    pub(crate) fn until<T>(&self, what: &str, condition: impl FnMut() -> Option<T>) -> T {
+        until(what, condition).unwrap_or_else(|| panic!("{what}: not within {PATIENCE:?}\n{}", self.logs()))
+    }
+
+    /// The end of every machine's log, for a message about a failure.
+    pub(crate) fn logs(&self) -> String {
+        let mut text = String::new();
+        for name in self.cluster.names() {
+            let log = std::fs::read_to_string(self.lab().machine(name).log()).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            text.push_str(&format!("--- {name}\n{}\n", lines[lines.len().saturating_sub(25)..].join("\n")));
+        }
+        text
+    }
+}
+
+/// See [`House::namespace`].
+pub(crate) struct Namespace {
+    pub(crate) house: Arc<House>,
+    pub(crate) name: String,
+}
+
+impl Namespace {
+    pub(crate) fn pods(&self) -> String {
+        format!("/api/v1/namespaces/{}/pods", self.name)
+    }
+
+    pub(crate) fn pod(&self, name: &str) -> Value {
+        self.house.get("one", &format!("{}/{name}", self.pods()))
+    }
+
+    pub(crate) fn create(&self, plural: &str, object: &Value) {
+        self.house.create("one", &format!("/api/v1/namespaces/{}/{plural}", self.name), object);
+    }
+
+    /// Creates a pod of the given spec.
+    pub(crate) fn run(&self, name: &str, spec: Value) {
+        let mut spec = spec;
+        spec["terminationGracePeriodSeconds"] = 1.into();
+        self.create(
+            "pods",
+            &json!({ "metadata": { "name": name, "labels": { "app": name } }, "spec": spec }),
+        );
+    }
+
+    /// Waits until the pod's status is as wanted, and returns the pod.
+    pub(crate) fn until(&self, pod: &str, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+        let mut last = Value::Null;
+        until(what, || {
+            last = self.pod(pod);
+            condition(&last["status"]).then(|| last.clone())
+        })
+        .unwrap_or_else(|| panic!("pod {pod}: not {what} within {PATIENCE:?}: {:#}", last["status"]))
+    }
+
+    pub(crate) fn until_ready(&self, pod: &str) -> Value {
+        self.until(pod, "ready", is_ready)
+    }
+
+    /// What a container of the pod printed.
+    pub(crate) fn logs(&self, pod: &str, query: &str) -> String {
+        let user = crate::user::User::of(&self.house, Path::new("kubectl"), "one", &self.name);
+        user.run(
+            &[
+                &["logs", pod],
+                query.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>().as_slice(),
+            ]
+            .concat(),
+        )
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = wait(self.house.cluster.api("one").delete(&format!("/api/v1/namespaces/{}", self.name)));
+    }
+}
+
+/// Whether a pod's status says that it is ready.
+pub(crate) fn is_ready(status: &Value) -> bool {
+    let conditions = status["conditions"].as_array().into_iter().flatten();
+    conditions.into_iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+}
+
+/// Waits for a future, outside of any.
+pub(crate) fn wait<F: Future>(future: F) -> F::Output {
+    RUNTIME.block_on(future)
+}
+
+/// Looks again and again until there is something; `None` when patience ends.
+pub(crate) fn until<T>(_what: &str, mut condition: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match condition() {
+            Some(found) => return Some(found),
+            None if Instant::now() > deadline => return None,
+            None => std::thread::sleep(LOOK_EVERY),
+        }
+    }
+}
+
+pub(crate) fn said(output: std::io::Result<Output>) -> Said {
+    let output = output.expect("the command starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Said { code: output.status.code().unwrap_or(-1), out: text(&output.stdout), err: text(&output.stderr) }
+}
+
+/// The program under test: named by `SKEIN_PROGRAM`, or built beside this test.
+pub(crate) fn program() -> PathBuf {
+    if let Some(named) = std::env::var_os("SKEIN_PROGRAM") {
+        return named.into();
+    }
+    let test = std::env::current_exe().expect("this test is a file");
+    let built = test.parent().and_then(Path::parent).map(|profile| profile.join("skein"));
+    built
+        .filter(|path| path.is_file())
+        .expect("the program skein is not built; run: cargo build -p skein, or name it by SKEIN_PROGRAM")
+}
+
+/// Becomes root of a user namespace where that is needed and allowed, and tries a lab.
+pub(crate) fn enter_namespaces() -> Result<(), String> {
+    if !nix::unistd::geteuid().is_root() {
+        lab::become_root_of_a_user_namespace().map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+/// Whether this kernel and user can show what the test is about.
+pub(crate) fn can(test: &str) -> bool {
+    let limits = !lab::in_user_namespace();
+    let present = |program: &str| {
+        Command::new("sh")
+            .args(["-c", &format!("command -v {program}")])
+            .output()
+            .is_ok_and(|out| out.status.success())
+    };
+    match test {
+        test if test.contains("memory_limit") => limits,
+        test if test.contains("cut_off") => present("nft"),
+        test if test.contains("registry") => present("docker-registry") && present("skopeo"),
+        _ => true,
+    }
+}
+
+/// Takes the shared cluster away.
+pub(crate) fn leave() {
+    let shared = SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+    drop(shared);
+}

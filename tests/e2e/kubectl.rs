@@ -1,0 +1,193 @@
+//! Unmodified kubectl, old and new, against any node.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::house::{House, Namespace};
+use crate::user::User;
+
+/// Tests by name, each run with every kubectl.
+pub(crate) const TESTS: &[(&str, fn(&Path))] = &[
+    ("objects_are_applied_changed_and_deleted", objects_are_applied_changed_and_deleted),
+    ("a_deployment_rolls_out_and_back", a_deployment_rolls_out_and_back),
+    ("logs_are_printed_and_followed", logs_are_printed_and_followed),
+    ("mistakes_are_explained", mistakes_are_explained),
+    ("a_namespace_goes_with_its_content", a_namespace_goes_with_its_content),
+];
+
+/// A namespace for this test and this kubectl.
+fn namespace(test: &str, program: &Path) -> Namespace {
+    let from = if program.starts_with(env!("CARGO_MANIFEST_DIR")) { "debian" } else { "own" };
+    House::shared().namespace(&format!("{test}-{from}"))
+}
+
+const WEB: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, labels: {app: web}}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - {name: main, image: skein.dev/tiny, env: [{name: COLOR, value: red}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80}]}
+";
+
+fn objects_are_applied_changed_and_deleted(program: &Path) {
+    let space = namespace("objects", program);
+    let user = User::of(&space.house, program, "two", &space.name);
+    let file = user.write("web.yaml", WEB);
+    let applied = user.run(&["apply", "-f", &file]);
+    assert!(applied.contains("deployment.apps/web created") && applied.contains("service/web created"));
+    assert_eq!(user.run(&["apply", "-f", &file]).matches("unchanged").count(), 2);
+    let changed = user.write("web.yaml", &WEB.replace("red", "blue"));
+    assert!(user.run(&["apply", "-f", &changed]).contains("deployment.apps/web configured"));
+    user.run(&["wait", "--for=condition=Available", "deploy/web", "--timeout=100s"]);
+
+    let mut watching = user.start(&["get", "configmaps", "-w"]);
+    user.run(&["create", "configmap", "settings", "--from-literal=a=1"]);
+    watching.line("settings");
+    drop(watching);
+    user.run(&["create", "secret", "generic", "key", "--from-literal=a=1"]);
+    assert!(user.run(&["get", "cm", "settings", "-o", "yaml"]).contains("a: \"1\""));
+    assert!(user.run(&["get", "deploy,svc", "-o", "wide"]).contains("skein.dev/tiny"));
+    assert!(user.run(&["get", "pods", "-A", "-o", "wide"]).contains("NODE"));
+    assert!(user.run(&["get", "all"]).contains("deployment.apps/web"));
+
+    user.run(&["label", "deploy", "web", "tier=front"]);
+    user.run(&["annotate", "deploy", "web", "note=hello"]);
+    user.run(&[
+        "patch",
+        "deploy",
+        "web",
+        "-p",
+        r#"{"spec":{"template":{"spec":{"containers":[{"name":"main","imagePullPolicy":"IfNotPresent"}]}}}}"#,
+    ]);
+    user.run(&[
+        "patch",
+        "deploy",
+        "web",
+        "--type=json",
+        "-p",
+        r#"[{"op":"replace","path":"/spec/replicas","value":3}]"#,
+    ]);
+    user.run(&["patch", "deploy", "web", "--type=merge", "-p", r#"{"metadata":{"labels":{"tier":null}}}"#]);
+    user.run(&["scale", "deploy/web", "--current-replicas=3", "--replicas=1"]);
+    let mut edit = user.command(&["edit", "deploy", "web"]);
+    let edited = crate::house::said(edit.env("EDITOR", "sed -i s/note:.hello/note:\\ edited/").output());
+    assert_eq!(edited.code, 0, "{edited:?}");
+    let web = user.json(&["get", "deploy", "web"]);
+    assert_eq!(
+        (&web["spec"]["replicas"], &web["metadata"]["annotations"]["note"]),
+        (&json!(1), &json!("edited"))
+    );
+    assert_eq!(web["metadata"]["labels"], json!({ "app": "web" }));
+    let container = &web["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(
+        (&container["image"], &container["env"][0]["value"]),
+        (&json!("skein.dev/tiny"), &json!("blue"))
+    );
+
+    assert!(user.run(&["describe", "deploy", "web"]).contains("1 desired"));
+    assert!(user.run(&["describe", "node", "two"]).contains("Ready"));
+    let pod = user.run(&["get", "pods", "-l", "app=web", "-o", "name"]);
+    let pod = pod.lines().next().expect("a pod").to_owned();
+    assert!(user.run(&["describe", &pod]).contains("skein.dev/tiny"));
+    assert!(user.run(&["delete", "-f", &changed]).contains("deleted"));
+    assert!(user.fail(&["get", "deploy", "web"]).contains("NotFound"));
+    space.house.until("no pod left", || user.run(&["get", "pods", "-o", "name"]).is_empty().then_some(()));
+}
+
+fn a_deployment_rolls_out_and_back(program: &Path) {
+    let space = namespace("rollout", program);
+    let user = User::of(&space.house, program, "three", &space.name);
+    let file = user.write("web.yaml", WEB);
+    user.run(&["apply", "-f", &file]);
+    assert!(user.run(&["rollout", "status", "deploy/web"]).contains("successfully rolled out"));
+    user.run(&["set", "env", "deploy/web", "COLOR=green"]);
+    assert!(user.run(&["rollout", "status", "deploy/web"]).contains("successfully rolled out"));
+    assert!(user.run(&["rollout", "history", "deploy/web"]).lines().count() >= 3);
+    user.run(&["rollout", "undo", "deploy/web"]);
+    assert!(user.run(&["rollout", "status", "deploy/web"]).contains("successfully rolled out"));
+    let web = user.json(&["get", "deploy", "web"]);
+    assert_eq!(web["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"], "red");
+    user.run(&["delete", "deploy", "web"]);
+}
+
+fn logs_are_printed_and_followed(program: &Path) {
+    let space = namespace("logs", program);
+    let user = User::of(&space.house, program, "one", &space.name);
+    let container =
+        |name: &str, words: &[&str]| json!({ "name": name, "image": "skein.dev/tiny", "args": words });
+    space.run(
+        "talks",
+        json!({ "nodeSelector": { "kubernetes.io/hostname": "three" }, "containers": [
+            container("first", &["print", "tick", "100000", "100"]),
+            container("second", &["serve", "9090"]),
+        ] }),
+    );
+    space.until_ready("talks");
+    let mut following = user.start(&["logs", "-f", "talks", "-c", "first"]);
+    following.line("tick 1");
+    following.line("tick 20");
+    drop(following);
+    assert_eq!(user.run(&["logs", "talks", "-c", "first", "--tail=2"]).lines().count(), 2);
+    assert!(user.run(&["logs", "talks", "-c", "first", "--since=1h"]).starts_with("tick 1\n"));
+    assert!(user.run(&["logs", "talks", "-c", "second"]).contains("listens on port 9090"));
+    assert!(user.fail(&["logs", "talks", "-c", "second", "--previous"]).contains("previous terminated"));
+
+    space.run("again", json!({ "containers": [container("main", &["exit", "3"])] }));
+    space.until("again", "restarted", |status| {
+        status["containerStatuses"][0]["restartCount"].as_u64() >= Some(1)
+    });
+    user.run(&["logs", "again", "--previous"]);
+    user.run(&["delete", "pod", "talks", "again"]);
+}
+
+fn mistakes_are_explained(program: &Path) {
+    let space = namespace("mistakes", program);
+    let user = User::of(&space.house, program, "two", &space.name);
+    let broken = user.write("broken.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: Not_A_Name}\n");
+    assert!(user.fail(&["apply", "-f", &broken]).contains("metadata.name"));
+    let unknown = user.write("unknown.yaml", "apiVersion: v1\nkind: Unicorn\nmetadata: {name: a}\n");
+    assert!(user.fail(&["apply", "-f", &unknown]).contains("Unicorn"));
+    let misspelled = user.write("misspelled.yaml", &WEB.replace("replicas", "replicsa"));
+    // A new kubectl asks for strictness; an old one asks for nothing and gets a warning.
+    let strict = user.say(&["apply", "-f", &misspelled]);
+    assert!(strict.err.contains("replicsa"), "{strict:?}");
+    let asks = user.say(&["apply", "--validate=warn", "--dry-run=server", "-f", &misspelled]).code == 0;
+    assert_eq!(strict.code != 0, asks, "{strict:?}");
+    if asks {
+        let warned = user.say(&["apply", "--validate=warn", "-f", &misspelled]);
+        assert!(warned.code == 0 && warned.err.contains("unknown field"), "{warned:?}");
+    }
+    let ignored = user.say(&["apply", "--validate=false", "-f", &misspelled]);
+    assert_eq!(ignored.code, 0, "{ignored:?}");
+    user.run(&["delete", "-f", &misspelled]);
+    let big = user.write("big.txt", &"x".repeat(1_600_000));
+    assert!(!user.fail(&["create", "configmap", "big", &format!("--from-file={big}")]).is_empty());
+    assert!(user.fail(&["get", "cm", "big"]).contains("NotFound"));
+    user.run(&["create", "configmap", "a"]);
+    assert!(user.fail(&["create", "configmap", "a"]).contains("already exists"));
+    assert!(user.fail(&["delete", "namespace", "default"]).contains("may not be deleted"));
+}
+
+fn a_namespace_goes_with_its_content(program: &Path) {
+    let space = namespace("leaving", program);
+    let user = User::of(&space.house, program, "three", &space.name);
+    let file = user.write("web.yaml", WEB);
+    user.run(&["apply", "-f", &file]);
+    user.run(&["rollout", "status", "deploy/web"]);
+    user.run(&["delete", "namespace", &space.name]);
+    assert!(user.fail(&["get", "namespace", &space.name]).contains("NotFound"));
+    assert_eq!(user.run(&["get", "deploy,rs,pods,svc", "-o", "name"]), "");
+}
