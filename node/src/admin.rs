@@ -32,7 +32,7 @@ use crate::home::{Home, Membership};
 use crate::members::{Members, Record};
 use crate::picture::Picture;
 use crate::pieces;
-use crate::wire::{Ask, Client};
+use crate::wire::{self, Answer, Ask, Client};
 
 /// How long pods of a leaving node may take to end before it goes anyway.
 const DRAIN_MAX: Duration = Duration::from_secs(60);
@@ -158,10 +158,10 @@ impl Admin {
         let gossiped = self.gossip.members().borrow().clone();
         let me = self.endpoint.node();
         let name_of = |node: [u8; 16]| self.members.get(NodeId(node)).map(|record| record.name);
-        let nodes: Vec<Value> = self
-            .members
-            .present()
-            .into_values()
+        let mut records: Vec<Record> = self.members.present().into_values().collect();
+        records.sort_by(|a, b| a.name.cmp(&b.name));
+        let nodes: Vec<Value> = records
+            .into_iter()
             .map(|record| {
                 let member = gossiped.get(&record.node);
                 let state = match member.map(|member| member.state) {
@@ -418,39 +418,39 @@ impl Admin {
             }
         };
         let drained = tokio::time::timeout(DRAIN_MAX, drained).await.is_ok();
-        // A leader cannot vote itself out; it hands over first, and the next one does.
+        // A leader cannot see itself out; it hands over first, and the next one does.
         let deadline = tokio::time::Instant::now() + DRAIN_MAX;
-        loop {
+        while !self.is_out().await {
             let metrics = self.store.metrics();
             if metrics.leads() && metrics.voters.len() > 1 {
                 self.store.transfer_leader(None).await;
             }
-            let record = self.members.get(me);
-            let voter = record.map(|record| record.voter());
-            if voter
-                .is_none_or(|voter| !metrics.voters.contains(&voter) && !metrics.learners.contains(&voter))
-            {
-                break;
-            }
             if tokio::time::Instant::now() > deadline {
-                let message = "the cluster did not take this node's vote away in time; is a majority up? it stays a member";
+                let message =
+                    "the cluster did not let this node go in time; is a majority up? it stays a member";
                 return Err((StatusCode::SERVICE_UNAVAILABLE, message.into()));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let name = self.membership.name.clone();
-        let removed = self.change_record(me, |record| record.removed = true).await;
-        removed.map_err(unavailable)?;
-        let op =
-            Op { key: format!("core/nodes//{name}").into(), expect: Expect::Any, change: Change::Delete };
-        self.store
-            .propose(vec![op], Options::default())
-            .await
-            .map_err(|error| unavailable(error.to_string()))?;
         self.gossip.leave().await;
         self.home.forget_membership().map_err(|error| unavailable(error.to_string()))?;
         self.stopping.cancel();
         Ok(json!({ "drained": drained }))
+    }
+
+    /// Whether any other member knows that this node is none any more.
+    async fn is_out(&self) -> bool {
+        let me = self.endpoint.node();
+        for other in self.members.present().into_keys().filter(|other| *other != me) {
+            let answer: Result<Answer<bool>, String> = wire::ask(&self.endpoint, other, &Ask::HaveLeft).await;
+            match answer {
+                Ok(Ok(true)) => return true,
+                // Whoever has seen the removal already speaks to this node no more.
+                Err(error) if error.contains("removed from the cluster") => return true,
+                _ => {}
+            }
+        }
+        false
     }
 
     async fn cordon(&self) -> Result<(), String> {

@@ -210,6 +210,7 @@ impl Node {
         let (watch, watchful, verdicts) =
             Watch::new(store.clone(), endpoint.clone(), members.clone(), picture.clone(), gossip.members());
         endpoint.serve(Arc::new(Dispatch {
+            members: members.clone(),
             store: store.clone(),
             gossip: gossip.clone(),
             watchful,
@@ -556,6 +557,7 @@ impl skein_net::join::Admission for LateDoor {
 
 /// What other nodes send ends here.
 struct Dispatch {
+    members: Members,
     store: Handle<TokioRuntime>,
     gossip: gossip::service::Handle,
     watchful: watchfulness::Inbox,
@@ -582,6 +584,7 @@ impl Service for Dispatch {
         }
         if kind == wire::ASK {
             let answer = Answering {
+                members: self.members.clone(),
                 store: self.store.clone(),
                 watchful: self.watchful.clone(),
                 door: self.door.clone(),
@@ -608,6 +611,7 @@ impl Service for Dispatch {
 
 /// One question of another node.
 struct Answering {
+    members: Members,
     store: Handle<TokioRuntime>,
     watchful: watchfulness::Inbox,
     door: Door,
@@ -639,6 +643,10 @@ impl Answering {
             Ask::CertifyClient(user) => wire::encode(&self.authority.answer_client(peer, &user)),
             Ask::Authority => wire::encode(&self.authority.answer_authority(peer, &self.store)),
             Ask::Blobs(digest) => wire::encode(&self.images.answer_blobs(&digest).await),
+            Ask::HaveLeft => {
+                let out: Answer<bool> = Ok(self.members.removed().contains(&peer));
+                wire::encode(&out)
+            }
             Ask::Restarting => {
                 self.watchful.announced(peer);
                 let done: Answer<()> = Ok(());

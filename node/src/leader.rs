@@ -202,9 +202,39 @@ impl Voters {
         }
     }
 
+    /// Ends the membership of those who asked to leave and neither vote nor copy the log any more.
+    async fn let_go(&self, metrics: &skein_raft_store::Metrics) {
+        let state = self.store.state();
+        for record in self.members.present().into_values().filter(|record| record.leaving) {
+            let voter = record.voter();
+            if metrics.voters.contains(&voter) || metrics.learners.contains(&voter) || metrics.joint {
+                continue;
+            }
+            let Some(object) = state.get(&Record::key(record.node)) else { continue };
+            let gone = Record { removed: true, ..record.clone() };
+            let ops = vec![
+                Op {
+                    key: Record::key(record.node).into(),
+                    expect: Expect::Revision(object.mod_rev),
+                    change: Change::Put(gone.to_bytes().into()),
+                },
+                Op {
+                    key: format!("core/nodes//{}", record.name).into(),
+                    expect: Expect::Any,
+                    change: Change::Delete,
+                },
+            ];
+            match self.store.propose(ops, Options::default()).await {
+                Ok(_) => info!(peer = %record.node, name = record.name, "a node left"),
+                Err(error) => warn!(peer = %record.node, %error, "could not let a node go yet"),
+            }
+        }
+    }
+
     async fn look(&self, memory: &mut Memory) {
         let metrics = self.store.metrics();
         let now = clock::boot();
+        self.let_go(&metrics).await;
         let records = self.members.present();
         let gossiped = self.gossiped.borrow().clone();
         let mut members = BTreeMap::new();

@@ -45,6 +45,9 @@ pub(crate) enum Ask {
     Blobs(String),
     /// The asker restarts on purpose and will be back.
     Restarting,
+    /// Whether the asker, which wants to leave, is out: no vote, no log, and its record says so. Who was
+    /// taken out learns it from others only, because nothing is sent to it any more.
+    HaveLeft,
 }
 
 /// Which output of which container.
