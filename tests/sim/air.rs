@@ -1,0 +1,158 @@
+//! The network of datagrams, and the kernels that answer probes.
+//!
+//! One task carries everything, in the order of arrival. A packet waits in its receiver's inbox while the
+//! receiving process stands still, as in a socket's buffer, and is lost with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender};
+use openraft::AsyncRuntime;
+use openraft::async_runtime::Instant as _;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use skein_net::gossip::List;
+use skein_raft_store::sim::{SimRt, Weather};
+
+use crate::watch::Message;
+use crate::world::{Now, World};
+
+/// What one node sends to another.
+#[derive(Clone, Debug)]
+pub(crate) enum Post {
+    Gossip(Bytes),
+    /// A member list over a stream, and the answer.
+    Asked(List),
+    Answered(List),
+    Watch(Message),
+}
+
+impl Post {
+    /// Streams repeat what is lost.
+    fn is_stream(&self) -> bool {
+        matches!(self, Post::Asked(_) | Post::Answered(_))
+    }
+}
+
+pub(crate) struct Letter {
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+    pub(crate) post: Post,
+}
+
+pub(crate) struct Air {
+    inner: Mutex<Inner>,
+    sent: UnboundedSender<(Now, Letter)>,
+}
+
+struct Inner {
+    chance: StdRng,
+    weather: Weather,
+    cut: BTreeMap<(usize, usize), u32>,
+}
+
+impl Air {
+    pub(crate) fn new(seed: u64) -> (Air, UnboundedReceiver<(Now, Letter)>) {
+        let (sent, carried) = futures::channel::mpsc::unbounded();
+        let chance = StdRng::seed_from_u64(seed ^ 0xa1 << 56);
+        let inner = Inner { chance, weather: Weather::LAN, cut: BTreeMap::new() };
+        (Air { inner: Mutex::new(inner), sent }, carried)
+    }
+
+    pub(crate) fn send(&self, from: usize, to: usize, post: Post) {
+        let mut inner = self.inner.lock().unwrap();
+        let loss = inner.weather.loss;
+        if inner.is_cut(from, to) || (!post.is_stream() && inner.chance.random_bool(loss)) {
+            return;
+        }
+        if post.is_stream() && inner.is_cut(to, from) {
+            return;
+        }
+        let arrives = Now::now() + inner.travel_time();
+        // The carrier ends with the run.
+        let _ = self.sent.unbounded_send((arrives, Letter { from, to, post }));
+    }
+
+    /// A connect and an echo from one kernel to another: which of the two came back, and after how long.
+    pub(crate) fn try_kernel(&self, from: usize, to: usize) -> (bool, bool, Duration) {
+        let mut inner = self.inner.lock().unwrap();
+        let time = inner.travel_time() + inner.travel_time();
+        let passes = !inner.is_cut(from, to) && !inner.is_cut(to, from);
+        let there_and_back = (1.0 - inner.weather.loss).powi(2);
+        let connected = passes && inner.chance.random_bool(there_and_back);
+        let echoed = passes && inner.chance.random_bool(there_and_back);
+        (connected, echoed, time)
+    }
+
+    pub(crate) fn rtt(&self) -> Duration {
+        self.inner.lock().unwrap().weather.delay.1 * 2
+    }
+
+    pub(crate) fn weather(&self) -> Weather {
+        self.inner.lock().unwrap().weather
+    }
+
+    pub(crate) fn set_weather(&self, weather: Weather) {
+        self.inner.lock().unwrap().weather = weather;
+    }
+
+    /// Cuts are counted: one that begins within another ends by itself.
+    pub(crate) fn cut(&self, from: usize, to: usize) {
+        *self.inner.lock().unwrap().cut.entry((from, to)).or_default() += 1;
+    }
+
+    /// Returns whether the direction is whole again.
+    pub(crate) fn mend(&self, from: usize, to: usize) -> bool {
+        let mut inner = self.inner.lock().unwrap();
+        let count = inner.cut.entry((from, to)).or_default();
+        *count = count.saturating_sub(1);
+        *count == 0
+    }
+
+    pub(crate) fn passes_both_ways(&self, a: usize, b: usize) -> bool {
+        let inner = self.inner.lock().unwrap();
+        !inner.is_cut(a, b) && !inner.is_cut(b, a)
+    }
+
+    pub(crate) fn clear(&self) -> BTreeSet<(usize, usize)> {
+        let mut inner = self.inner.lock().unwrap();
+        inner.weather = Weather::LAN;
+        std::mem::take(&mut inner.cut).into_keys().collect()
+    }
+}
+
+impl Inner {
+    fn is_cut(&self, from: usize, to: usize) -> bool {
+        self.cut.get(&(from, to)).is_some_and(|count| *count > 0)
+    }
+
+    fn travel_time(&mut self) -> Duration {
+        let (shortest, longest) = self.weather.delay;
+        shortest + (longest - shortest).mul_f64(self.chance.random_range(0.0..1.0))
+    }
+}
+
+/// Carries letters for as long as anybody may send one.
+pub(crate) async fn carry(world: std::sync::Arc<World>, mut sent: UnboundedReceiver<(Now, Letter)>) {
+    let mut under_way: BTreeMap<(Now, u64), Letter> = BTreeMap::new();
+    let mut number = 0;
+    loop {
+        let next = under_way.first_key_value().map(|((at, _), _)| *at);
+        let until = next.unwrap_or_else(|| Now::now() + Duration::from_secs(3600));
+        match SimRt::timeout_at(until, sent.next()).await {
+            Ok(Some((at, letter))) => {
+                number += 1;
+                under_way.insert((at, number), letter);
+            }
+            Ok(None) => return,
+            Err(_) => {
+                if let Some((_, letter)) = under_way.pop_first() {
+                    world.deliver(letter);
+                }
+            }
+        }
+    }
+}

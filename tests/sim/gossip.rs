@@ -1,0 +1,90 @@
+//! The shell of the gossip core.
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::channel::mpsc::UnboundedReceiver;
+use openraft::AsyncRuntime;
+use skein_net::gossip::core::{Core, Effect, Input, Instant, Mutation as Broken, Tuning};
+use skein_net::gossip::{Change, List, Metadata};
+use skein_net::identity::NodeId;
+use skein_raft_store::sim::SimRt;
+
+use crate::air::Post;
+use crate::plan::Mutation;
+use crate::world::{Site, node_id, node_name, number_of};
+
+pub(crate) enum In {
+    Packet { from: usize, packet: Bytes },
+    Asked { from: usize, list: List },
+    Answered(List),
+}
+
+/// Runs one core until its process ends.
+pub(crate) async fn run(site: Site, seed: u64, mut inbox: UnboundedReceiver<In>) {
+    let me = node_id(site.number);
+    let metadata = Metadata {
+        name: node_name(site.number),
+        addresses: vec![std::net::SocketAddr::from(([192, 0, 2, site.number as u8 + 1], 7946))],
+        version: "0.1.0".into(),
+        ..Metadata::default()
+    };
+    let instance = seed as u32 ^ site.generation as u32;
+    let mut core = Core::new(me, site.generation, instance, seed, Tuning::default(), metadata);
+    if site.world.plan.mutation == Some(Mutation::NoGossipGuard) {
+        core.mutate(Broken::NoSuspicionGuard);
+    }
+    let contacts: Vec<NodeId> = (0..site.world.plan.nodes).map(node_id).filter(|node| *node != me).collect();
+    let mut wake_at = None;
+    let mut effects = Vec::new();
+    let mut input = Input::Contacts(contacts);
+    loop {
+        core.handle(Instant(site.clock.boot().0), input, &mut effects);
+        for effect in effects.drain(..) {
+            perform(&site, effect, &mut wake_at);
+        }
+        *site.members.lock().unwrap() = core.members().clone();
+        input = loop {
+            let wake = wake_at.unwrap_or(Instant(site.clock.boot().0 + 10_000));
+            let wake = site.clock.moment(skein_control::time::Instant(wake.0));
+            match SimRt::timeout_at(wake, inbox.next()).await {
+                Ok(Some(In::Packet { from, packet })) => break Input::Packet { from: node_id(from), packet },
+                Ok(Some(In::Asked { from, list })) => {
+                    // As it was before it takes the other's in.
+                    site.world.air.send(site.number, from, Post::Answered(core.list()));
+                    break Input::Listed(list);
+                }
+                Ok(Some(In::Answered(list))) => break Input::Listed(list),
+                Ok(None) => return,
+                Err(_) if wake_at.is_some() => {
+                    wake_at = None;
+                    break Input::Woken;
+                }
+                Err(_) => {}
+            }
+        };
+    }
+}
+
+fn perform(site: &Site, effect: Effect, wake_at: &mut Option<Instant>) {
+    let air = &site.world.air;
+    match effect {
+        // A process that came back calls its own earlier starts, which it knows as down. No way leads there.
+        Effect::Send { to, .. } if number_of(to) == site.number => site.world.count("calls to itself"),
+        Effect::Send { to, packet } => air.send(site.number, number_of(to), Post::Gossip(packet)),
+        Effect::WakeAt(at) => *wake_at = Some(at),
+        Effect::Exchange { with, list } => air.send(site.number, number_of(with), Post::Asked(list)),
+        Effect::Changed { member, change } => {
+            let own = number_of(member.node()) == site.number;
+            match change {
+                Change::Rejoined if own => site.world.rejoined(site.number),
+                Change::Down => site.world.count("down in gossip"),
+                Change::Suspect => site.world.count("suspected in gossip"),
+                _ => {}
+            }
+        }
+        Effect::Refused { reason, .. } => site.world.wrong(format!("gossip refused a packet: {reason}")),
+        Effect::Deposed(why) => {
+            site.world.wrong(format!("I11: node {} was deposed: {why}", site.number));
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What clients asked and saw, what the map was at each revision, and whether all of it can be true.
+//!
+//! Revisions give the order of everything, so one pass decides.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+
+use skein_raft_store::{Event, State};
+
+use crate::model::Model;
+
+/// One call of one client, in virtual nanoseconds.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) begin: u64,
+    pub(crate) end: u64,
+    pub(crate) what: What,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum What {
+    /// A put of a value that nobody else puts.
+    Write { key: String, value: String, outcome: Outcome },
+    /// A read behind a read index: the value, and the revision of the state it came from.
+    Read { key: String, value: Option<String>, revision: u64 },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Done(u64),
+    NotDone,
+    Unknown,
+}
+
+#[derive(Default)]
+pub(crate) struct History {
+    pub(crate) calls: Vec<Call>,
+    pub(crate) events: BTreeMap<u64, Event>,
+    pub(crate) model: Model,
+    pub(crate) wrong: Vec<String>,
+    /// Revisions that no watcher delivered before they were loaded as part of a state.
+    hidden: Vec<RangeInclusive<u64>>,
+    revision: u64,
+}
+
+impl History {
+    /// Up to here nothing is missing.
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Takes what one node delivered. Returns the nodes that were called unreachable by it.
+    pub(crate) fn saw(&mut self, number: usize, events: &[Event]) -> Vec<String> {
+        for event in events {
+            match self.events.get(&event.revision) {
+                Some(first) if first != event => {
+                    let text = format!("I2: node {number} applied {event:?}, another one {first:?}");
+                    self.wrong.push(text);
+                }
+                Some(_) => {}
+                None => drop(self.events.insert(event.revision, event.clone())),
+            }
+        }
+        let first = self.revision + 1;
+        let next: Vec<Event> = self
+            .events
+            .range(first..)
+            .zip(first..)
+            .take_while(|((revision, _), expected)| **revision == *expected)
+            .map(|((_, event), _)| event.clone())
+            .collect();
+        self.revision += next.len() as u64;
+        self.model.apply(&next, &mut self.wrong)
+    }
+
+    /// Takes over a state whose last revisions nobody delivered.
+    pub(crate) fn load(&mut self, state: &State) {
+        if state.revision() > self.revision {
+            self.hidden.push(self.revision + 1..=state.revision());
+            self.revision = state.revision();
+            self.model.load(state, &mut self.wrong);
+        }
+    }
+
+    /// Everything wrong with this run.
+    pub(crate) fn check(&self) -> Vec<String> {
+        let mut wrong = self.wrong.clone();
+        self.check_writes(&mut wrong);
+        self.check_order(&mut wrong);
+        self.check_reads(&mut wrong);
+        wrong
+    }
+
+    /// I1 and I4.
+    fn check_writes(&self, wrong: &mut Vec<String>) {
+        let mut times_of_value: BTreeMap<&[u8], u32> = BTreeMap::new();
+        for value in self.events.values().filter_map(|event| event.value.as_deref()) {
+            *times_of_value.entry(value).or_default() += 1;
+        }
+        for call in &self.calls {
+            let What::Write { key, value, outcome } = &call.what else { continue };
+            let times = times_of_value.get(value.as_bytes()).copied().unwrap_or(0);
+            match outcome {
+                Outcome::Done(revision) => match self.events.get(revision) {
+                    None if self.is_hidden(*revision) => {}
+                    Some(event)
+                        if *event.key == **key && event.value.as_deref() == Some(value.as_bytes()) => {}
+                    other => wrong.push(format!("I1: {call:?} was answered, but there is {other:?}")),
+                },
+                Outcome::NotDone if times > 0 => {
+                    wrong.push(format!("I4: {call:?} was refused and yet applied"))
+                }
+                _ => {}
+            }
+            if times > 1 {
+                wrong.push(format!("I4: {call:?} was applied {times} times"));
+            }
+        }
+    }
+
+    fn is_hidden(&self, revision: u64) -> bool {
+        self.hidden.iter().any(|range| range.contains(&revision))
+    }
+
+    /// I3.
+    fn check_order(&self, wrong: &mut Vec<String>) {
+        let mut by_begin: Vec<&Call> = self.calls.iter().collect();
+        by_begin.sort_by_key(|call| call.begin);
+        let mut by_end: Vec<&Call> = self.calls.iter().collect();
+        by_end.sort_by_key(|call| call.end);
+        let mut ended = by_end.into_iter().peekable();
+        let mut answered = 0;
+        for call in by_begin {
+            while let Some(before) = ended.next_if(|before| before.end < call.begin) {
+                answered = answered.max(before.revision().unwrap_or(0));
+            }
+            let is_write = matches!(call.what, What::Write { .. });
+            let Some(revision) = call.revision() else { continue };
+            if revision < answered || (is_write && revision == answered) {
+                wrong.push(format!("I3: {call:?} began after revision {answered} was answered"));
+            }
+        }
+    }
+
+    /// A read shows the key as it was at the revision of the state read.
+    fn check_reads(&self, wrong: &mut Vec<String>) {
+        let read: BTreeSet<&str> = self
+            .calls
+            .iter()
+            .filter_map(|call| match &call.what {
+                What::Read { key, .. } => Some(key.as_str()),
+                What::Write { .. } => None,
+            })
+            .collect();
+        let mut by_key: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
+        for event in self.events.values().filter(|event| read.contains(&*event.key)) {
+            by_key.entry(&event.key).or_default().push(event);
+        }
+        let complete_until = self.hidden.first().map_or(self.revision, |range| range.start() - 1);
+        for call in &self.calls {
+            let What::Read { key, value, revision } = &call.what else { continue };
+            if *revision > complete_until {
+                continue;
+            }
+            let events = by_key.get(key.as_str()).map_or(&[][..], Vec::as_slice);
+            let until = events.partition_point(|event| event.revision <= *revision);
+            let expected = until.checked_sub(1).and_then(|last| events[last].value.as_deref());
+            if expected != value.as_ref().map(String::as_bytes) {
+                wrong.push(format!("I7: {call:?} should have read {expected:?}"));
+            }
+        }
+    }
+}
+
+impl Call {
+    fn revision(&self) -> Option<u64> {
+        match &self.what {
+            What::Write { outcome: Outcome::Done(revision), .. } => Some(*revision),
+            What::Write { .. } => None,
+            What::Read { revision, .. } => Some(*revision),
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! What one run is made of: drawn from its seed before it begins, so that it can be read, replayed and
+//! made shorter.
+
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+/// A bug that is put back, to see that the checks notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mutation {
+    /// The judge takes one observer's word for everybody's.
+    OneObserver,
+    /// Plans are committed whatever has changed since they were made.
+    UnconditionalBind,
+    /// Gossip tells members that refuted in time that they are down.
+    NoGossipGuard,
+    /// One of the store's own.
+    Store(skein_raft_store::sim::Mutation),
+}
+
+/// Which faults a run draws.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Aim {
+    Nothing,
+    Everything,
+    /// A stopped daemon whose machine the leader alone cannot reach.
+    OneBlindObserver,
+    /// Old leaders with plans under way: cut off, with slow disks around them.
+    LeadersAtWork,
+    /// One packet in five, all the time.
+    Loss,
+}
+
+/// One fault: when it begins, how long it lasts, what it is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Fault {
+    pub(crate) at: Duration,
+    pub(crate) lasts: Duration,
+    pub(crate) kind: Kind,
+}
+
+/// Nodes are numbers; [`Victim::Leader`] is whoever leads when the fault begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Victim {
+    Node(usize),
+    Leader,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Kind {
+    /// SIGKILL of the daemon; it starts again afterwards. Its pods live on.
+    Kill(Victim),
+    /// Power off, and on afterwards.
+    Power(Victim),
+    AllOff,
+    /// SIGSTOP of the daemon, SIGCONT afterwards.
+    Pause(Victim),
+    /// The same, and the leader does not reach its machine.
+    PauseUnseen(usize),
+    /// Nothing passes from one to the other, or between both.
+    CutPair {
+        from: usize,
+        to: usize,
+        both: bool,
+    },
+    Isolate {
+        victim: Victim,
+        hears: bool,
+        is_heard: bool,
+    },
+    Loss(f64),
+    Delay(Duration),
+    SlowDisk {
+        node: usize,
+        longest: Duration,
+    },
+    SlowDisks(Duration),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) nodes: usize,
+    pub(crate) aim: Aim,
+    pub(crate) faults_for: Duration,
+    pub(crate) mutation: Option<Mutation>,
+}
+
+impl Plan {
+    pub(crate) fn new(seed: u64) -> Plan {
+        let nodes = if seed.is_multiple_of(3) { 5 } else { 3 };
+        let faults_for = Duration::from_secs(60);
+        Plan { seed, nodes, aim: Aim::Everything, faults_for, mutation: None }
+    }
+
+    /// The faults in the order of time.
+    pub(crate) fn faults(&self) -> Vec<Fault> {
+        let mut chance = StdRng::seed_from_u64(self.seed ^ 0xfau64 << 56);
+        let mut at = Duration::ZERO;
+        let mut faults = Vec::new();
+        loop {
+            let pause = match self.aim {
+                Aim::Nothing => return faults,
+                Aim::Everything => 300..4000,
+                Aim::OneBlindObserver => 8000..12_000,
+                Aim::LeadersAtWork => 1000..3000,
+                Aim::Loss => {
+                    let kind = Kind::Loss(0.2);
+                    return vec![Fault { at, lasts: self.faults_for, kind }];
+                }
+            };
+            at += Duration::from_millis(chance.random_range(pause));
+            if at >= self.faults_for {
+                return faults;
+            }
+            self.draw(at, &mut chance, &mut faults);
+        }
+    }
+
+    fn draw(&self, at: Duration, chance: &mut StdRng, faults: &mut Vec<Fault>) {
+        let node = chance.random_range(0..self.nodes);
+        let other = (node + chance.random_range(1..self.nodes)) % self.nodes;
+        let victim = if chance.random_bool(0.4) { Victim::Leader } else { Victim::Node(node) };
+        let mut lasts = Duration::from_millis(chance.random_range(200..6000));
+        let kind = match self.aim {
+            Aim::Nothing | Aim::Loss => return,
+            Aim::OneBlindObserver => {
+                lasts = Duration::from_secs(7);
+                Kind::PauseUnseen(node)
+            }
+            Aim::LeadersAtWork => {
+                let slow = Duration::from_millis(chance.random_range(50..250));
+                faults.push(Fault { at, lasts, kind: Kind::SlowDisks(slow) });
+                lasts = Duration::from_millis(chance.random_range(1000..3000));
+                Kind::Isolate { victim: Victim::Leader, hears: false, is_heard: false }
+            }
+            Aim::Everything => match chance.random_range(0..15) {
+                // Restarted by its supervisor before anybody may miss it, or long after.
+                0 | 1 => {
+                    if chance.random_bool(0.6) {
+                        lasts = Duration::from_millis(chance.random_range(100..3500));
+                    } else {
+                        lasts = Duration::from_millis(chance.random_range(7000..15_000));
+                    }
+                    Kind::Kill(victim)
+                }
+                2 | 3 => {
+                    lasts = Duration::from_millis(chance.random_range(500..12_000));
+                    Kind::Power(victim)
+                }
+                4 | 5 => {
+                    lasts = Duration::from_millis(chance.random_range(200..20_000));
+                    Kind::Pause(victim)
+                }
+                6 | 7 => Kind::CutPair { from: node, to: other, both: chance.random_bool(0.5) },
+                8 | 9 => {
+                    let (hears, is_heard) =
+                        [(true, false), (false, true), (false, false)][chance.random_range(0..3)];
+                    if chance.random_bool(0.5) {
+                        // An outage that moves no pod.
+                        lasts = Duration::from_millis(chance.random_range(100..1800));
+                    }
+                    Kind::Isolate { victim, hears, is_heard }
+                }
+                10 => Kind::Loss(chance.random_range(0.02..0.2)),
+                11 => Kind::Delay(Duration::from_millis(chance.random_range(5..250))),
+                12 | 13 => {
+                    let longest = Duration::from_millis(chance.random_range(20..3000));
+                    Kind::SlowDisk { node, longest }
+                }
+                _ if chance.random_bool(0.4) => {
+                    lasts = Duration::from_millis(chance.random_range(0..3000));
+                    Kind::AllOff
+                }
+                _ => Kind::PauseUnseen(node),
+            },
+        };
+        faults.push(Fault { at, lasts, kind });
+    }
+}

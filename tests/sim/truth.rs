@@ -1,0 +1,147 @@
+//! What really became of each node, looked at from outside: I8, I9 and I10.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::AsyncRuntime;
+use skein_net::gossip::State;
+use skein_raft_store::sim::{SimRt, Weather};
+
+use crate::world::{World, node_id};
+
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Longer than the longest silence that any row of the judge waits for.
+const REMEMBERED: Duration = Duration::from_secs(60);
+/// SWIM with our constants; see RELIABILITY I10.
+const DOWN_WITHIN: Duration = Duration::from_secs(6);
+/// After this long without any fault around, nothing of it lingers.
+const CALM: Duration = Duration::from_secs(8);
+
+/// How a node was at one look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Health {
+    Fine,
+    Paused,
+    /// No daemon, or one that has not started yet.
+    NoDaemon,
+    /// Its kernel is out of reach for most.
+    Off,
+}
+
+#[derive(Default)]
+pub(crate) struct Truth {
+    looks: Vec<VecDeque<Health>>,
+    /// Looks since the network was last disturbed.
+    calm: u32,
+    leader_of: BTreeMap<u64, (usize, u64)>,
+    /// Deaths that everybody has noticed and that are not to be counted again.
+    noticed: BTreeMap<usize, bool>,
+}
+
+/// Looks at all nodes for as long as the run lasts.
+pub(crate) async fn observe(world: Arc<World>) {
+    loop {
+        look(&world);
+        SimRt::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn look(world: &World) {
+    let healths: Vec<Health> = (0..world.plan.nodes).map(|number| world.health(number)).collect();
+    watch_leaders(world);
+    let mut truth = world.truth.lock().unwrap();
+    let truth = &mut *truth;
+    truth.looks.resize_with(healths.len(), VecDeque::new);
+    for (looks, health) in truth.looks.iter_mut().zip(&healths) {
+        looks.push_front(*health);
+        looks.truncate((REMEMBERED.as_millis() / LOOK_EVERY.as_millis()) as usize);
+    }
+    let undisturbed = world.air.weather() == Weather::LAN && world.all_connected();
+    truth.calm = if undisturbed { truth.calm + 1 } else { 0 };
+    check_deaths(world, truth);
+}
+
+/// I10: with nothing else wrong, a dead node is Down for all others within 6 s.
+fn check_deaths(world: &World, truth: &mut Truth) {
+    let looks_of = |time: Duration| (time.as_millis() / LOOK_EVERY.as_millis()) as usize;
+    if (truth.calm as usize) < looks_of(CALM) {
+        return;
+    }
+    for dead in 0..truth.looks.len() {
+        let state = |node: usize| truth.looks[node].iter();
+        let died = state(dead).take_while(|health| matches!(health, Health::NoDaemon | Health::Off)).count();
+        if died <= looks_of(DOWN_WITHIN) {
+            truth.noticed.remove(&dead);
+            continue;
+        }
+        let others = (0..truth.looks.len()).filter(|other| *other != dead);
+        let all_fine = others.clone().all(|other| {
+            let looks = || state(other).take(looks_of(CALM));
+            looks().count() == looks_of(CALM) && looks().all(|health| *health == Health::Fine)
+        });
+        if !all_fine {
+            continue;
+        }
+        if truth.noticed.insert(dead, true).is_none() {
+            world.count("deaths noticed");
+        }
+        for other in others {
+            let Some(site) = world.site(other) else { continue };
+            let seen = site.members.lock().unwrap().get(&node_id(dead)).map(|member| member.state);
+            if seen.is_some_and(State::is_active) {
+                let text = format!("I10: node {dead} is dead for 6 s, node {other} believes {seen:?}");
+                world.wrong(text);
+            }
+        }
+    }
+}
+
+/// I8: two never lead in one term, and nobody leads after a restart in the term of before.
+fn watch_leaders(world: &World) {
+    for number in 0..world.plan.nodes {
+        let Some(site) = world.site(number) else { continue };
+        let metrics = site.store.metrics();
+        if !metrics.leads() {
+            continue;
+        }
+        let leader = (number, site.generation);
+        let first = *world.truth.lock().unwrap().leader_of.entry(metrics.term).or_insert(leader);
+        if first != leader {
+            world.wrong(format!("I8: {first:?} and {leader:?} lead in term {}", metrics.term));
+        }
+    }
+}
+
+impl Truth {
+    /// How many terms had a leader.
+    pub(crate) fn terms(&self) -> u64 {
+        self.leader_of.len() as u64
+    }
+
+    /// I9: whether a node may be called unreachable now, given what really happened to it.
+    ///
+    /// Looks back further than the rules do: a verdict may have waited for a quorum.
+    pub(crate) fn may_be_lost(&self, node: usize) -> bool {
+        let within = |time: Duration, which: fn(&Health) -> bool| {
+            let looks = (time.as_millis() / LOOK_EVERY.as_millis()) as usize;
+            let count = self.looks[node].iter().take(looks).filter(|health| which(health)).count();
+            LOOK_EVERY * count as u32
+        };
+        let off = within(Duration::from_secs(15), |health| *health == Health::Off);
+        let no_daemon = within(Duration::from_secs(17), |health| *health == Health::NoDaemon);
+        let silent = within(Duration::from_secs(17), |health| *health != Health::Fine);
+        let in_all = within(REMEMBERED, |health| *health != Health::Fine);
+        off >= Duration::from_millis(1900)
+            || (!no_daemon.is_zero() && silent >= Duration::from_secs(4))
+            || in_all >= Duration::from_secs(27)
+    }
+
+    /// Whether nothing was wrong with a node, nor with the others, for a while.
+    pub(crate) fn all_fine(&self, time: Duration) -> bool {
+        let looks = (time.as_millis() / LOOK_EVERY.as_millis()) as usize;
+        self.looks
+            .iter()
+            .all(|seen| seen.len() >= looks && seen.iter().take(looks).all(|health| *health == Health::Fine))
+    }
+}
