@@ -150,6 +150,11 @@ fn the_checks_see_a_judge_that_believes_one_observer() {
 }
 
 #[test]
+fn the_checks_see_plans_committed_unconditionally() {
+    assert!(caught(Mutation::UnconditionalPlan, Aim::LeadersAtWork, "I14", 1..40));
+}
+
+#[test]
 fn the_checks_see_gossip_without_its_guard() {
     assert!(caught(Mutation::NoGossipGuard, Aim::Loss, "I9", 1..20));
 }

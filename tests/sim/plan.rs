@@ -12,7 +12,7 @@ pub(crate) enum Mutation {
     /// The judge takes one observer's word for everybody's.
     OneObserver,
     /// Plans are committed whatever has changed since they were made.
-    UnconditionalBind,
+    UnconditionalPlan,
     /// Gossip tells members that refuted in time that they are down.
     NoGossipGuard,
     /// One of the store's own.

@@ -90,7 +90,7 @@ async fn lead(site: &Site, term: u64, chance: &mut StdRng) {
 async fn commit(site: &Site, term: u64, writes: Vec<Write>) -> Result<Option<u64>, ProposeError> {
     let mut ops: Vec<Op> = writes.into_iter().map(op).collect();
     let mut options = Options { only_in_term: Some(term), ..Options::default() };
-    if site.world.plan.mutation == Some(Mutation::UnconditionalBind) {
+    if site.world.plan.mutation == Some(Mutation::UnconditionalPlan) {
         options.only_in_term = None;
         for op in &mut ops {
             op.expect = Expect::Any;
