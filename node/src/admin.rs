@@ -432,22 +432,29 @@ impl Admin {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+        // By proposals alone: this node's replica stands still from here on.
+        let record = self.members.get(me).ok_or_else(|| unavailable("this node has no record".into()))?;
+        let gone = Record { leaving: true, removed: true, ..record };
+        let put = |key: String, change| Op { key: key.into(), expect: Expect::Present, change };
+        let ops = vec![
+            put(Record::key(me), Change::Put(gone.to_bytes().into())),
+            put(format!("core/nodes//{}", self.membership.name), Change::Delete),
+        ];
+        let options = Options { atomic: false, ..Options::default() };
+        self.store.propose(ops, options).await.map_err(|error| unavailable(error.to_string()))?;
         self.gossip.leave().await;
         self.home.forget_membership().map_err(|error| unavailable(error.to_string()))?;
         self.stopping.cancel();
         Ok(json!({ "drained": drained }))
     }
 
-    /// Whether any other member knows that this node is none any more.
+    /// Whether another member knows this node to be without vote and log.
     async fn is_out(&self) -> bool {
         let me = self.endpoint.node();
         for other in self.members.present().into_keys().filter(|other| *other != me) {
             let answer: Result<Answer<bool>, String> = wire::ask(&self.endpoint, other, &Ask::HaveLeft).await;
-            match answer {
-                Ok(Ok(true)) => return true,
-                // Whoever has seen the removal already speaks to this node no more.
-                Err(error) if error.contains("removed from the cluster") => return true,
-                _ => {}
+            if answer == Ok(Ok(true)) {
+                return true;
             }
         }
         false

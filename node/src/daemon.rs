@@ -644,7 +644,13 @@ impl Answering {
             Ask::Authority => wire::encode(&self.authority.answer_authority(peer, &self.store)),
             Ask::Blobs(digest) => wire::encode(&self.images.answer_blobs(&digest).await),
             Ask::HaveLeft => {
-                let out: Answer<bool> = Ok(self.members.removed().contains(&peer));
+                let metrics = self.store.metrics();
+                let out = self.members.get(peer).is_some_and(|record| {
+                    let voter = record.voter();
+                    let follows = metrics.voters.contains(&voter) || metrics.learners.contains(&voter);
+                    record.leaving && !follows && !metrics.joint
+                });
+                let out: Answer<bool> = Ok(out);
                 wire::encode(&out)
             }
             Ask::Restarting => {

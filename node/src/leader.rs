@@ -202,10 +202,13 @@ impl Voters {
         }
     }
 
-    /// Ends the membership of those who asked to leave and neither vote nor copy the log any more.
+    /// Ends the membership of those who asked to leave, are out, and went away before they could say so.
     async fn let_go(&self, metrics: &skein_raft_store::Metrics) {
         let state = self.store.state();
-        for record in self.members.present().into_values().filter(|record| record.leaving) {
+        let gossiped = self.gossiped.borrow().clone();
+        let gone =
+            |record: &Record| !gossiped.get(&record.node).is_some_and(|member| member.state.is_active());
+        for record in self.members.present().into_values().filter(|record| record.leaving && gone(record)) {
             let voter = record.voter();
             if metrics.voters.contains(&voter) || metrics.learners.contains(&voter) || metrics.joint {
                 continue;

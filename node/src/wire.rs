@@ -45,8 +45,8 @@ pub(crate) enum Ask {
     Blobs(String),
     /// The asker restarts on purpose and will be back.
     Restarting,
-    /// Whether the asker, which wants to leave, is out: no vote, no log, and its record says so. Who was
-    /// taken out learns it from others only, because nothing is sent to it any more.
+    /// Whether the asker, which wants to leave, is out: no vote and no log any more. It learns that from
+    /// others only, because nothing is sent to it any more.
     HaveLeft,
 }
 

@@ -7,8 +7,11 @@ use serde_json::json;
 use crate::house::{House, Namespace};
 use crate::user::User;
 
-/// Tests by name, each run with every kubectl.
-pub(crate) const TESTS: &[(&str, fn(&Path))] = &[
+/// A test's name and what it does with a kubectl.
+type Test = (&'static str, fn(&Path));
+
+/// Each is run with every kubectl.
+pub(crate) const TESTS: &[Test] = &[
     ("objects_are_applied_changed_and_deleted", objects_are_applied_changed_and_deleted),
     ("a_deployment_rolls_out_and_back", a_deployment_rolls_out_and_back),
     ("logs_are_printed_and_followed", logs_are_printed_and_followed),
@@ -99,8 +102,12 @@ fn objects_are_applied_changed_and_deleted(program: &Path) {
 
     assert!(user.run(&["describe", "deploy", "web"]).contains("1 desired"));
     assert!(user.run(&["describe", "node", "two"]).contains("Ready"));
-    let pod = user.run(&["get", "pods", "-l", "app=web", "-o", "name"]);
-    let pod = pod.lines().next().expect("a pod").to_owned();
+    // Pods of the former template are on their way out; the one that stays is the one to look at.
+    let one = || {
+        let pods = user.run(&["get", "pods", "-l", "app=web", "-o", "name"]);
+        (pods.lines().count() == 1).then(|| pods.trim().to_owned())
+    };
+    let pod = crate::house::until("one pod", one).expect("one pod is left");
     assert!(user.run(&["describe", &pod]).contains("skein.dev/tiny"));
     assert!(user.run(&["delete", "-f", &changed]).contains("deleted"));
     assert!(user.fail(&["get", "deploy", "web"]).contains("NotFound"));
