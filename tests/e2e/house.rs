@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, LazyLock, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -15,14 +17,38 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What outlives the last test, unless it is taken away by hand.
-static SHARED: Mutex<Option<Arc<House>>> = Mutex::new(None);
+static SHARED: Mutex<Option<Shared>> = Mutex::new(None);
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime needs only threads"));
+
+/// A cluster with the thread that made it. The kernel ends a machine when the *thread* that switched it on
+/// ends, and those of the tests come and go.
+struct Shared {
+    house: Arc<House>,
+    done: Sender<()>,
+    maker: JoinHandle<()>,
+}
 
 /// Machines, the cluster on them, and their files.
 pub(crate) struct House {
     pub(crate) cluster: Cluster,
     // After the cluster: the machines' files may go when the machines have gone.
     dir: tempfile::TempDir,
+}
+
+impl Shared {
+    fn form() -> Shared {
+        let (formed, house) = channel();
+        let (done, end) = channel::<()>();
+        let maker = std::thread::spawn(move || {
+            let house = Arc::new(House::formed(&["one", "two", "three"]));
+            if formed.send(house).is_ok() {
+                let _ = end.recv();
+            }
+        });
+        // If it failed, that thread has said why.
+        let house = house.recv().expect("the shared cluster forms");
+        Shared { house, done, maker }
+    }
 }
 
 /// What a command printed and how it ended.
@@ -53,7 +79,7 @@ impl House {
     pub(crate) fn shared() -> Arc<House> {
         // A test that panicked while it formed the cluster left nothing here.
         let mut shared = SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        shared.get_or_insert_with(|| Arc::new(House::formed(&["one", "two", "three"]))).clone()
+        shared.get_or_insert_with(Shared::form).house.clone()
     }
 
     pub(crate) fn lab(&self) -> &Lab {
@@ -248,5 +274,9 @@ pub(crate) fn can(test: &str) -> bool {
 /// Takes the shared cluster away.
 pub(crate) fn leave() {
     let shared = SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
-    drop(shared);
+    if let Some(Shared { house, done, maker }) = shared {
+        drop(house);
+        drop(done);
+        let _ = maker.join();
+    }
 }
