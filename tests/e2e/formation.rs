@@ -171,7 +171,7 @@ fn first_segment(dir: &Path) -> PathBuf {
 fn a_node_that_leaves_is_gone_for_all() {
     let house = House::formed(&["one", "two", "three"]);
     let said = house.skein("three", &["leave"]);
-    assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!(said.code, 0, "{said:?}\n{}", house.logs());
     house.until("two nodes", || (names(&house) == ["one", "two"]).then_some(()));
     let user = User::of(&house, "kubectl".as_ref(), "two", "default");
     house.until("two nodes in the API", || {
