@@ -47,7 +47,8 @@ pub(super) fn start_machine(program: &Path, name: &str) -> Command {
     command
 }
 
-/// Starts a process that holds a network namespace, and says `ready`, until its standard input closes.
+/// Starts a process that holds a network namespace, and says `ready`, until its standard input closes: with
+/// the lab, however that ends. (A death signal would come when the *thread* that started it ends.)
 pub(super) fn start_hub(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.arg(HUB).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -70,7 +71,6 @@ pub(super) fn enter(
 }
 
 fn machine(name: OsString) -> io::Result<ExitCode> {
-    die_with_parent()?;
     unshare(
         CloneFlags::CLONE_NEWNET
             | CloneFlags::CLONE_NEWNS
@@ -116,7 +116,6 @@ fn init(name: OsString) -> io::Result<ExitCode> {
 }
 
 fn hub() -> io::Result<ExitCode> {
-    die_with_parent()?;
     unshare(CloneFlags::CLONE_NEWNET)?;
     println!("ready");
     io::stdout().flush()?;
@@ -150,8 +149,4 @@ fn enter_and_run(args: Vec<OsString>) -> io::Result<ExitCode> {
     use std::os::unix::process::ExitStatusExt;
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
-}
-
-fn die_with_parent() -> io::Result<()> {
-    Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)
 }
