@@ -407,7 +407,6 @@ impl Admin {
         }
         info!("leaves the cluster");
         self.cordon().await.map_err(unavailable)?;
-        self.change_record(me, |record| record.leaving = true).await.map_err(unavailable)?;
         self.delete_pods_here().await.map_err(unavailable)?;
         let drained = async {
             let mut revisions = self.picture.revisions();
@@ -418,6 +417,10 @@ impl Admin {
             }
         };
         let drained = tokio::time::timeout(DRAIN_MAX, drained).await.is_ok();
+        // Whether this took effect is what the others say below: its answer may be lost with the vote.
+        if let Err(error) = self.change_record(me, |record| record.leaving = true).await {
+            debug!(error, "the wish to leave was not answered");
+        }
         // A leader cannot see itself out; it hands over first, and the next one does.
         let deadline = tokio::time::Instant::now() + DRAIN_MAX;
         while !self.is_out().await {
@@ -441,7 +444,10 @@ impl Admin {
             put(format!("core/nodes//{}", self.membership.name), Change::Delete),
         ];
         let options = Options { atomic: false, ..Options::default() };
-        self.store.propose(ops, options).await.map_err(|error| unavailable(error.to_string()))?;
+        // The leader says it for a node that went away without.
+        if let Err(error) = self.store.propose(ops, options).await {
+            debug!(%error, "the last word was not answered");
+        }
         self.gossip.leave().await;
         self.home.forget_membership().map_err(|error| unavailable(error.to_string()))?;
         self.stopping.cancel();
