@@ -304,6 +304,9 @@ impl<Id: Copy + Ord> Judge<Id> {
         for id in self.nodes.keys().copied().collect::<Vec<_>>() {
             if id != self.me {
                 self.step_node(now, id, link_proven, &mut effects);
+            } else if self.nodes[&id].declared && quorum_age <= QUORUM_FRESH {
+                // It was declared lost, came back and was elected: nobody else is left to say so.
+                effects.push(Effect::Welcome(id));
             }
         }
         effects

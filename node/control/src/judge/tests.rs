@@ -446,3 +446,13 @@ fn a_new_leader_counts_the_old_ones_silence_from_its_last_heartbeat_but_not_for_
     assert_eq!(judge.silence(Instant(50_000), 1), Duration::from_secs(1));
     assert_eq!(judge.silence(Instant(50_000), 2), Duration::ZERO);
 }
+
+/// A cluster called its own leader unreachable for ever: it had been lost, came back, and was elected
+/// before its renewals had counted with anybody.
+#[test]
+fn a_leader_that_was_declared_lost_before_its_election_welcomes_itself_once_it_has_a_quorum() {
+    let mut judge = Judge::new(0, Instant(1000), None, Settings::default());
+    judge.set_members([(0, true, true), (1, false, true)]);
+    assert_eq!(judge.step(Instant(1050), ms(10_000), true), []);
+    assert_eq!(judge.step(Instant(1100), ms(50), true), [Effect::Welcome(0)]);
+}
