@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{Class, Config, Endpoint, OpenError, Service};
+use super::{Class, Config, Endpoint, OpenError, Service, link::Link};
 use crate::{
     address_book::AddressBook,
     ca::ClusterCa,
@@ -345,9 +345,14 @@ async fn talk_to(a: &Up, peer: NodeId) -> Stream {
     stream
 }
 
-/// Speaks on a connection whose other end is dead, until it is given up; how long that took.
-async fn given_up(a: &Up, peer: NodeId) -> Duration {
-    let old = a.endpoint.links().best(peer, Class::Prompt).expect("a connection stands");
+/// The connection that stands towards `peer`.
+fn standing(a: &Up, peer: NodeId) -> Arc<Link> {
+    a.endpoint.links().best(peer, Class::Prompt).expect("a connection stands")
+}
+
+/// Speaks on a connection whose other end is dead, until it is given up; how long that took. It may be
+/// given up already: what is still unacknowledged speaks by itself.
+async fn given_up(old: &Link) -> Duration {
     let begin = Instant::now();
     let _ = old.connection.send_datagram(Bytes::from_static(b"\x01are you there"));
     timeout(PATIENCE, old.connection.closed()).await.expect("it is given up");
@@ -363,11 +368,12 @@ fn a_process_that_was_killed_and_came_back_is_noticed_at_once() {
     a.up.knows(&b.up);
     let _old = a.runtime.block_on(talk_to(&a.up, two.id()));
     b.runtime.block_on(b.up.next_stream());
+    let old = standing(&a.up, two.id());
     let address = b.kill();
 
     let mut b = Mortal::start(&two, address);
     // Whatever is sent on the old connection is answered by the new process with a reset.
-    let took = a.runtime.block_on(given_up(&a.up, two.id()));
+    let took = a.runtime.block_on(given_up(&old));
     assert!(took < super::IDLE_MAX / 2, "{took:?}: only the idle timeout noticed");
     let _new = a.runtime.block_on(talk_to(&a.up, two.id()));
     b.runtime.block_on(b.up.next_stream());
@@ -382,12 +388,13 @@ fn a_machine_that_vanished_and_returned_elsewhere_is_reached_again_within_second
     a.up.knows(&b.up);
     let _old = a.runtime.block_on(talk_to(&a.up, two.id()));
     b.runtime.block_on(b.up.next_stream());
+    let old = standing(&a.up, two.id());
     let address = b.kill();
     let _silence = UdpSocket::bind(address).expect("the port is free again");
 
     let mut b = Mortal::start(&two, ANY);
     a.up.endpoint.book().learn(two.id(), "two", &[b.up.endpoint.local_address()]);
-    let took = a.runtime.block_on(given_up(&a.up, two.id()));
+    let took = a.runtime.block_on(given_up(&old));
     assert!(took < super::IDLE_MAX / 2, "{took:?}: only the idle timeout noticed");
     let _new = a.runtime.block_on(talk_to(&a.up, two.id()));
     b.runtime.block_on(b.up.next_stream());
