@@ -15,7 +15,10 @@ usage: tiny [serve [PORT]]     answer HTTP with this container's name (default: 
        tiny print TEXT [COUNT [MILLISECONDS]]   print numbered lines
        tiny exit CODE [SECONDS]                 end with CODE
        tiny fill MEBIBYTES     take memory and keep it
-       tiny fetch HOST PORT    print what HTTP answers there, exit 0 if it does";
+       tiny fetch HOST PORT    print what HTTP answers there, exit 0 if it does
+       tiny write FILE TEXT    write a file, then do nothing
+       tiny read FILE..        print files, waiting for each until it is there
+       tiny env NAME..         print variables of the environment";
 
 /// Runs the deeds if this process was started as `skein tiny ..`.
 pub(crate) fn main_if_tiny() -> Option<ExitCode> {
@@ -45,6 +48,17 @@ fn run(args: &[&str]) -> ExitCode {
             return ExitCode::from(number(code) as u8);
         }
         ["fill", mebibytes] => fill(number(mebibytes) as usize),
+        ["write", file, text] => return write_file(file, text),
+        ["read", files @ ..] => {
+            return files
+                .iter()
+                .map(|file| read_file(file))
+                .find(|code| *code != ExitCode::SUCCESS)
+                .unwrap_or(ExitCode::SUCCESS);
+        }
+        ["env", names @ ..] => {
+            names.iter().for_each(|name| println!("{}", std::env::var(name).unwrap_or_default()))
+        }
         ["fetch", host, port] => return fetch(host, number(port) as u16),
         _ => {
             eprintln!("{USAGE}");
@@ -102,6 +116,36 @@ fn fill(mebibytes: usize) {
     }
 }
 
+fn write_file(file: &str, text: &str) -> ExitCode {
+    match std::fs::write(file, text) {
+        Ok(()) => loop {
+            std::thread::park();
+        },
+        Err(error) => failed(&format!("cannot write {file}: {error}")),
+    }
+}
+
+fn read_file(file: &str) -> ExitCode {
+    loop {
+        match std::fs::read_to_string(file) {
+            Ok(text) => {
+                println!("{text}");
+                return ExitCode::SUCCESS;
+            }
+            // Whoever makes it may be later.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(error) => return failed(&format!("cannot read {file}: {error}")),
+        }
+    }
+}
+
+fn failed(why: &str) -> ExitCode {
+    eprintln!("{why}");
+    ExitCode::FAILURE
+}
+
 fn fetch(host: &str, port: u16) -> ExitCode {
     let fetched = || {
         let mut stream = TcpStream::connect((host, port))?;
@@ -116,9 +160,6 @@ fn fetch(host: &str, port: u16) -> ExitCode {
             print!("{}", text.split_once("\r\n\r\n").map_or(text.as_str(), |(_, body)| body));
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            eprintln!("cannot fetch from {host}:{port}: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&format!("cannot fetch from {host}:{port}: {error}")),
     }
 }

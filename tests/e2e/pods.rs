@@ -8,6 +8,8 @@ use crate::{Tests, tests};
 pub(crate) const TESTS: Tests = tests![
     pods_reach_each_other_across_nodes,
     containers_of_a_pod_share_localhost,
+    config_maps_and_secrets_are_files_and_variables,
+    an_empty_directory_is_shared_by_containers_and_outlives_them,
     a_container_above_its_memory_limit_is_killed_and_named,
     exit_codes_and_restart_policies_are_kept,
 ];
@@ -48,6 +50,84 @@ fn containers_of_a_pod_share_localhost() {
         statuses.into_iter().any(|status| status["state"]["terminated"]["exitCode"] == 0)
     });
     assert_eq!(space.logs("pair", "-c client"), "pair\n");
+}
+
+fn config_maps_and_secrets_are_files_and_variables() {
+    let space = House::shared().namespace("config");
+    space.create(
+        "configmaps",
+        &json!({ "metadata": { "name": "settings" }, "data": { "color": "red", "size": "9" } }),
+    );
+    space.create(
+        "secrets",
+        &json!({ "metadata": { "name": "keys" }, "stringData": { "door": "open sesame" } }),
+    );
+    let files = |name: &str, words: &[&str]| {
+        let mut reads = container(name, words);
+        reads["volumeMounts"] = json!([
+            { "name": "settings", "mountPath": "/settings" },
+            { "name": "keys", "mountPath": "/keys", "readOnly": true },
+        ]);
+        reads
+    };
+    let mut variables = container("variables", &["env", "COLOR", "DOOR", "ALL_size"]);
+    variables["env"] = json!([
+        { "name": "COLOR", "valueFrom": { "configMapKeyRef": { "name": "settings", "key": "color" } } },
+        { "name": "DOOR", "valueFrom": { "secretKeyRef": { "name": "keys", "key": "door" } } },
+    ]);
+    variables["envFrom"] = json!([{ "prefix": "ALL_", "configMapRef": { "name": "settings" } }]);
+    let volumes = json!([
+        { "name": "settings", "configMap": { "name": "settings" } },
+        { "name": "keys", "secret": { "secretName": "keys", "items": [{ "key": "door", "path": "deep/door" }] } },
+    ]);
+    let readers = json!([
+        files("files", &["read", "/settings/color", "/keys/deep/door"]),
+        files("writer", &["write", "/settings/color", "blue"]),
+        variables,
+    ]);
+    space.run("reader", json!({ "restartPolicy": "Never", "containers": readers, "volumes": volumes }));
+    space.until("reader", "done", |status| status["phase"] == "Failed");
+    assert_eq!(space.logs("reader", "-c files"), "red\nopen sesame\n");
+    assert_eq!(space.logs("reader", "-c variables"), "red\nopen sesame\n9\n");
+    assert!(
+        space.logs("reader", "-c writer").contains("Read-only file system"),
+        "nobody writes to a config map"
+    );
+
+    // A pod whose config map is missing waits for it.
+    let late = json!([{ "name": "late", "configMap": { "name": "late" } }]);
+    let mut reads = container("main", &["read", "/late/word"]);
+    reads["volumeMounts"] = json!([{ "name": "late", "mountPath": "/late" }]);
+    space.run("waits", json!({ "restartPolicy": "Never", "containers": [reads], "volumes": late }));
+    space.until("waits", "waiting", |status| {
+        status["containerStatuses"][0]["state"]["waiting"]["reason"].is_string()
+    });
+    space.create("configmaps", &json!({ "metadata": { "name": "late" }, "data": { "word": "here" } }));
+    space.until("waits", "done", |status| status["phase"] == "Succeeded");
+    assert_eq!(space.logs("waits", ""), "here\n");
+}
+
+fn an_empty_directory_is_shared_by_containers_and_outlives_them() {
+    let space = House::shared().namespace("scratch");
+    let mounted = |name: &str, words: &[&str]| {
+        let mut one = container(name, words);
+        one["volumeMounts"] = json!([{ "name": "scratch", "mountPath": "/scratch" }]);
+        one
+    };
+    let both = json!([
+        mounted("reads", &["read", "/scratch/word"]),
+        mounted("writes", &["write", "/scratch/word", "hello"])
+    ]);
+    space.run("pair", json!({ "containers": both, "volumes": [{ "name": "scratch", "emptyDir": {} }] }));
+    // The reader ends and is started again: what it reads then was written before its time.
+    space.until("pair", "read twice", |status| {
+        let statuses = status["containerStatuses"].as_array().into_iter().flatten();
+        let mut reader = statuses.filter(|status| status["name"] == "reads");
+        reader.any(|status| {
+            status["restartCount"].as_u64() >= Some(1) && status["lastState"]["terminated"]["exitCode"] == 0
+        })
+    });
+    assert_eq!(space.logs("pair", "-c reads --previous"), "hello\n");
 }
 
 fn a_container_above_its_memory_limit_is_killed_and_named() {

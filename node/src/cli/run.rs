@@ -256,8 +256,9 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 }
 
 fn log_to_stderr() {
+    // Openraft warns of each heartbeat that a dead node misses, ten a second; that it is dead is told once.
     let filter = tracing_subscriber::EnvFilter::try_from_env("SKEIN_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn,quinn=warn,foca=warn"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=error,quinn=warn,foca=warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
