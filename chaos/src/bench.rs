@@ -1,13 +1,16 @@
 //! The benchmarks: each forms its own cluster, measures, and takes it down.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::json;
-use skein_chaos::cluster::{Cluster, lab_config};
+use skein_chaos::api::Api;
+use skein_chaos::cluster::{Cluster, Placed, lab_config};
 
 use crate::What;
 use crate::figures::Figures;
@@ -18,6 +21,10 @@ const REPLICAS: u64 = 6;
 const IDLE_FOR: Duration = Duration::from_secs(30);
 /// How long one run of writes lasts.
 const WRITE_FOR: Duration = Duration::from_secs(5);
+/// How long a leader's end is watched: several elections.
+const TAKEOVER_WITHIN: Duration = Duration::from_secs(5);
+/// The outage that each minute of abuse holds: the one that the judge's defaults survive.
+const OUTAGE: Duration = Duration::from_secs(2);
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -33,6 +40,8 @@ pub(crate) fn run(what: What, runs: usize, json: Option<&Path>) -> Result<(), Fa
             What::Deploy => deploy(&program, runs, &mut figures).await,
             What::Join => join(&program, runs, &mut figures).await,
             What::Idle => idle(&program, runs, &mut figures).await,
+            What::Takeover => takeover(&program, runs, &mut figures).await,
+            What::Abuse => abuse(&program, runs, &mut figures).await,
         }
     })?;
     print!("{}", figures.text());
@@ -214,6 +223,88 @@ async fn idle(program: &Path, runs: usize, figures: &mut Figures) -> Result<(), 
             }
         }
         note(&format!("run {}", run + 1));
+    }
+    Ok(())
+}
+
+async fn takeover(program: &Path, runs: usize, figures: &mut Figures) -> Result<(), Failure> {
+    let mut formed = formed(program, &NODES).await?;
+    let cluster = &mut formed.cluster;
+    for run in 0..runs {
+        for (how, signal) in [("killed", Signal::SIGKILL), ("stopped", Signal::SIGTERM)] {
+            let leader = cluster.leader().await.ok_or("no leader")?;
+            let others: Vec<&str> = NODES.into_iter().filter(|name| *name != leader).collect();
+            let through = cluster.api(others[run % others.len()]);
+            let daemon = cluster.lab().machine_mut(&leader).daemon().ok_or("the leader has no daemon")?;
+            let pause = longest_pause(&through, || daemon.signal(signal)).await?;
+            figures.add_time(&format!("leader {how}, no write for"), pause);
+            note(&format!("leader {how}: no write for {} ms", pause.as_millis()));
+            daemon.wait()?;
+            cluster.up(&leader)?;
+            cluster.until_caught_up(&leader).await?;
+            cluster.until_whole().await?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes one after another, does `act` in between, and says how long the longest time between two
+/// accepted writes was.
+async fn longest_pause(api: &Api, act: impl FnOnce()) -> Result<Duration, Failure> {
+    let object = "/api/v1/namespaces/default/configmaps";
+    // Whatever it was, it is there now.
+    let _ = api.post(object, &json!({ "metadata": { "name": "pulse" } })).await;
+    let (began, mut act) = (Instant::now(), Some(act));
+    let (mut last, mut longest, mut written) = (began, Duration::ZERO, 0_u64);
+    while began.elapsed() < TAKEOVER_WITHIN {
+        if began.elapsed() > Duration::from_millis(500)
+            && let Some(act) = act.take()
+        {
+            act();
+        }
+        let patch = json!({ "data": { "beat": written.to_string() } });
+        if api.merge(&format!("{object}/pulse"), &patch).await.is_ok() {
+            written += 1;
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+        }
+    }
+    // A cluster that never took another write has paused until now.
+    Ok(longest.max(last.elapsed()))
+}
+
+async fn abuse(program: &Path, minutes: usize, figures: &mut Figures) -> Result<(), Failure> {
+    let mut formed = formed(program, &NODES).await?;
+    let cluster = &mut formed.cluster;
+    cluster.deploy("one", "web", REPLICAS).await?;
+    let pods = |pods: Vec<Placed>| -> BTreeMap<String, Placed> {
+        pods.into_iter().map(|pod| (pod.uid.clone(), pod)).collect()
+    };
+    let before = pods(cluster.until_running("one", "web", REPLICAS).await?);
+    let leader = cluster.leader().await.ok_or("no leader")?;
+    let victim = NODES.into_iter().find(|name| *name != leader).unwrap_or(NODES[0]);
+    cluster.lab().machine_mut(victim).throttle(Some(5))?;
+    cluster.lab().lose(victim, 20)?;
+    let mut term = 0;
+    for minute in 1..=minutes {
+        cluster.lab().plug(victim, false)?;
+        tokio::time::sleep(OUTAGE).await;
+        cluster.lab().plug(victim, true)?;
+        tokio::time::sleep(Duration::from_secs(60) - OUTAGE).await;
+        let after = pods(cluster.until_running(&leader, "web", REPLICAS).await?);
+        let moved = before.keys().filter(|uid| !after.contains_key(*uid)).count();
+        let restarted = after
+            .iter()
+            .filter(|(uid, pod)| before.get(*uid).is_some_and(|before| before.restarts != pod.restarts));
+        let status = cluster.status(&leader).await.unwrap_or_default();
+        let now = status["term"].as_u64().unwrap_or_default();
+        if minute > 1 {
+            figures.add("elections", "a minute", now.saturating_sub(term) as f64);
+        }
+        term = now;
+        figures.add("pods moved so far", "pods", moved as f64);
+        figures.add("containers restarted so far", "containers", restarted.count() as f64);
+        note(&format!("minute {minute}: {moved} pods moved, term {now}"));
     }
     Ok(())
 }

@@ -43,6 +43,11 @@ enum What {
     Join,
     /// What an idle node with pods costs: memory, processor, disk writes.
     Idle,
+    /// How long nobody can write when the leader's daemon is killed, and when it is stopped.
+    Takeover,
+    /// A starved worker that loses a fifth of its packets and 2 s of network a minute: what it costs its
+    /// pods. A run is a minute.
+    Abuse,
 }
 
 fn main() -> ExitCode {
