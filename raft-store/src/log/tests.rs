@@ -523,6 +523,30 @@ fn a_full_disk_stops_nothing_but_time() {
     });
 }
 
+/// Only silence was used to look for space once, so a log that was written to more often than once a
+/// second stayed full for ever.
+#[test]
+fn a_log_that_is_never_silent_notices_that_its_disk_has_space_again() {
+    SimRuntime::run(async {
+        let disk = SimDisk::new(0);
+        disk.set_capacity(30_000);
+        let limits = Limits { reserve_bytes: 5_000, ..SMALL };
+        let mut log = SimLog::open(disk.files(), VOTER, limits).await.unwrap();
+        let mut index = 0;
+        while log.health() == Health::Good {
+            log.blocking_append([entry(1, index, index)]).await.unwrap();
+            index += 1;
+        }
+        disk.set_capacity(1 << 20);
+        for _ in 0..10 {
+            log.blocking_append([entry(1, index, index)]).await.unwrap();
+            index += 1;
+            SimRuntime::sleep(Duration::from_millis(400)).await;
+        }
+        assert_eq!(log.health(), Health::Good);
+    });
+}
+
 #[test]
 fn a_newer_format_is_refused_untouched() {
     SimRuntime::run(async {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::AsyncRuntime;
-use openraft::async_runtime::Oneshot;
+use openraft::async_runtime::{Instant, Oneshot};
 
 use super::segment::{DIRECTORY, file_name};
 use super::stream::Batch;
@@ -20,7 +20,7 @@ const FULL_RETRY: Duration = Duration::from_secs(1);
 
 /// Writes what the stream has until the log is closed or the disk fails.
 pub(super) async fn run<Rt: AsyncRuntime, F: Files>(shared: Arc<Shared<Rt, F>>, files: F) {
-    let mut writer = Writer { shared, files, unsynced: None };
+    let mut writer = Writer { shared, files, unsynced: None, full_until: Rt::Instant::now() };
     if let Err(error) = writer.write_all().await {
         tracing::error!(%error, "the raft log stops");
         let (failure, waiting, crowd) = {
@@ -40,6 +40,8 @@ struct Writer<Rt: AsyncRuntime, F: Files> {
     files: F,
     /// A segment with bytes that no sync has covered.
     unsynced: Option<u32>,
+    /// A full disk is not asked again before.
+    full_until: Rt::Instant,
 }
 
 impl<Rt: AsyncRuntime, F: Files> Writer<Rt, F> {
@@ -64,6 +66,11 @@ impl<Rt: AsyncRuntime, F: Files> Writer<Rt, F> {
     /// The next batch; none when the log is closed and all is written.
     async fn next(&mut self) -> Option<Batch<Waiter<Rt>>> {
         loop {
+            // By the clock, not by silence: a log that is written to all the time recovers too.
+            if self.shared.state().stream.health == Health::Full && Rt::Instant::now() >= self.full_until {
+                // A failure here shows at the next write.
+                let _ = self.take_reserve().await;
+            }
             let (wake, full) = {
                 let mut state = self.shared.state();
                 if let Some(batch) = state.stream.take() {
@@ -76,12 +83,11 @@ impl<Rt: AsyncRuntime, F: Files> Writer<Rt, F> {
                 state.sleeper = Some(sleeper);
                 (wake, state.stream.health == Health::Full)
             };
-            if !full {
-                // A dropped sleeper is as good as a sent one: look again.
+            // A dropped sleeper is as good as a sent one, and the end of the wait too: look again.
+            if full {
+                let _ = Rt::timeout_at(self.full_until, wake).await;
+            } else {
                 let _ = wake.await;
-            } else if Rt::timeout(FULL_RETRY, wake).await.is_err() {
-                // A failure here shows at the next write.
-                let _ = self.take_reserve().await;
             }
         }
     }
@@ -107,7 +113,7 @@ impl<Rt: AsyncRuntime, F: Files> Writer<Rt, F> {
     }
 
     /// Appends, waiting for as long as the disk is full.
-    async fn append(&self, name: &str, offset: u64, bytes: Bytes, sync: bool) -> io::Result<()> {
+    async fn append(&mut self, name: &str, offset: u64, bytes: Bytes, sync: bool) -> io::Result<()> {
         loop {
             let error = match self.files.append(name, offset, bytes.clone(), sync).await {
                 Err(error) if is_full(&error) => error,
@@ -122,6 +128,7 @@ impl<Rt: AsyncRuntime, F: Files> Writer<Rt, F> {
                 state.stream.health = Health::Full;
                 state.stream.closing
             };
+            self.full_until = Rt::Instant::now() + FULL_RETRY;
             if closing {
                 return Err(error);
             }
@@ -170,8 +177,9 @@ impl<Rt: AsyncRuntime, F: Files> Writer<Rt, F> {
     }
 
     /// Sets aside the reserve; while there is no room for it the disk counts as full.
-    async fn take_reserve(&self) -> io::Result<()> {
+    async fn take_reserve(&mut self) -> io::Result<()> {
         let bytes = self.shared.limits.reserve_bytes;
+        self.full_until = Rt::Instant::now() + FULL_RETRY;
         if bytes > 0 && !self.reserved().await {
             match self.files.reserve(RESERVE, bytes).await {
                 Err(error) if is_full(&error) => {
@@ -182,7 +190,10 @@ impl<Rt: AsyncRuntime, F: Files> Writer<Rt, F> {
                 result => result?,
             }
         }
-        self.shared.state().stream.health = Health::Good;
+        let was = std::mem::replace(&mut self.shared.state().stream.health, Health::Good);
+        if was == Health::Full {
+            tracing::info!("the disk has space again, writes go on");
+        }
         Ok(())
     }
 
