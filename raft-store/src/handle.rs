@@ -15,6 +15,7 @@ use openraft::{AsyncRuntime, ChangeMembers, LogIdOptionExt, Raft, ReadPolicy};
 
 use crate::calls::{CallError, Links};
 use crate::config::{Clock, Timings};
+use crate::log::Health;
 use crate::machine::Machine;
 use crate::replica::Replica;
 use crate::state::{OBJECT_BYTES_MAX, State, end_session, raise_level};
@@ -63,6 +64,8 @@ pub(crate) struct Shared<Rt: AsyncRuntime> {
     pub(crate) replica: Arc<Replica>,
     pub(crate) links: Arc<Links<Rt>>,
     pub(crate) timings: Timings,
+    /// Whether the disk under the log does its work.
+    pub(crate) health: Box<dyn Fn() -> Health + Send + Sync>,
     pub(crate) serials: Mutex<Serials>,
     pub(crate) stopping: AtomicBool,
     /// Ends log and files, once.
@@ -111,6 +114,15 @@ pub enum ProposeError {
     NotLeader {
         /// The term asked for.
         term: u64,
+    },
+    /// Nothing changed, and nothing will. Users may write again within 5 s after there is space.
+    #[error(
+        "the disk of node {} is full; free some space on it, reads go on and writes wait for that",
+        hex(voter)
+    )]
+    DiskFull {
+        /// The leader whose disk it is.
+        voter: VoterId,
     },
     /// Nothing changed, and nothing will.
     #[error("no leader accepted the write within {0:?}; a majority of the voters must be up and connected")]
@@ -207,6 +219,8 @@ pub struct Metrics {
     pub quorum_acked_age: Option<Duration>,
     /// On the leader: up to which index each other member's log agrees.
     pub matched: BTreeMap<VoterId, u64>,
+    /// Whether the disk under the log does its work.
+    pub disk: Health,
     /// Why consensus stopped on this node, if it did: a failed disk, mostly.
     pub failed: Option<String>,
 }
@@ -237,6 +251,8 @@ pub(crate) enum Here<T> {
     Done(T),
     /// Nothing was done, and nothing will be.
     Elsewhere(Option<VoterId>),
+    /// Nothing was done, and nothing will be: the log has no room.
+    Full,
     /// It may or may not take effect.
     Uncertain,
     Stopped,
@@ -295,6 +311,12 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
                 }
                 Asked::Answer(Response::Proposed(answer)) => return Ok(answer),
                 Asked::Answer(Response::Redirect(leader)) => retry.hint(leader),
+                Asked::Answer(Response::Full) if uncertain => {
+                    return Err(ProposeError::Unknown(options.timeout));
+                }
+                Asked::Answer(Response::Full) => {
+                    return Err(ProposeError::DiskFull { voter: leader.unwrap_or(self.shared.voter) });
+                }
                 Asked::Answer(Response::Busy) => {}
                 Asked::Answer(Response::Refused) | Asked::NotSent => {}
                 Asked::Answer(_) | Asked::Lost => uncertain = true,
@@ -383,6 +405,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             // Openraft counts acknowledgements of others only.
             quorum_acked_age: if leads && alone { Some(Duration::ZERO) } else { acked.filter(|_| leads) },
             matched: matched.map(|(peer, log_id)| (*peer, log_id.index().unwrap_or(0))).collect(),
+            disk: (self.shared.health)(),
             failed: raft.running_state.err().map(|fatal| fatal.to_string()),
         }
     }
@@ -485,7 +508,13 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         &self.shared.raft
     }
 
+    /// Proposes as the leader. What a full disk still takes is kept for what the leader itself has judged:
+    /// the pods of a lost node are replaced also then.
     pub(crate) async fn propose_here(&self, mut command: Command) -> Here<Answer> {
+        if command.only_in_term.is_none() && (self.shared.health)() == Health::Full {
+            let leader = self.shared.raft.metrics().borrow_watched().current_leader;
+            return if leader == Some(self.shared.voter) { Here::Full } else { Here::Elsewhere(leader) };
+        }
         command.stamp_ms = (self.shared.clock)().max(self.shared.replica.stamp_ms());
         match self.shared.raft.client_write(command).await {
             Ok(written) => Here::Done(written.data),
@@ -639,6 +668,7 @@ fn answer<Rt: AsyncRuntime, T>(here: Here<T>, done: impl FnOnce(T) -> Response<R
     match here {
         Here::Done(value) => Some(done(value)),
         Here::Elsewhere(leader) => Some(Response::Redirect(leader)),
+        Here::Full => Some(Response::Full),
         Here::Uncertain => Some(Response::Uncertain),
         Here::Stopped => None,
     }
@@ -660,6 +690,11 @@ fn change_error<Rt: AsyncRuntime>(
             error => ChangeError::Impossible(error.to_string()),
         },
     }
+}
+
+/// The node of a voter, as everybody names it.
+fn hex(voter: &VoterId) -> String {
+    voter.node.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn check(ops: &[Op]) -> Result<(), ProposeError> {

@@ -90,6 +90,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
                 Some(match self.propose_here(command).await {
                     Here::Done(answer) => Response::Proposed(answer),
                     Here::Elsewhere(leader) => Response::Redirect(leader),
+                    Here::Full => Response::Full,
                     Here::Uncertain => Response::Uncertain,
                     Here::Stopped => Response::Redirect(None),
                 })
@@ -97,7 +98,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             (Lane::Forward, Request::ReadIndex) => Some(match self.read_index_here().await {
                 Here::Done(revision) => Response::ReadIndex(revision),
                 Here::Elsewhere(leader) => Response::Redirect(leader),
-                Here::Uncertain | Here::Stopped => Response::Redirect(None),
+                Here::Full | Here::Uncertain | Here::Stopped => Response::Redirect(None),
             }),
             _ => None,
         };

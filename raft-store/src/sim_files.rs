@@ -104,6 +104,11 @@ impl SimDisk {
         self.disk().capacity = bytes;
     }
 
+    /// How much of it files take up now.
+    pub fn used(&self) -> u64 {
+        self.disk().used()
+    }
+
     /// Breaks the disk, or puts in a new one with the same bytes.
     pub fn set_broken(&self, broken: Option<Broken>) {
         self.disk().broken = broken;
@@ -375,10 +380,13 @@ impl Disk {
         if self.failed { Err(eio()) } else { Ok(()) }
     }
 
-    fn check_space(&self, more: u64) -> io::Result<()> {
+    fn used(&self) -> u64 {
         let named = self.names.values().map(|inode| &self.inodes[inode]);
-        let used: u64 = named.map(|inode| inode.bytes.len() as u64 + inode.reserved).sum();
-        if used.saturating_add(more) > self.capacity {
+        named.map(|inode| inode.bytes.len() as u64 + inode.reserved).sum()
+    }
+
+    fn check_space(&self, more: u64) -> io::Result<()> {
+        if self.used().saturating_add(more) > self.capacity {
             Err(io::ErrorKind::StorageFull.into())
         } else {
             Ok(())

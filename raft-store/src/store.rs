@@ -13,7 +13,7 @@ use crate::calls::Links;
 use crate::config::Config;
 use crate::files::Files;
 use crate::handle::{Closing, Core, Handle, Serials, Shared};
-use crate::log::Log;
+use crate::log::{Health, Log};
 use crate::machine::{Heavy, Machine, Shelf};
 use crate::network::Network;
 use crate::replica::Replica;
@@ -61,13 +61,16 @@ where
             let _ = shelf_files.close().await;
         })
     });
-    let disk = Disk { log, shelf: Arc::new(snapshots), state, closing };
+    let asked_log = log.clone();
+    let health = Box::new(move || asked_log.health());
+    let disk = Disk { log, health, shelf: Arc::new(snapshots), state, closing };
     assemble(config, disk, transport).await.map_err(StartError::Raft)
 }
 
 /// What the disk held, and the ways to write to it.
 pub(crate) struct Disk<L> {
     pub(crate) log: L,
+    pub(crate) health: Box<dyn Fn() -> Health + Send + Sync>,
     pub(crate) shelf: Arc<dyn Shelf>,
     /// That of the latest snapshot, or an empty one.
     pub(crate) state: State,
@@ -106,6 +109,7 @@ where
             replica,
             links,
             timings: config.timings,
+            health: disk.health,
             serials: Mutex::new(Serials::default()),
             stopping: AtomicBool::new(false),
             closing: Mutex::new(Some(disk.closing)),

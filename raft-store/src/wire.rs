@@ -51,6 +51,8 @@ pub(crate) enum Response<Rt: AsyncRuntime> {
     Busy,
     /// The request is not for this lane or not in the name of its sender, or the store has stopped.
     Refused,
+    /// The leader's disk is full. Nothing was done, and nothing will be.
+    Full,
 }
 
 /// The first frame of a snapshot.

@@ -3,6 +3,7 @@
 //! `SKEIN_SEED=n cargo test -p skein-raft-store --test sim_store one_seed` runs one seed again,
 //! `SKEIN_SEEDS=n .. no_fault_breaks_an_invariant` the first n.
 
+mod full;
 mod history;
 mod traps;
 mod world;

@@ -18,8 +18,8 @@ use skein_raft_store::{
 
 use crate::history::{Call, History, Outcome, What};
 
-type Store = Handle<SimRt>;
-type Now = <SimRt as AsyncRuntime>::Instant;
+pub(crate) type Store = Handle<SimRt>;
+pub(crate) type Now = <SimRt as AsyncRuntime>::Instant;
 
 /// What one run is made of.
 #[derive(Clone, Copy, Debug)]
@@ -167,6 +167,10 @@ impl World {
         self.nodes[number].lock().unwrap().disk.set_sync_time(time, time);
     }
 
+    pub(crate) fn disk(&self, number: usize) -> SimDisk {
+        self.nodes[number].lock().unwrap().disk.clone()
+    }
+
     pub(crate) fn voter(&self, number: usize) -> VoterId {
         self.nodes[number].lock().unwrap().voter
     }
@@ -180,7 +184,7 @@ impl World {
         old
     }
 
-    async fn running(&self, number: usize) -> Store {
+    pub(crate) async fn running(&self, number: usize) -> Store {
         loop {
             if let Some(store) = self.store(number) {
                 return store;
@@ -496,7 +500,7 @@ impl World {
         }
     }
 
-    fn isolate(&self, number: usize, hears: bool, is_heard: bool, cut: bool) {
+    pub(crate) fn isolate(&self, number: usize, hears: bool, is_heard: bool, cut: bool) {
         let voter = |number: usize| self.nodes[number].lock().unwrap().voter;
         let change = |from, to| if cut { self.network.cut(from, to) } else { self.network.heal(from, to) };
         for other in (0..self.nodes.len()).filter(|other| *other != number) {
