@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::channel::mpsc;
@@ -14,6 +15,7 @@ use openraft::impls::EmptyNode;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use openraft::{AsyncRuntime, EntryPayload, OptionalSend, StoredMembership};
 
+use crate::files::is_full;
 use crate::replica::Replica;
 use crate::shelf::meta;
 use crate::state::{Event, Members, State};
@@ -59,6 +61,9 @@ pub(crate) struct Heavy {
 }
 
 const MARK_BYTES: u64 = 1 << 20;
+
+/// How often a full disk is asked whether it takes the snapshot now.
+const FULL_RETRY: Duration = Duration::from_secs(1);
 
 /// Log since the last snapshot by bytes: replaying it takes about 0.2 s.
 const SNAPSHOT_EVERY_BYTES: u64 = 64 << 20;
@@ -157,11 +162,12 @@ impl<Rt: AsyncRuntime> RaftStateMachine<TypeConfig<Rt>> for Machine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        Builder { state: self.state.clone(), shelf: self.shelf.clone(), latest: self.latest.clone() }
+        let (replica, shelf) = (self.replica.clone(), self.shelf.clone());
+        Builder { state: self.state.clone(), shelf, latest: self.latest.clone(), replica }
     }
 
     async fn install_snapshot(&mut self, meta: &Meta, snapshot: State) -> io::Result<()> {
-        self.shelf.save(&snapshot).await?;
+        save::<Rt>(&*self.shelf, &snapshot, &self.replica).await?;
         keep(&self.latest, Snapshot { meta: meta.clone(), snapshot: snapshot.clone() });
         self.state = snapshot;
         self.replica.publish_snapshot(self.state.clone());
@@ -178,16 +184,31 @@ pub(crate) struct Builder {
     state: State,
     shelf: Arc<dyn Shelf>,
     latest: Arc<Mutex<Option<Kept>>>,
+    replica: Arc<Replica>,
 }
 
 impl<Rt: AsyncRuntime> RaftSnapshotBuilder<TypeConfig<Rt>> for Builder {
     type SnapshotData = State;
 
     async fn build_snapshot(&mut self) -> io::Result<Kept> {
-        self.shelf.save(&self.state).await?;
+        save::<Rt>(&*self.shelf, &self.state, &self.replica).await?;
         let kept = Snapshot { meta: meta(&self.state), snapshot: self.state.clone() };
         keep(&self.latest, kept.clone());
         Ok(kept)
+    }
+}
+
+/// Saves `state`, waiting for as long as the disk is full: an error would stop consensus for good, and
+/// the log cannot be cut short, which frees space, before there is a snapshot.
+async fn save<Rt: AsyncRuntime>(shelf: &dyn Shelf, state: &State, replica: &Replica) -> io::Result<()> {
+    loop {
+        match shelf.save(state).await {
+            Err(error) if is_full(&error) && !replica.is_stopped() => {
+                tracing::warn!(%error, "a snapshot waits for space on the disk");
+                Rt::sleep(FULL_RETRY).await;
+            }
+            result => return result,
+        }
     }
 }
 

@@ -82,6 +82,10 @@ impl Replica {
         wake.into_iter().for_each(Waker::wake);
     }
 
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.lock().stopped
+    }
+
     /// Completes once `revision` is applied here; `false` if the store stopped before.
     pub(crate) fn wait(self: &Arc<Self>, revision: u64) -> Applied {
         Applied { replica: self.clone(), revision, waiter: None }

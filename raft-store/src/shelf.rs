@@ -80,13 +80,22 @@ impl<F: Files> Shelf for Snapshots<F> {
         let Some(last) = state.applied() else {
             return Err(io::Error::other("a state without entries needs no snapshot"));
         };
-        let mut writer = self.write(last).await.map_err(io::Error::other)?;
+        let mut writer = self.write(last).await.map_err(io_error)?;
         // A record at a time: encoding all at once would take the memory of the store once more.
         for record in state.records() {
             let length = u32::try_from(record.len()).expect("a record is a little over 1 MiB");
-            writer.write(&length.to_le_bytes()).await.map_err(io::Error::other)?;
-            writer.write(&record).await.map_err(io::Error::other)?;
+            writer.write(&length.to_le_bytes()).await.map_err(io_error)?;
+            writer.write(&record).await.map_err(io_error)?;
         }
-        writer.finish().await.map_err(io::Error::other)
+        writer.finish().await.map_err(io_error)
     }
+}
+
+/// Keeps the kind: a full disk is waited for, a broken one is not.
+fn io_error(error: SnapshotError) -> io::Error {
+    let kind = match &error {
+        SnapshotError::Io { source, .. } => source.kind(),
+        SnapshotError::Damaged { .. } | SnapshotError::NewerFormat { .. } => io::ErrorKind::InvalidData,
+    };
+    io::Error::new(kind, error)
 }

@@ -105,3 +105,50 @@ fn a_full_disk_of_a_follower_keeps_nobody_from_writing() {
         assert!(full.wait_revision(leading.state().revision(), AGAIN).await, "it has all again");
     });
 }
+
+/// Openraft takes an error of a snapshot for the end of the store. So a disk that was full when the log
+/// became heavy stopped the voter for good, and with it the cutting short of the log that makes space.
+#[test]
+fn a_snapshot_waits_for_space_and_the_store_goes_on() {
+    SimRt::with_seed(7).block_on(async {
+        let world = World::formed(plan()).await;
+        let (leader, _) = world.leader().await;
+        let leading = world.running(leader).await;
+        leading.propose(put("large", 200_000), Options::default()).await.unwrap();
+        // Room for the log, not for a snapshot.
+        fill(&world, leader, 100_000);
+        notice(&leading).await;
+        for serial in 0..100 {
+            judge(&leading, serial).await;
+        }
+        let snapshots = || world.disk(leader).names().iter().filter(|name| name.ends_with(".snap")).count();
+        SimRt::sleep(Duration::from_secs(10)).await;
+        assert_eq!((leading.metrics().failed, snapshots()), (None, 0));
+        world.disk(leader).set_capacity(u64::MAX);
+        SimRt::sleep(AGAIN).await;
+        assert!(snapshots() > 0);
+        leading.propose(put("user", 10), Options::default()).await.expect("users write again");
+    });
+}
+
+#[test]
+fn a_snapshot_of_the_leader_waits_for_space_on_the_disk_of_who_needs_it() {
+    SimRt::with_seed(7).block_on(async {
+        let world = World::formed(plan()).await;
+        let (leader, _) = world.leader().await;
+        let number = (leader + 1) % 3;
+        let (leading, behind) = (world.running(leader).await, world.running(number).await);
+        world.isolate(number, false, false, true);
+        for serial in 0..200 {
+            leading.propose(put("user", 10_000 + serial), Options::default()).await.unwrap();
+        }
+        // Not even the reserve holds it.
+        let disk = world.disk(number);
+        disk.set_capacity(disk.used() - RESERVE);
+        world.isolate(number, false, false, false);
+        SimRt::sleep(Duration::from_secs(20)).await;
+        assert_eq!(behind.metrics().failed, None);
+        disk.set_capacity(u64::MAX);
+        assert!(behind.wait_revision(leading.state().revision(), Duration::from_secs(20)).await);
+    });
+}
