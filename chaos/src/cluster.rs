@@ -89,7 +89,7 @@ impl Cluster {
 
     /// A client of one node.
     pub fn api(&self, name: &str) -> Api {
-        Api::of(&self.lab.machine(name).disk())
+        Api::of(&self.lab.machine(name).disk_from_outside())
     }
 
     /// Starts a new cluster on the first machine, and waits until its API answers.

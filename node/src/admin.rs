@@ -20,6 +20,7 @@ use skein_apiserver::{Body, Identity, Server, body_from, full};
 use skein_net::endpoint::Endpoint;
 use skein_net::gossip;
 use skein_net::identity::NodeId;
+use skein_raft_store::log::Health;
 use skein_raft_store::{Change, Expect, Handle, Op, Options, TokioRuntime};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,7 @@ use tracing::{debug, info};
 use crate::admission::{Door, all_done};
 use crate::agent::ClusterImages;
 use crate::authority::Authority;
+use crate::disk;
 use crate::home::{Home, Membership};
 use crate::members::{Members, Record};
 use crate::picture::Picture;
@@ -180,6 +182,8 @@ impl Admin {
                 });
                 let running = view.pods_on(&record.name).count();
                 let voter = record.voter();
+                let says_full = member.and_then(|member| member.metadata.as_ref()).is_some_and(|data| disk::is_full(data));
+                let full = if record.node == me { metrics.disk == Health::Full } else { says_full };
                 json!({
                     "name": record.name,
                     "id": record.node.to_string(),
@@ -189,6 +193,7 @@ impl Admin {
                     "voter": metrics.voters.contains(&voter),
                     "learner": metrics.learners.contains(&voter),
                     "ready": ready,
+                    "disk": if full { "full" } else { "ok" },
                     "pods": running,
                     "podNetwork": record.subnet.to_string(),
                     "lag": metrics.matched.get(&voter).map(|at| metrics.last_log.saturating_sub(*at)),

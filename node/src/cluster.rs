@@ -14,6 +14,7 @@ use skein_apiserver::cluster::{
     Unavailable, WatchError,
 };
 use skein_net::endpoint::{Class, Endpoint};
+use skein_net::identity::NodeId;
 use skein_raft_store::{
     self as store, Change, Expect, Handle, Op, Options, Outcome, ProposeError, ReadError, State,
     TokioRuntime, Watcher,
@@ -58,6 +59,7 @@ impl Cluster for Here {
         let ops = writes.into_iter().map(op).collect();
         let answer = self.store.propose(ops, Options::default()).await.map_err(|error| match error {
             ProposeError::Unknown(_) => Unavailable::Timeout(error.to_string()),
+            ProposeError::DiskFull { voter } => Unavailable::Full(self.disk_full(NodeId(voter.node))),
             ProposeError::TooLarge(_) | ProposeError::BadKey(_) => Unavailable::Full(error.to_string()),
             _ => Unavailable::NoQuorum(error.to_string()),
         })?;
@@ -140,6 +142,17 @@ impl Cluster for Here {
     }
 }
 
+impl Here {
+    /// The same as the store's words, with the name that people gave the node.
+    fn disk_full(&self, node: NodeId) -> String {
+        let name = self.members.get(node).map_or_else(|| node.to_string(), |record| record.name);
+        format!(
+            "the disk of node {name:?}, which leads, is full; free some space on it: nothing is lost, reads go on, \
+             and writes are taken again a few seconds after there is space"
+        )
+    }
+}
+
 fn written(outcome: Outcome) -> Result<Written, Unavailable> {
     Ok(match outcome {
         Outcome::Done { revision } => Written::Done { revision },
@@ -151,9 +164,11 @@ fn written(outcome: Outcome) -> Result<Written, Unavailable> {
             store::Refusal::NotTried => write::Refusal::NotTried,
         }),
         Outcome::Full => {
-            return Err(Unavailable::Full(
-                "the cluster's store is full; delete what is no longer needed".into(),
-            ));
+            let limit_mib = store::STORE_BYTES_MAX >> 20;
+            return Err(Unavailable::Full(format!(
+                "the cluster's store holds the {limit_mib} MiB that it may hold; delete objects that are no longer \
+                 needed, then write again"
+            )));
         }
         // Only planners bind their writes to a term.
         Outcome::WrongTerm => {

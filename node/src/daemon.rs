@@ -174,17 +174,18 @@ impl Node {
 
         let host_ip = outward_address(&endpoint);
         let api_address = SocketAddr::new(host_ip, api_port);
+        let metadata = gossip::Metadata {
+            name: membership.name.clone(),
+            addresses: endpoint.reachable_addresses(),
+            api_address: Some(api_address),
+            version: env!("CARGO_PKG_VERSION").into(),
+            level: 1,
+            labels: Default::default(),
+        };
         let gossip = Gossip::start(GossipConfig {
             endpoint: endpoint.clone(),
             generation: identity.generation(),
-            metadata: gossip::Metadata {
-                name: membership.name.clone(),
-                addresses: endpoint.reachable_addresses(),
-                api_address: Some(api_address),
-                version: env!("CARGO_PKG_VERSION").into(),
-                level: 1,
-                labels: Default::default(),
-            },
+            metadata: metadata.clone(),
             follow_interfaces: config.listen.ip().is_unspecified(),
             tuning: gossip::core::Tuning::default(),
         })?;
@@ -236,6 +237,7 @@ impl Node {
             gossip.clone(),
             stopping.clone(),
         ));
+        tasks.spawn(crate::disk::tell(store.clone(), gossip.clone(), metadata, stopping.clone()));
         tasks.spawn(keep_addresses(home.clone(), book, stopping.clone()));
         let ca_pem = membership.public.members.to_pem();
         let planner = Planner {

@@ -11,6 +11,7 @@ mod cli;
 mod clock;
 mod cluster;
 mod daemon;
+mod disk;
 mod home;
 mod leader;
 mod members;

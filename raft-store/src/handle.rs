@@ -405,9 +405,14 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             // Openraft counts acknowledgements of others only.
             quorum_acked_age: if leads && alone { Some(Duration::ZERO) } else { acked.filter(|_| leads) },
             matched: matched.map(|(peer, log_id)| (*peer, log_id.index().unwrap_or(0))).collect(),
-            disk: (self.shared.health)(),
+            disk: self.disk(),
             failed: raft.running_state.err().map(|fatal| fatal.to_string()),
         }
+    }
+
+    /// Whether the disk under the log does its work.
+    pub fn disk(&self) -> Health {
+        (self.shared.health)()
     }
 
     /// Wakes when leader, term or membership change.
@@ -511,7 +516,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     /// Proposes as the leader. What a full disk still takes is kept for what the leader itself has judged:
     /// the pods of a lost node are replaced also then.
     pub(crate) async fn propose_here(&self, mut command: Command) -> Here<Answer> {
-        if command.only_in_term.is_none() && (self.shared.health)() == Health::Full {
+        if command.only_in_term.is_none() && self.disk() == Health::Full {
             let leader = self.shared.raft.metrics().borrow_watched().current_leader;
             return if leader == Some(self.shared.voter) { Here::Full } else { Here::Elsewhere(leader) };
         }

@@ -4,6 +4,7 @@
 //! nodes has machines of its own. In reading order: [`house`] is a cluster in a lab, [`user`] is
 //! somebody with a kubectl, then the subjects.
 
+mod disk;
 mod failover;
 mod formation;
 mod house;
@@ -34,18 +35,19 @@ fn main() -> ExitCode {
     if let Err(reason) = &allowed {
         eprintln!("skipped: these tests need machines in namespaces; {reason}");
     }
-    let mut trials: Vec<Trial> = [formation::TESTS, pods::TESTS, failover::TESTS, watching::TESTS]
-        .into_iter()
-        .flatten()
-        .map(|(name, test)| {
-            let name = name.split_once("::").map_or(*name, |(_, name)| name);
-            let trial = Trial::test(name, move || {
-                test();
-                Ok(())
-            });
-            trial.with_ignored_flag(allowed.is_err() || !house::can(name))
-        })
-        .collect();
+    let mut trials: Vec<Trial> =
+        [formation::TESTS, pods::TESTS, failover::TESTS, disk::TESTS, watching::TESTS]
+            .into_iter()
+            .flatten()
+            .map(|(name, test)| {
+                let name = name.split_once("::").map_or(*name, |(_, name)| name);
+                let trial = Trial::test(name, move || {
+                    test();
+                    Ok(())
+                });
+                trial.with_ignored_flag(allowed.is_err() || !house::can(name))
+            })
+            .collect();
     for kubectl in user::kubectls() {
         for (name, test) in kubectl::TESTS {
             let path = kubectl.path.clone();

@@ -26,6 +26,7 @@ pub struct Machine {
     name: String,
     number: u8,
     address: Ipv4Addr,
+    disk_bytes: Option<u64>,
     power: Option<Power>,
     daemon: Option<Process>,
 }
@@ -44,7 +45,17 @@ impl Machine {
         number: u8,
         address: Ipv4Addr,
     ) -> Machine {
-        Machine { program, dir, cgroup, name: name.to_owned(), number, address, power: None, daemon: None }
+        Machine {
+            program,
+            dir,
+            cgroup,
+            name: name.to_owned(),
+            number,
+            address,
+            disk_bytes: None,
+            power: None,
+            daemon: None,
+        }
     }
 
     /// Its name.
@@ -62,9 +73,27 @@ impl Machine {
         self.address = address;
     }
 
-    /// Its disk: the data directory of the node it runs.
+    /// Its disk: the data directory of the node it runs, by the name that its own processes use.
     pub fn disk(&self) -> PathBuf {
         self.dir.join("disk")
+    }
+
+    /// The same disk by a name that works from outside of the machine.
+    pub fn disk_from_outside(&self) -> PathBuf {
+        match (&self.power, self.disk_bytes) {
+            // A disk of limited size is mounted where only the machine sees it.
+            (Some(power), Some(_)) => {
+                let disk = self.disk();
+                let inside = disk.strip_prefix("/").unwrap_or(&disk);
+                PathBuf::from(format!("/proc/{}/root", power.init)).join(inside)
+            }
+            _ => self.disk(),
+        }
+    }
+
+    /// Gives it a disk of that size from the next power-on: an empty one each time, in memory.
+    pub fn limit_disk(&mut self, bytes: u64) {
+        self.disk_bytes = Some(bytes);
     }
 
     /// What its daemon wrote to standard error, over all its lives.
@@ -107,7 +136,25 @@ impl Machine {
             return Err(Error::Machine { machine: self.name.clone(), reason });
         };
         self.power = Some(Power { holder, init });
+        if let Some(bytes) = self.disk_bytes {
+            self.mount_disk(bytes)?;
+        }
         hub.connect(self.port(), init, self.address)
+    }
+
+    fn mount_disk(&self, bytes: u64) -> Result<(), Error> {
+        let options = format!("size={bytes},mode=0700");
+        let mounted = self
+            .command("mount")
+            .args(["-t", "tmpfs", "-o", &options, "disk"])
+            .arg(self.disk())
+            .status()
+            .map_err(Error::kernel("mount a machine's disk"))?;
+        if mounted.success() {
+            return Ok(());
+        }
+        let reason = format!("its disk of {bytes} bytes was not mounted: {mounted}");
+        Err(Error::Machine { machine: self.name.clone(), reason })
     }
 
     pub(super) fn power_off(&mut self, hub: &Hub) -> Result<(), Error> {

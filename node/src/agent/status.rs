@@ -9,7 +9,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::PodStatus;
 use serde_json::Value;
 use skein_api::key::ObjectKey;
-use skein_raft_store::{Change, Expect, Handle, Op, Options, Outcome, State, TokioRuntime};
+use skein_raft_store::{Change, Expect, Handle, Op, Options, Outcome, ProposeError, State, TokioRuntime};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -20,6 +20,8 @@ use crate::picture::Picture;
 const BATCH_MAX: usize = 500;
 /// Before a failed batch is tried again.
 const RETRY: Duration = Duration::from_millis(200);
+/// The same while the leader's disk is full: somebody has to make room first.
+const FULL_RETRY: Duration = Duration::from_secs(1);
 
 /// What to do to one pod's object.
 #[derive(Debug, Clone)]
@@ -62,6 +64,7 @@ pub(crate) async fn write(
     stopping: CancellationToken,
 ) {
     let mut pending: BTreeMap<Name, Report> = BTreeMap::new();
+    let mut failing = false;
     loop {
         if pending.is_empty() {
             tokio::select! {
@@ -98,6 +101,7 @@ pub(crate) async fn write(
         };
         match proposed {
             Ok(answer) => {
+                failing = false;
                 for ((name, report), outcome) in batch.into_iter().zip(answer.outcomes) {
                     if let Outcome::Refused(refusal) = outcome {
                         debug!(pod = name.name, ?refusal, "a status came too late and is computed anew");
@@ -108,13 +112,17 @@ pub(crate) async fn write(
                 picture.reach(answer.revision).await;
             }
             Err(error) => {
-                warn!(%error, count = batch.len(), "could not report what pods do");
+                // Once for a row of failures: the next tries say the same.
+                if !std::mem::replace(&mut failing, true) {
+                    warn!(%error, count = batch.len(), "could not report what pods do");
+                }
                 for (name, report) in batch {
                     pending.entry(name).or_insert(report);
                 }
+                let pause = if matches!(error, ProposeError::DiskFull { .. }) { FULL_RETRY } else { RETRY };
                 tokio::select! {
                     () = stopping.cancelled() => return,
-                    () = tokio::time::sleep(RETRY) => {}
+                    () = tokio::time::sleep(pause) => {}
                 }
             }
         }

@@ -45,6 +45,15 @@ pub(super) fn status(dir: &Path, output: Output) -> Result<(), Failure> {
         "pod traffic  not encrypted between nodes".to_owned(),
         String::new(),
     ];
+    let full = |node: &&Value| node["disk"] == "full";
+    for node in status["nodes"].as_array().into_iter().flatten().filter(full) {
+        let what = if node["name"] == status["leader"] {
+            "FULL, so writes are refused; free some space there"
+        } else {
+            "FULL; free some space there, before it leads"
+        };
+        out.insert(4, format!("disk of {}  {what}", text(&node["name"])));
+    }
     if let Some(failed) = status["failed"].as_str() {
         out.insert(4, format!("store        STOPPED on this node: {failed}"));
     }

@@ -1,0 +1,48 @@
+//! What others are told about this node's disk.
+
+use std::time::Duration;
+
+use skein_net::gossip::{Metadata, service};
+use skein_raft_store::{Handle, TokioRuntime, log::Health};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+/// The label of a member whose disk is full, and its value.
+const LABEL: &str = "disk";
+const FULL: &str = "full";
+/// How often it is looked at; the log itself asks a full disk as often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Whether the member says that its disk is full.
+pub(crate) fn is_full(metadata: &Metadata) -> bool {
+    metadata.labels.get(LABEL).is_some_and(|word| word == FULL)
+}
+
+/// Says by gossip when this node's disk is full and when it is not any more. `metadata` is all else that
+/// this node says about itself.
+pub(crate) async fn tell(
+    store: Handle<TokioRuntime>,
+    gossip: service::Handle,
+    metadata: Metadata,
+    stopping: CancellationToken,
+) {
+    let mut told = false;
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        let full = store.disk() == Health::Full;
+        if full == told {
+            continue;
+        }
+        told = full;
+        let mut metadata = metadata.clone();
+        if full {
+            metadata.labels.insert(LABEL.to_owned(), FULL.to_owned());
+        }
+        if let Err(error) = gossip.set_metadata(metadata).await {
+            warn!(%error, "could not tell the others about this node's disk");
+        }
+    }
+}
