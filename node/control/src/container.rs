@@ -7,12 +7,14 @@
 mod env;
 mod files;
 mod limits;
+mod pull;
 mod security;
 
 #[cfg(test)]
 mod tests;
 
 pub use limits::{Limits, limits};
+pub use pull::{Credentials, pull_credentials};
 pub use security::{Seccomp, Security};
 
 use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec, Volume};

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::draft::Draft;
 use crate::meta;
-use crate::view::{Changed, Key, Kind, Object, Other, View, key_of};
+use crate::view::{Changed, Key, Kind, Object, View, key_of};
 
 /// The namespaces that clients expect in any cluster.
 const STANDING: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
@@ -120,9 +120,8 @@ fn furnish(draft: &mut Draft<'_>, namespace: &str, ca_pem: &str) {
             creation_timestamp: Some(Time(draft.now)),
             ..ObjectMeta::default()
         };
-        let object = ServiceAccount { metadata: metadata.clone(), ..ServiceAccount::default() };
-        let json = serde_json::to_value(object).expect("a service account is made of strings");
-        draft.put(account, Object::Other(Arc::new(Other { metadata, json })));
+        let object = ServiceAccount { metadata, ..ServiceAccount::default() };
+        draft.put(account, Object::ServiceAccount(Arc::new(object)));
     }
     let data = BTreeMap::from([("ca.crt".to_owned(), ca_pem.to_owned())]);
     let key = key_of::<ConfigMap>(namespace, CA_MAP);

@@ -7,7 +7,7 @@
 use imbl::{OrdMap, OrdSet};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
@@ -69,6 +69,7 @@ pub enum Object {
     ConfigMap(Arc<ConfigMap>),
     Secret(Arc<Secret>),
     Service(Arc<Service>),
+    ServiceAccount(Arc<ServiceAccount>),
     /// Only who and when: thousands of Events are kept, and nobody plans by their text.
     Event(Arc<EventMark>),
     Other(Arc<Other>),
@@ -163,6 +164,7 @@ kinds! {
     ConfigMap at "core/configmaps/",
     Secret at "core/secrets/",
     Service at "core/services/",
+    ServiceAccount at "core/serviceaccounts/",
 }
 
 const EVENTS: &str = "core/events/";
