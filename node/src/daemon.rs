@@ -19,7 +19,7 @@ use skein_net::stream::Stream;
 use skein_net::tls::Tls;
 use skein_podnet::{Network, Subnet};
 use skein_raft_store::{Change, DiskFiles, Expect, Handle, Op, Options, TokioRuntime, VoterId};
-use skein_runtime::images::{Images, Limits};
+use skein_runtime::images::{self, Images};
 use skein_runtime::{Engine, Machine};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
@@ -59,6 +59,8 @@ pub(crate) struct Config {
     pub(crate) cgroup: Option<String>,
     /// Nodes that share this machine.
     pub(crate) share: u64,
+    /// What images may cost, and how registries are spoken to.
+    pub(crate) images: images::Config,
 }
 
 /// Why a node did not start or go on. The text is for people.
@@ -200,7 +202,7 @@ impl Node {
             .await?,
         );
         let engine: Arc<dyn Engine> = engine;
-        let local = Images::open(&home.part("images")?, Limits::default())?;
+        let local = Images::open(&home.part("images")?, config.images.clone())?;
         let images = ClusterImages {
             local,
             store: store.clone(),

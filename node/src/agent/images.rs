@@ -1,8 +1,8 @@
 //! Images as the whole cluster has them: loaded on one node, usable on every node.
 //!
-//! `load` writes name, digest and holder into the map (`skein/images//<digest of the name>`). A node that
-//! needs the image fetches its blobs from a holder and becomes one. Names that the map does not know go
-//! to their registry.
+//! `load` writes name, digest and holder into the map (`skein/images//<digest of the name>`). A
+//! node that needs the image fetches its blobs from a holder and becomes one. A name that was loaded means
+//! what was loaded; names that the map does not know go to their registry.
 
 use std::io::Read;
 
@@ -11,7 +11,7 @@ use skein_net::endpoint::{Class, Endpoint};
 use skein_net::identity::NodeId;
 use skein_net::stream::Stream;
 use skein_raft_store::{Change, Expect, Handle, Op, Options, TokioRuntime};
-use skein_runtime::images::{BUILT_IN, Digest, Error, Image, Images, Loaded};
+use skein_runtime::images::{BUILT_IN, Credentials, Digest, Error, Image, Images, Loaded};
 use tracing::{debug, info, warn};
 
 use crate::admission::all_done;
@@ -41,32 +41,48 @@ pub(crate) struct ClusterImages {
 }
 
 impl ClusterImages {
-    /// Has the image here. With `ask_registry` its registry is asked first what the name means; a name
-    /// that was loaded into the cluster also starts when the registry is out of reach.
-    pub(crate) async fn ensure(&self, reference: &str, ask_registry: bool) -> Result<Image, Error> {
-        if reference == BUILT_IN {
-            return self.local.ensure(reference, false, None).await;
-        }
-        let name = Images::full_name(reference)?;
-        if let Some(record) = self.record(&name) {
+    /// Has the image here: as it was loaded into the cluster, else by [`Images::ensure`].
+    pub(crate) async fn ensure(
+        &self,
+        reference: &str,
+        ask_registry: bool,
+        credentials: &[Credentials],
+    ) -> Result<Image, Error> {
+        if reference != BUILT_IN
+            && let Some(record) = self.record(&Images::full_name(reference)?)
+        {
             match self.fetch(&record).await {
                 Ok(image) => return Ok(image),
-                Err(error) => debug!(image = name, %error, "no holder gave the image"),
+                Err(error) => debug!(image = record.name, %error, "no holder gave the image"),
             }
         }
-        self.local.ensure(reference, ask_registry, None).await
+        self.local.ensure(reference, ask_registry, credentials).await
     }
 
     /// The image if it is on this machine or on another one, without any registry.
     pub(crate) async fn present(&self, reference: &str) -> Result<Option<Image>, Error> {
-        let here = self.local.clone();
-        let wanted = reference.to_owned();
-        let found = blocking(move || here.find(&wanted)).await?;
-        match (found, self.record(&Images::full_name(reference)?)) {
-            (Some(image), _) => Ok(Some(image)),
-            (None, Some(record)) => self.fetch(&record).await.map(Some),
-            (None, None) => Ok(None),
+        if reference != BUILT_IN
+            && let Some(record) = self.record(&Images::full_name(reference)?)
+        {
+            match self.fetch(&record).await {
+                Ok(image) => return Ok(Some(image)),
+                Err(error) => debug!(image = record.name, %error, "no holder gave the image"),
+            }
         }
+        let (here, wanted) = (self.local.clone(), reference.to_owned());
+        blocking(move || here.find(&wanted)).await
+    }
+
+    /// The image that [`ensure`](Self::ensure) or [`present`](Self::present) gave for `reference`, if it is
+    /// still here: its name may mean another one by now.
+    pub(crate) async fn unpacked(&self, reference: &str, digest: &str) -> Result<Option<Image>, Error> {
+        let (here, wanted) = (self.local.clone(), reference.to_owned());
+        let digest = digest.parse::<Digest>().ok().filter(|_| reference != BUILT_IN);
+        blocking(move || match digest {
+            Some(digest) => here.find_digest(&digest),
+            None => here.find(&wanted),
+        })
+        .await
     }
 
     /// Takes an archive and, unless `here_only`, tells the cluster.

@@ -373,8 +373,14 @@ async fn have_image(scene: &Scene, image: &str, policy: PullPolicy) -> Result<Im
             Ok(Some(image)) => Ok(image),
             Err(error) => Err(error),
         },
-        PullPolicy::Always => cluster.ensure(image, true).await,
-        PullPolicy::IfNotPresent => cluster.ensure(image, false).await,
+        policy => {
+            let view = scene.tools.picture.view();
+            let credentials: Vec<_> = container::pull_credentials(&view, &scene.pod, image)
+                .into_iter()
+                .map(|held| images::Credentials { user: held.user, password: held.password })
+                .collect();
+            cluster.ensure(image, policy == PullPolicy::Always, &credentials).await
+        }
     };
     let had = had.map_err(|error| ImageError::Pull(Chain(&error).to_string()))?;
     Ok(Image { id: had.digest.to_string() })
@@ -403,7 +409,7 @@ async fn start(scene: &Scene, name: &str, attempt: Attempt, image: &Image) -> Re
     let plan =
         container::plan(&view, &scene.pod, name, &facts).map_err(container::Error::into_start_error)?;
     let reference = image_reference(&scene.pod, name).unwrap_or_default();
-    let unpacked = scene.tools.images.present(&reference).await;
+    let unpacked = scene.tools.images.unpacked(&reference, &image.id).await;
     let unpacked = unpacked.map_err(|error| refused("CreateContainerError", Chain(&error).to_string()))?;
     let unpacked = unpacked.ok_or_else(|| {
         refused("CreateContainerError", format!("image {reference} is gone from this machine"))

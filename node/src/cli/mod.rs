@@ -81,6 +81,13 @@ struct NodeArgs {
     /// Where the Kubernetes API is served, TCP.
     #[arg(long, default_value = "0.0.0.0:6443", value_name = "IP:PORT")]
     api_listen: SocketAddr,
+    /// A registry without TLS, as HOST, HOST:PORT or a network like 10.1.0.0/16; may be given again. Those on
+    /// this machine (localhost, 127.0.0.0/8) need not be named.
+    #[arg(long, env = "SKEIN_INSECURE_REGISTRY", value_delimiter = ',', value_name = "HOST[:PORT]")]
+    insecure_registry: Vec<skein_runtime::images::PlainHttpRegistry>,
+    /// The most that one layer of an image may hold, unpacked: 500Mi, 32Gi.
+    #[arg(long, env = "SKEIN_IMAGE_LAYER_MAX", default_value = "32Gi", value_parser = bytes, value_name = "SIZE")]
+    image_layer_max: u64,
     /// For labs: the cgroup of this node's pods, below each hierarchy's root.
     #[arg(long, hide = true, env = "SKEIN_CGROUP")]
     cgroup: Option<String>,
@@ -183,6 +190,16 @@ fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
 }
 
+/// A number and a unit of 1024: Ki, Mi, Gi, Ti; a bare number is bytes.
+fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("cannot read {text:?} as a size; write it like 500Mi or 32Gi");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = ["", "Ki", "Mi", "Gi", "Ti"].iter().position(|known| *known == unit).ok_or_else(wrong)?;
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << (10 * shift)).ok_or_else(wrong)
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -205,6 +222,28 @@ mod tests {
     #[test]
     fn wrong_usage_is_exit_code_2() {
         assert_eq!(Cli::try_parse_from(["skein", "status", "--nonsense"]).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(bytes("500"), Ok(500));
+        assert_eq!(bytes("32Gi"), Ok(32 << 30));
+        for wrong in ["", "Gi", "1G", "1 Mi", "-1", "99999999999Ti"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn registries_without_tls_are_named_one_by_one_or_in_a_list() {
+        for words in [
+            &["--insecure-registry", "a:5000,10.0.0.0/8"][..],
+            &["--insecure-registry", "a:5000", "--insecure-registry", "10.0.0.0/8"],
+        ] {
+            let cli = Cli::try_parse_from([&["skein", "up"], words].concat()).unwrap();
+            let Verb::Up { node, .. } = cli.verb else { unreachable!("it is `up`") };
+            assert_eq!(node.insecure_registry.len(), 2);
+        }
+        assert!(Cli::try_parse_from(["skein", "up", "--insecure-registry", "http://a"]).is_err());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use skein_net::ca::ClusterCa;
 use skein_net::identity::{Identity, StoreId};
 use skein_net::join::{self, About};
 use skein_net::token::Token;
+use skein_runtime::images;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -121,6 +122,10 @@ fn run(
         api_listen: args.api_listen,
         cgroup: args.cgroup,
         share: args.share,
+        images: images::Config {
+            limits: images::Limits { layer_bytes_max: args.image_layer_max, ..Default::default() },
+            plain_http: images::PlainHttp(args.insecure_registry),
+        },
     };
     let runtime = runtime()?;
     let done = runtime.block_on(async {

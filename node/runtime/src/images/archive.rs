@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 
+use super::headers::Bounded;
 use super::manifest::{DOCUMENT_BYTES_MAX, Document, INDEX_DEPTH_MAX, Saved};
 use super::unpack::decompress;
 use super::{Digest, Error, Images, Loaded};
@@ -22,7 +23,7 @@ pub(super) fn load(images: &Images, archive: impl Read + Send) -> Result<Vec<Loa
     let mut links: BTreeMap<String, String> = BTreeMap::new();
     let mut lists: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     let reader = decompress(archive).map_err(damaged)?;
-    let mut archive = tar::Archive::new(reader);
+    let mut archive = tar::Archive::new(Bounded::new(reader));
     for entry in archive.entries().map_err(damaged)? {
         let mut entry = entry.map_err(damaged)?;
         let name = normal(&String::from_utf8_lossy(&entry.path_bytes()));

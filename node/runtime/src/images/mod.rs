@@ -17,8 +17,10 @@
 mod archive;
 mod built_in;
 mod digest;
+mod headers;
 mod manifest;
 mod registry;
+mod room;
 mod store;
 mod unpack;
 
@@ -28,8 +30,8 @@ use std::path::PathBuf;
 
 pub use built_in::BUILT_IN;
 pub use digest::{Digest, InvalidDigest};
-pub use registry::Credentials;
-pub use store::{Image, Images, Limits, Loaded};
+pub use registry::{Credentials, InvalidRegistry, PlainHttp, PlainHttpRegistry};
+pub use store::{Config, Image, Images, Limits, Loaded};
 
 /// Why an image cannot be used or could not be fetched. Nothing is half done: what was written so far
 /// is dropped, or is a whole blob that the next try finds.
@@ -46,12 +48,20 @@ pub enum Error {
     /// It is not here, and looking elsewhere was not wanted.
     #[error("image {0:?} is not on this machine")]
     Absent(String),
-    /// Registry said no, or could not be reached.
+    /// The registry said no.
     #[error("could not pull {reference:?}: {reason}")]
     Pull {
         /// The image.
         reference: String,
         /// The registry's words.
+        reason: String,
+    },
+    /// There was no answer, or one that speaks for no registry.
+    #[error("could not reach the registry of {reference:?}: {reason}")]
+    Unreachable {
+        /// The image.
+        reference: String,
+        /// How far it went.
         reason: String,
     },
     /// The content is not what its digest says.
@@ -73,7 +83,9 @@ pub enum Error {
         reason: String,
     },
     /// A bound was passed.
-    #[error("{what} is larger than {limit} bytes; raise the image limits if you trust where it is from")]
+    #[error(
+        "{what} is larger than {limit} bytes; if you trust where it is from, start the node with a larger --image-layer-max"
+    )]
     TooLarge {
         /// The archive, blob or layer.
         what: String,

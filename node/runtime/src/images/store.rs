@@ -2,19 +2,31 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::digest::Hashing;
 use super::manifest::{Configuration, DOCUMENT_BYTES_MAX, Document, INDEX_DEPTH_MAX};
+use super::room::Room;
 use super::{
-    BUILT_IN, Credentials, Digest, Error, InUse, Unfinished, archive, built_in, registry, remove_all, unpack,
+    BUILT_IN, Credentials, Digest, Error, InUse, PlainHttp, Unfinished, archive, built_in, registry,
+    remove_all, unpack,
 };
 use crate::engine::RootfsSource;
+
+/// How a store is used.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// Bounds on what an image may cost.
+    pub limits: Limits,
+    /// Registries that are asked without TLS.
+    pub plain_http: PlainHttp,
+}
 
 /// Bounds on what an image may cost this machine.
 #[derive(Debug, Clone, Copy)]
@@ -25,13 +37,20 @@ pub struct Limits {
     pub layer_bytes_max: u64,
     /// Files, links and directories of one layer.
     pub layer_entries_max: u64,
+    /// What is left free on the disk whatever comes: the node's own files lie there too.
+    pub free_bytes_min: u64,
 }
 
 impl Default for Limits {
-    /// Room for the largest images in use (machine learning, some 20 GB in few layers); a disk that is
-    /// smaller stops a bomb by itself.
+    /// Room for the largest images in use (machine learning, some 20 GB in few layers). On a disk that is
+    /// smaller a bomb stops at the last half gigabyte: some segments of the log, and time to look after it.
     fn default() -> Limits {
-        Limits { blob_bytes_max: 16 << 30, layer_bytes_max: 32 << 30, layer_entries_max: 2_000_000 }
+        Limits {
+            blob_bytes_max: 16 << 30,
+            layer_bytes_max: 32 << 30,
+            layer_entries_max: 2_000_000,
+            free_bytes_min: 512 << 20,
+        }
     }
 }
 
@@ -67,26 +86,41 @@ pub struct Images {
 
 struct Inner {
     dir: PathBuf,
-    limits: Limits,
+    config: Config,
+    room: Room,
+    /// The store that this one fills for; what is unpacked there is not unpacked again.
+    base: Option<Images>,
     /// One pull per name at a time: the second one finds what the first one brought.
     pulls: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
-    unpacking: Mutex<()>,
+    unpacking: Arc<Mutex<()>>,
     next_tmp: AtomicU64,
 }
 
+/// Read and written at once.
+const PIECE_BYTES: usize = 64 << 10;
+/// How long a registry may take to say whether a name means something newer than what is here.
+const NEWER_LIMIT: Duration = Duration::from_secs(10);
+
 impl Images {
     /// Opens the store in `dir`, which is made if absent; what a crash left half written goes.
-    pub fn open(dir: &Path, limits: Limits) -> Result<Images, Error> {
+    pub fn open(dir: &Path, config: Config) -> Result<Images, Error> {
+        Self::open_for(dir, config, None)
+    }
+
+    fn open_for(dir: &Path, config: Config, base: Option<Images>) -> Result<Images, Error> {
         let open = |source| Error::Io { doing: format!("open the image store {}", dir.display()), source };
         remove_all(&dir.join("tmp")).map_err(open)?;
         for part in ["blobs/sha256", "layers", "names", "tmp"] {
             fs::create_dir_all(dir.join(part)).map_err(open)?;
         }
+        let unpacking = base.as_ref().map(|base| base.inner.unpacking.clone());
         let inner = Inner {
             dir: dir.to_owned(),
-            limits,
+            room: Room::new(dir, config.limits.free_bytes_min),
+            config,
+            base,
             pulls: Mutex::default(),
-            unpacking: Mutex::default(),
+            unpacking: unpacking.unwrap_or_default(),
             next_tmp: AtomicU64::new(0),
         };
         Ok(Images { inner: Arc::new(inner) })
@@ -103,8 +137,8 @@ impl Images {
             return built_in::image(self).map(Some);
         }
         match self.digest_of(reference)? {
-            Some(digest) if self.has(&digest) => self.image(&digest).map(Some),
-            _ => Ok(None),
+            Some(digest) => self.find_digest(&digest),
+            None => Ok(None),
         }
     }
 
@@ -126,13 +160,15 @@ impl Images {
         }
     }
 
-    /// The image of that name, fetched from its registry unless it is here; with `always`, the registry
-    /// is asked first whether the name means something newer.
+    /// The image of that name, fetched from its registry unless it is here. With `always`, the registry is
+    /// asked first whether the name means something newer; while it is out of reach, what is here is good.
+    ///
+    /// * `credentials`: each is tried until the registry says yes; with none it is asked as anybody.
     pub async fn ensure(
         &self,
         reference: &str,
         always: bool,
-        credentials: Option<Credentials>,
+        credentials: &[Credentials],
     ) -> Result<Image, Error> {
         let name = registry::parse(reference)?.whole();
         let lock = self
@@ -143,24 +179,9 @@ impl Images {
             .entry(name.clone())
             .or_default()
             .clone();
-        let _turn = lock.lock().await;
-        let here = self.clone();
-        let wanted = reference.to_owned();
-        let found = blocking(move || here.find(&wanted)).await?;
-        let image = match found {
-            Some(image) if !always || reference == BUILT_IN => Ok(image),
-            _ => match registry::pull(self, reference, credentials).await {
-                Ok(digest) => {
-                    let here = self.clone();
-                    blocking(move || {
-                        here.set_name(&name, &digest)?;
-                        here.image(&digest)
-                    })
-                    .await
-                }
-                Err(error) => Err(error),
-            },
-        };
+        let turn = lock.lock().await;
+        let image = self.ensure_alone(reference, &name, always, credentials).await;
+        drop(turn);
         self.inner
             .pulls
             .lock()
@@ -169,9 +190,79 @@ impl Images {
         image
     }
 
+    async fn ensure_alone(
+        &self,
+        reference: &str,
+        name: &str,
+        always: bool,
+        credentials: &[Credentials],
+    ) -> Result<Image, Error> {
+        let here = self.clone();
+        let wanted = reference.to_owned();
+        let found = blocking(move || here.find(&wanted)).await?;
+        let pulling = self.pull(reference, credentials);
+        let pulled = match found {
+            // A digest means the same for ever, whatever the registry says.
+            Some(image) if !always || reference == BUILT_IN || reference.contains('@') => return Ok(image),
+            Some(image) => match tokio::time::timeout(NEWER_LIMIT, pulling).await {
+                Ok(Err(error @ Error::Unreachable { .. })) => {
+                    tracing::warn!(image = name, %error, "starts what is here");
+                    return Ok(image);
+                }
+                // What takes longer is on its way, and each try brings some more of it.
+                Err(_) => {
+                    tracing::warn!(image = name, "its registry is slow; starts what is here");
+                    return Ok(image);
+                }
+                Ok(pulled) => pulled,
+            },
+            None => pulling.await,
+        };
+        let (here, digest, name) = (self.clone(), pulled?, name.to_owned());
+        blocking(move || {
+            here.set_name(&name, &digest)?;
+            here.image(&digest)
+        })
+        .await
+    }
+
+    async fn pull(&self, reference: &str, credentials: &[Credentials]) -> Result<Digest, Error> {
+        let Some((last, others)) = credentials.split_last() else {
+            return registry::pull(self, reference, None).await;
+        };
+        for tried in others {
+            match registry::pull(self, reference, Some(tried.clone())).await {
+                Err(error @ Error::Pull { .. }) => tracing::debug!(image = reference, %error, "tries on"),
+                other => return other,
+            }
+        }
+        registry::pull(self, reference, Some(last.clone())).await
+    }
+
     /// Reads an OCI archive or one of `docker save`, compressed or not, and returns its images.
+    ///
+    /// All of them are usable afterwards, or nothing of the archive is left: it is read and unpacked apart,
+    /// then moved in.
     pub fn load(&self, archive: impl Read + Send) -> Result<Vec<Loaded>, Error> {
-        archive::load(self, archive)
+        let place = Unfinished(Some(self.tmp()));
+        let apart = Images::open_for(place.path(), self.inner.config.clone(), Some(self.clone()))?;
+        let loaded = archive::load(&apart, archive)?;
+        let _quiet = self.inner.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
+        for part in ["blobs/sha256", "layers"] {
+            for entry in apart.entries(part)? {
+                let target = self.inner.dir.join(part).join(entry.file_name());
+                Unfinished(Some(entry.path())).keep(&target).map_err(Error::io("keep a loaded image"))?;
+            }
+        }
+        for Loaded { name, digest } in &loaded {
+            self.set_name(name, digest)?;
+        }
+        Ok(loaded)
+    }
+
+    /// The image with that manifest (or index) if it is complete on this machine.
+    pub fn find_digest(&self, digest: &Digest) -> Result<Option<Image>, Error> {
+        if self.has(digest) { self.image(digest).map(Some) } else { Ok(None) }
     }
 
     /// Lets `name` stand for the image with that manifest, which must be here.
@@ -300,11 +391,23 @@ impl Images {
         let _turn = self.inner.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
         let mut lower: Vec<PathBuf> = Vec::new();
         for ((chain, layer), diff_id) in chain_ids(diff_ids).into_iter().zip(&document.layers).zip(diff_ids) {
-            let place = self.layer_path(&chain);
+            let mut place = self.layer_path(&chain);
+            if let Some(base) = self.inner.base.as_ref().map(|base| base.layer_path(&chain))
+                && base.exists()
+            {
+                place = base;
+            }
             if !place.exists() {
                 let tmp = Unfinished(Some(self.tmp()));
                 let blob = self.open_blob(&layer.digest)?;
-                unpack::layer(blob, diff_id, &lower, tmp.path(), &self.inner.limits)?;
+                unpack::layer(
+                    blob,
+                    diff_id,
+                    &lower,
+                    tmp.path(),
+                    &self.inner.config.limits,
+                    &self.inner.room,
+                )?;
                 tmp.keep(&place).map_err(Error::io("keep a layer"))?;
             }
             lower.insert(0, place);
@@ -345,14 +448,27 @@ impl Images {
     }
 
     /// Writes `content` to a file of its own and says what it was.
-    pub(super) fn receive(&self, content: impl Read, what: &str) -> Result<(Digest, Unfinished), Error> {
+    pub(super) fn receive(&self, mut content: impl Read, what: &str) -> Result<(Digest, Unfinished), Error> {
         let tmp = Unfinished(Some(self.tmp()));
         let write = |source| Error::Io { doing: format!("write {what}"), source };
-        let mut file = Hashing::new(File::create(tmp.path()).map_err(write)?);
-        let limit = self.inner.limits.blob_bytes_max;
-        let count = io::copy(&mut content.take(limit + 1), &mut file).map_err(write)?;
-        if count > limit {
-            return Err(Error::TooLarge { what: what.to_owned(), limit });
+        let file = File::create(tmp.path()).map_err(write)?;
+        let mut file = Hashing::new(self.inner.room.guard(file));
+        let limit = self.inner.config.limits.blob_bytes_max;
+        let (mut piece, mut count) = (vec![0; PIECE_BYTES], 0);
+        loop {
+            match content.read(&mut piece) {
+                Ok(0) => break,
+                Ok(more) => {
+                    count += more as u64;
+                    if count > limit {
+                        return Err(Error::TooLarge { what: what.to_owned(), limit });
+                    }
+                    file.write_all(&piece[..more]).map_err(write)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Not this machine's fault, as a failed write would be.
+                Err(error) => return Err(Error::invalid(what, error)),
+            }
         }
         Ok((file.finish().0, tmp))
     }
@@ -374,6 +490,18 @@ impl Images {
     pub(super) fn tmp(&self) -> PathBuf {
         let number = self.inner.next_tmp.fetch_add(1, Ordering::Relaxed);
         self.inner.dir.join("tmp").join(number.to_string())
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.inner.config.limits
+    }
+
+    pub(super) fn plain_http(&self) -> &PlainHttp {
+        &self.inner.config.plain_http
+    }
+
+    pub(super) fn room(&self) -> &Room {
+        &self.inner.room
     }
 
     fn name_path(&self, name: &str) -> PathBuf {

@@ -18,7 +18,8 @@ fn store() -> Store {
 
 fn store_with(limits: Limits) -> Store {
     let dir = tempfile::tempdir().unwrap();
-    Store { images: Images::open(dir.path(), limits).unwrap(), _dir: dir }
+    let config = Config { limits, ..Config::default() };
+    Store { images: Images::open(dir.path(), config).unwrap(), _dir: dir }
 }
 
 /// A layer in the making.
@@ -27,6 +28,21 @@ struct Tar(tar::Builder<Vec<u8>>);
 impl Tar {
     fn new() -> Tar {
         Tar(tar::Builder::new(Vec::new()))
+    }
+
+    /// An entry whose header gives another size than it has.
+    fn entry_of_size(mut self, kind: tar::EntryType, path: &str, size: u64, content: &[u8]) -> Tar {
+        let mut header = tar::Header::new_ustar();
+        header.set_path(path).unwrap();
+        header.set_entry_type(kind);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_700_000_000);
+        header.set_size(size);
+        header.set_cksum();
+        self.0.append(&header, content).unwrap();
+        self
     }
 
     /// Any entry: the header's own checks would refuse the names a hostile archive has.
@@ -125,10 +141,18 @@ fn unpacked(store: &Store, layers: &[Vec<u8>]) -> Vec<PathBuf> {
 
 /// What is wrong with an image of this one layer.
 fn refusal(layer: Vec<u8>) -> String {
-    let store = store();
-    let error = store.images.load(oci_archive(&[layer], |_, blob| blob).as_slice()).unwrap_err();
-    assert_eq!(fs::read_dir(store._dir.path().join("layers")).unwrap().count(), 0, "a refused layer stays");
-    error.to_string()
+    refuses(&store(), &oci_archive(&[layer], |_, blob| blob)).to_string()
+}
+
+/// Why the archive is refused; nothing of it may be left.
+#[track_caller]
+fn refuses(store: &Store, archive: &[u8]) -> Error {
+    let error = store.images.load(archive).unwrap_err();
+    for part in ["blobs/sha256", "layers", "names", "tmp"] {
+        let left = fs::read_dir(store._dir.path().join(part)).unwrap().count();
+        assert_eq!(left, 0, "{left} of {part} are left after {error}");
+    }
+    error
 }
 
 #[test]
@@ -218,21 +242,70 @@ fn paths_and_links_never_leave_the_layer() {
 #[test]
 fn a_bomb_stops_at_the_limit() {
     let limits = Limits { layer_bytes_max: 1 << 20, ..Limits::default() };
-    let store = store_with(limits);
     let layer = Tar::new().file("zeros", &vec![0; 4 << 20]).bytes();
     let archive = oci_archive(&[layer], |_, blob| blob);
     assert!(archive.len() < 1 << 20, "it is small as it comes");
-    assert!(store.images.load(archive.as_slice()).is_err());
+    let error = refuses(&store_with(limits), &archive);
+    assert!(matches!(error, Error::TooLarge { limit: 1_048_576, .. }), "{error}");
     let many = (0..200).fold(Tar::new(), |tar, number| tar.file(&number.to_string(), b""));
     let store = store_with(Limits { layer_entries_max: 100, ..Limits::default() });
-    let error = store.images.load(oci_archive(&[many.bytes()], |_, blob| blob).as_slice()).unwrap_err();
+    let error = refuses(&store, &oci_archive(&[many.bytes()], |_, blob| blob));
     assert!(error.to_string().contains("more than 100 entries"), "{error}");
+}
+
+/// A reader of archives takes a name as a whole into memory: 4 GiB of it fit into 4 MiB of gzip.
+#[test]
+fn a_name_without_end_costs_no_memory() {
+    use tar::EntryType::{GNULongName, GNUSparse, XHeader};
+    for kind in [GNULongName, XHeader] {
+        let long = |tar: Tar| tar.entry(kind, "long", "", 0o644, &vec![b'a'; 2 << 20]).file("a", b"");
+        assert!(refusal(long(Tar::new()).bytes()).contains("of more than 1048576 bytes"), "{kind:?}");
+        let error = refuses(&store(), &gzip(&long(Tar::new()).bytes()));
+        assert!(error.to_string().contains("of more than 1048576 bytes"), "{error}");
+    }
+    assert!(refusal(Tar::new().entry(GNUSparse, "hole", "", 0o644, b"").bytes()).contains("sparse"));
+}
+
+#[test]
+fn long_names_and_sizes_among_the_attributes_are_read_as_they_stand() {
+    let name = format!("{}/file", "d".repeat(150));
+    let record = |key: &str, value: &str| {
+        // A record begins with its own length, which is two or three digits here.
+        let rest = format!(" {key}={value}\n");
+        let len = rest.len() + if rest.len() < 98 { 2 } else { 3 };
+        format!("{len}{rest}")
+    };
+    let attributes = format!("{}{}", record("path", &name), record("size", "3"));
+    // The file's own header says that it is empty: the attributes count.
+    let layer = Tar::new()
+        .entry(tar::EntryType::XHeader, "pax", "", 0o644, attributes.as_bytes())
+        .entry_of_size(tar::EntryType::Regular, "short", 0, b"abc")
+        .entry(
+            tar::EntryType::GNULongName,
+            "././@LongLink",
+            "",
+            0o644,
+            name.replace("file", "twin").as_bytes(),
+        )
+        .file("short", b"de")
+        .bytes();
+    let store = store();
+    let lower = unpacked(&store, &[layer]);
+    assert_eq!(fs::read(lower[0].join(&name)).unwrap(), b"abc");
+    assert_eq!(fs::read(lower[0].join(name.replace("file", "twin"))).unwrap(), b"de");
+}
+
+#[test]
+fn a_full_disk_stops_before_it_is_full() {
+    let store = store_with(Limits { free_bytes_min: 1 << 60, ..Limits::default() });
+    let error = refuses(&store, &oci_archive(&[Tar::new().file("a", b"x").bytes()], |_, blob| blob));
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("would have less than"), "{cause}");
 }
 
 #[test]
 fn a_flipped_bit_in_any_blob_is_noticed_and_named() {
     for damaged in ["config", "manifest", "layer"] {
-        let store = store();
         let layer = Tar::new().file("a", b"x").bytes();
         let flip = |kind: &str, mut blob: Vec<u8>| {
             if kind == damaged {
@@ -240,18 +313,42 @@ fn a_flipped_bit_in_any_blob_is_noticed_and_named() {
             }
             blob
         };
-        let error = store.images.load(oci_archive(&[layer], flip).as_slice()).unwrap_err();
+        let error = refuses(&store(), &oci_archive(&[layer], flip));
         assert!(matches!(error, Error::Digest { .. }), "{damaged}: {error}");
     }
 }
 
 #[test]
 fn an_archive_that_is_none_says_what_it_should_be() {
-    let store = store();
-    let error = store.images.load(Tar::new().file("readme", b"x").bytes().as_slice()).unwrap_err();
+    let error = refuses(&store(), &Tar::new().file("readme", b"x").bytes());
     assert!(error.to_string().contains("docker save"), "{error}");
-    assert!(store.images.load(b"not an archive at all".as_slice()).is_err());
-    assert!(store.images.load(b"".as_slice()).is_err());
+    refuses(&store(), b"not an archive at all");
+    refuses(&store(), b"");
+}
+
+#[test]
+fn an_archive_cut_anywhere_leaves_nothing() {
+    let whole = oci_archive(&[Tar::new().file("a", b"x").bytes()], |_, blob| blob);
+    let end = whole.len() - 1024;
+    for cut in (0..end).step_by(512).chain([1, 700, end - 1]) {
+        refuses(&store(), &whole[..cut]);
+    }
+}
+
+#[test]
+fn a_refused_archive_takes_nothing_away() {
+    let store = store();
+    let layer = Tar::new().file("a", b"1").bytes();
+    let lower = unpacked(&store, std::slice::from_ref(&layer));
+    let flip = |kind: &str, mut blob: Vec<u8>| {
+        if kind == "manifest" {
+            blob[10] ^= 1;
+        }
+        blob
+    };
+    assert!(store.images.load(oci_archive(&[layer], flip).as_slice()).is_err());
+    assert_eq!(store.images.find("example.org/hello:1").unwrap().unwrap().rootfs.lower, lower);
+    assert!(lower[0].join("a").exists());
 }
 
 #[test]
@@ -304,5 +401,7 @@ fn the_built_in_image_is_this_program() {
 fn names_mean_what_docker_means_by_them() {
     assert_eq!(Images::full_name("nginx").unwrap(), "docker.io/library/nginx:latest");
     assert_eq!(Images::full_name("example.org:5000/a/b:1").unwrap(), "example.org:5000/a/b:1");
-    assert!(Images::full_name("Not A Name").is_err());
+    for wrong in ["Not A Name", "UPPER/case", "example.org/App", "", "a@sha256:1"] {
+        assert!(Images::full_name(wrong).is_err(), "{wrong}");
+    }
 }

@@ -19,6 +19,8 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, T
 use tar::{Entry, EntryType};
 
 use super::digest::Hashing;
+use super::headers::Bounded;
+use super::room::Room;
 use super::{Digest, Error, Limits, Unfinished};
 
 /// Directories of one path; deeper ones are no file system's.
@@ -35,13 +37,14 @@ pub(super) fn layer(
     lower: &[PathBuf],
     target: &Path,
     limits: &Limits,
+    room: &Room,
 ) -> Result<(), Error> {
     fs::create_dir(target).map_err(Error::io("make a layer's directory"))?;
     fs::set_permissions(target, fs::Permissions::from_mode(0o755))
         .map_err(Error::io("make a layer's directory"))?;
     let reader = decompress(blob).map_err(Error::io(format!("read layer {diff_id}")))?;
     if lower.is_empty() {
-        return apply(reader, diff_id, target, limits);
+        return apply(reader, diff_id, target, limits, room);
     }
     let work = Unfinished(Some(target.with_extension("work")));
     let merged = Unfinished(Some(target.with_extension("merged")));
@@ -54,7 +57,7 @@ pub(super) fn layer(
                 .map_err(|error| Error::io("make a mount namespace")(error.into()))?;
             mount_stack(lower, target, work.path(), merged.path())
                 .map_err(Error::io("stack the layers below"))?;
-            apply(reader, diff_id, merged.path(), limits)
+            apply(reader, diff_id, merged.path(), limits, room)
         };
         scope
             .spawn(on_top)
@@ -113,17 +116,35 @@ fn apply(
     diff_id: &Digest,
     root: &Path,
     limits: &Limits,
+    room: &Room,
 ) -> Result<(), Error> {
     let what = format!("layer {diff_id}");
     let damaged = |error: io::Error| Error::invalid(&what, error);
     // One byte more than allowed shows that there is more.
     let mut counted = Hashing::new(reader.take(limits.layer_bytes_max + 1));
-    let mut layer = Layer::new(root)?;
-    let mut archive = tar::Archive::new(&mut counted);
+    let mut layer = Layer::new(root, room)?;
+    let applied = add_all(&mut counted, &mut layer, &what, limits);
+    let applied = applied.and_then(|()| layer.finish().map_err(damaged));
+    let applied = applied.and_then(|()| io::copy(&mut counted, &mut io::sink()).map_err(damaged));
+    let (found, bytes) = counted.finish();
+    // First: what was cut off at the limit also looks damaged.
+    if bytes > limits.layer_bytes_max {
+        return Err(Error::TooLarge { what, limit: limits.layer_bytes_max });
+    }
+    applied?;
+    if found != *diff_id {
+        return Err(Error::Digest { what: "a layer".into(), wanted: *diff_id, found });
+    }
+    Ok(())
+}
+
+fn add_all(from: impl Read, layer: &mut Layer<'_>, what: &str, limits: &Limits) -> Result<(), Error> {
+    let damaged = |error: io::Error| Error::invalid(what, error);
+    let mut archive = tar::Archive::new(Bounded::new(from));
     for (number, entry) in archive.entries().map_err(damaged)?.enumerate() {
         if number as u64 >= limits.layer_entries_max {
             return Err(Error::invalid(
-                &what,
+                what,
                 format!("it has more than {} entries", limits.layer_entries_max),
             ));
         }
@@ -133,35 +154,27 @@ fn apply(
             Error::invalid(format!("{what}, entry {:?}", String::from_utf8_lossy(&path)), error)
         })?;
     }
-    layer.finish().map_err(damaged)?;
-    io::copy(&mut counted, &mut io::sink()).map_err(damaged)?;
-    let (found, bytes) = counted.finish();
-    if bytes > limits.layer_bytes_max {
-        return Err(Error::TooLarge { what, limit: limits.layer_bytes_max });
-    }
-    if found != *diff_id {
-        return Err(Error::Digest { what: "a layer".into(), wanted: *diff_id, found });
-    }
     Ok(())
 }
 
 /// The directory a layer is written to. Every path is resolved inside it by the kernel.
-struct Layer {
+struct Layer<'a> {
     root: OwnedFd,
+    room: &'a Room,
     /// Times of directories are set last: writing into one changes its time.
     directory_times: Vec<(Vec<u8>, SystemTime)>,
     /// In a user namespace with a single user nothing can be given to another one, and no device made.
     may_own: bool,
 }
 
-impl Layer {
-    fn new(root: &Path) -> Result<Layer, Error> {
+impl<'a> Layer<'a> {
+    fn new(root: &Path, room: &'a Room) -> Result<Layer<'a>, Error> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(root, flags, Mode::empty())
             .map_err(|error| Error::io("open a layer's directory")(error.into()))?;
         let may_own = !fs::read_to_string("/proc/self/uid_map")
             .is_ok_and(|map| map.split_whitespace().nth(2).is_some_and(|count| count == "1"));
-        Ok(Layer { root, directory_times: Vec::new(), may_own })
+        Ok(Layer { root, room, directory_times: Vec::new(), may_own })
     }
 
     fn add(&mut self, path: &[u8], entry: &mut Entry<'_, impl Read>) -> io::Result<()> {
@@ -171,6 +184,8 @@ impl Layer {
             return self.dress_directory(entry, &[]);
         };
         let kind = entry.header().entry_type();
+        // Each takes at least a block of the disk, whatever is in it.
+        self.room.take(4096)?;
         if matches!(kind, EntryType::XGlobalHeader | EntryType::XHeader) {
             return Ok(());
         }
@@ -196,11 +211,11 @@ impl Layer {
         }
         remove(&parent, name)?;
         match kind {
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+            EntryType::Regular | EntryType::Continuous => {
                 let flags =
                     OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file = rustix::fs::openat(&parent, *name, flags, Mode::from_raw_mode(0o600))?;
-                io::copy(entry, &mut File::from(file))?;
+                io::copy(entry, &mut self.room.guard(File::from(file)))?;
             }
             EntryType::Symlink => {
                 let target = entry.link_name_bytes().ok_or_else(|| refused("a link to nothing"))?;
