@@ -1,10 +1,13 @@
 //! Images as the whole cluster has them: loaded on one node, usable on every node.
 //!
-//! `load` writes name, digest and holder into the map (`skein/images//<digest of the name>`). A
-//! node that needs the image fetches its blobs from a holder and becomes one. A name that was loaded means
-//! what was loaded; names that the map does not know go to their registry.
+//! `load` writes name, digest and holder into the map (`skein/images//<digest of the name>`). Every other
+//! node fetches its blobs from a holder and becomes one: at once ([`ClusterImages::follow`]), so that the
+//! image outlives the node it was loaded on, and at the latest when a pod needs it. A name that was loaded
+//! means what was loaded; names that the map does not know go to their registry.
 
+use std::collections::BTreeSet;
 use std::io::Read;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use skein_net::endpoint::{Class, Endpoint};
@@ -12,6 +15,7 @@ use skein_net::identity::NodeId;
 use skein_net::stream::Stream;
 use skein_raft_store::{Change, Expect, Handle, Op, Options, TokioRuntime};
 use skein_runtime::images::{BUILT_IN, Credentials, Digest, Error, Image, Images, Loaded};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::admission::all_done;
@@ -23,6 +27,8 @@ const PREFIX: &str = "skein/images//";
 /// Pieces of a blob on its way to another node.
 const PIECE_BYTES: usize = 1 << 20;
 const TRIES: usize = 8;
+/// Between two tries to fetch what was loaded elsewhere: a holder that was away may be back.
+const FETCH_AGAIN: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Record {
@@ -83,6 +89,51 @@ impl ClusterImages {
             None => here.find(&wanted),
         })
         .await
+    }
+
+    /// Fetches what is loaded on other nodes, now and from now on, until `stopping`.
+    pub(crate) async fn follow(self, stopping: CancellationToken) {
+        // What could not be had, so that a holder who is away for a week fills no log.
+        let mut refused: BTreeSet<Digest> = BTreeSet::new();
+        while !stopping.is_cancelled() {
+            let state = self.store.state();
+            let records = state.range(PREFIX, None).filter_map(|(_, object)| {
+                serde_json::from_slice::<Record>(&object.value).ok().filter(|record| !self.is_held(record))
+            });
+            let mut missing = false;
+            for record in records.collect::<Vec<_>>() {
+                match self.fetch(&record).await {
+                    Ok(image) => info!(image = record.name, digest = %image.digest, "fetched"),
+                    Err(error) => {
+                        missing = true;
+                        if refused.insert(record.digest) {
+                            warn!(image = record.name, %error, "could not fetch a loaded image, trying on");
+                        }
+                    }
+                }
+                if stopping.is_cancelled() {
+                    return;
+                }
+            }
+            let Ok(mut watcher) = self.store.watch(PREFIX, state.revision()) else {
+                // The ring has moved on, as after a snapshot: what there is now says all.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            let again = async {
+                if missing { tokio::time::sleep(FETCH_AGAIN).await } else { std::future::pending().await }
+            };
+            tokio::select! {
+                _ = watcher.next() => {}
+                () = again => {}
+                () = stopping.cancelled() => return,
+            }
+        }
+    }
+
+    /// Whether this node holds the image, and is known to.
+    fn is_held(&self, record: &Record) -> bool {
+        record.holders.contains(&self.endpoint.node()) && self.local.has(&record.digest)
     }
 
     /// Takes an archive and, unless `here_only`, tells the cluster.

@@ -70,6 +70,7 @@ impl Agent {
     pub(crate) async fn run(self, stopping: CancellationToken) {
         let tasks = TaskTracker::new();
         let (status, reports) = status::channel();
+        tasks.spawn(self.images.clone().follow(stopping.clone()));
         let tools = Tools {
             node: self.name.as_str().into(),
             engine: self.engine.clone(),
