@@ -59,6 +59,7 @@ pub struct Failover {
 pub struct Cluster {
     lab: Lab,
     names: Vec<String>,
+    options: Vec<String>,
 }
 
 impl Cluster {
@@ -69,7 +70,13 @@ impl Cluster {
             lab.add(name);
             lab.power_on(name)?;
         }
-        Ok(Cluster { lab, names: names.iter().map(ToString::to_string).collect() })
+        let names = names.iter().map(ToString::to_string).collect();
+        Ok(Cluster { lab, names, options: Vec::new() })
+    }
+
+    /// Options that every node is started with from now on, such as `--insecure-registry`.
+    pub fn set_options(&mut self, options: &[&str]) {
+        self.options = options.iter().map(ToString::to_string).collect();
     }
 
     /// The lab, for faults of other kinds.
@@ -292,8 +299,9 @@ impl Cluster {
         let machine = self.lab.machine_mut(name);
         let (disk, cgroup) = (machine.disk().display().to_string(), machine.cgroup().to_owned());
         let own = ["--name", name, "--data-dir", &disk, "--cgroup", &cgroup, "--share", &share];
+        let options: Vec<&str> = self.options.iter().map(String::as_str).collect();
         // A member that comes back keeps its name.
-        Ok(machine.start(&[words, &own].concat())?)
+        Ok(machine.start(&[words, &own, &options].concat())?)
     }
 }
 

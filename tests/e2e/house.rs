@@ -1,7 +1,8 @@
 //! A cluster in a lab, and the one that many tests share.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::thread::JoinHandle;
@@ -14,6 +15,8 @@ use tokio::runtime::Runtime;
 
 /// Far longer than anything takes on a machine that is busy with other things.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+/// Where registries without TLS may listen in every lab: at the lab's own address.
+pub(crate) const REGISTRY: &str = "198.51.100.254";
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What outlives the last test, unless it is taken away by hand.
@@ -63,8 +66,9 @@ impl House {
     /// Machines that are on, without a cluster.
     pub(crate) fn new(names: &[&str]) -> House {
         let dir = tempfile::Builder::new().prefix("skein-e2e-").tempdir().expect("a directory for the lab");
-        let cluster = Cluster::new(lab_config(program(), dir.path().to_owned()), names)
+        let mut cluster = Cluster::new(lab_config(program(), dir.path().to_owned()), names)
             .unwrap_or_else(|error| panic!("no lab: {error}"));
+        cluster.set_options(&["--insecure-registry", REGISTRY, "--image-layer-max", "64Mi"]);
         House { cluster, dir }
     }
 
@@ -96,6 +100,20 @@ impl House {
         let mut command = machine.command("timeout");
         command.arg("120").arg(program()).args(words).env("SKEIN_DATA_DIR", machine.disk());
         said(command.output())
+    }
+
+    /// The same with `input` as its standard input.
+    pub(crate) fn skein_fed(&self, machine: &str, words: &[&str], input: &[u8]) -> Said {
+        let machine = self.lab().machine(machine);
+        let mut command = machine.command("timeout");
+        command.arg("120").arg(program()).args(words).env("SKEIN_DATA_DIR", machine.disk());
+        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = piped.spawn().expect("the command starts");
+        let mut pipe = child.stdin.take().expect("piped above");
+        // A program that has seen enough closes its end before all is written.
+        let _ = pipe.write_all(input);
+        drop(pipe);
+        said(child.wait_with_output())
     }
 
     /// The same, when it must end well: what it printed.
@@ -268,6 +286,7 @@ pub(crate) fn can(test: &str) -> bool {
         test if test.contains("starved") => limits && present("nft"),
         test if test.contains("cut_off") => present("nft"),
         test if test.contains("registry") => present("docker-registry") && present("skopeo"),
+        test if test.contains("image") || test.contains("archive") => present("busybox"),
         _ => true,
     }
 }

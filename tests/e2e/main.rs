@@ -2,12 +2,14 @@
 //!
 //! One cluster of three is shared by everything that leaves it as it was; what starts, stops or breaks
 //! nodes has machines of its own. In reading order: [`house`] is a cluster in a lab, [`user`] is
-//! somebody with a kubectl, then the subjects.
+//! somebody with a kubectl, [`archive`] makes images, then the subjects.
 
+mod archive;
 mod disk;
 mod failover;
 mod formation;
 mod house;
+mod images;
 mod kubectl;
 mod pods;
 mod user;
@@ -36,7 +38,7 @@ fn main() -> ExitCode {
         eprintln!("skipped: these tests need machines in namespaces; {reason}");
     }
     let mut trials: Vec<Trial> =
-        [formation::TESTS, pods::TESTS, failover::TESTS, disk::TESTS, watching::TESTS]
+        [formation::TESTS, pods::TESTS, images::TESTS, failover::TESTS, disk::TESTS, watching::TESTS]
             .into_iter()
             .flatten()
             .map(|(name, test)| {

@@ -62,7 +62,8 @@ impl<'a> User<'a> {
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = self.house.lab().command("timeout");
         command
-            .arg("120")
+            // In the foreground: else it leaves the process group that `Running` kills.
+            .args(["--foreground", "120"])
             .arg(&self.program)
             .args(words)
             .args(["--context", &self.context, "--namespace", &self.namespace])
