@@ -82,11 +82,26 @@ fn a_power_cut_ends_every_process_and_a_machine_comes_back_with_its_disk() {
         ask(&mut lab.machine("two").command("timeout"), lab.machine("one").address()),
         Answer::Silence
     );
-    lab.machine_mut("one").set_address(Ipv4Addr::new(192, 0, 2, 77));
+    lab.readdress("one", Ipv4Addr::new(192, 0, 2, 77)).unwrap();
     lab.power_on("one").unwrap();
     assert!(disk.join("kept").exists());
     let moved = Ipv4Addr::new(192, 0, 2, 77);
     until(Answer::Refused, || ask(&mut lab.machine("two").command("timeout"), moved));
+}
+
+#[test]
+fn a_running_machine_gets_another_address_and_keeps_its_gateway() {
+    let Some(Fixture { mut lab, _dir }) = lab() else { return };
+    lab.add_gateway();
+    lab.power_off("one").unwrap();
+    lab.power_on("one").unwrap();
+    let (old, moved) = (lab.machine("one").address(), Ipv4Addr::new(192, 0, 2, 77));
+    lab.readdress("one", moved).unwrap();
+    until(Answer::Refused, || ask(&mut lab.machine("two").command("timeout"), moved));
+    assert_eq!(ask(&mut lab.machine("two").command("timeout"), old), Answer::Silence);
+    let routes = lab.machine("one").command("cat").arg("/proc/net/route").output().unwrap();
+    // Destination, then gateway: 0.0.0.0 through 192.0.2.254, as the kernel writes it.
+    assert!(String::from_utf8_lossy(&routes.stdout).contains("eth0\t00000000\tFE0200C0"), "{routes:?}");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::{Error, inside};
 pub(super) struct Faults {
     cut: BTreeSet<(String, String)>,
     lossy: BTreeMap<String, u8>,
+    filters_multicast: bool,
 }
 
 impl Faults {
@@ -22,6 +23,10 @@ impl Faults {
 
     pub(super) fn lose(&mut self, port: String, percent: u8) {
         self.lossy.insert(port, percent.min(100));
+    }
+
+    pub(super) fn filter_multicast(&mut self) {
+        self.filters_multicast = true;
     }
 
     /// Replaces the bridge's ruleset in one transaction.
@@ -43,6 +48,10 @@ impl Faults {
             "table bridge lab\ndelete table bridge lab\ntable bridge lab {\n chain forward {\n  \
              type filter hook forward priority 0;\n",
         );
+        if self.filters_multicast {
+            // Of IP only: without the broadcasts of ARP nobody would reach anybody.
+            rules.push_str("  meta protocol { ip, ip6 } meta pkttype { multicast, broadcast } drop\n");
+        }
         for (from, to) in &self.cut {
             let _ = writeln!(rules, "  iifname {from} oifname {to} drop");
         }

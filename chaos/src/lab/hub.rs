@@ -7,9 +7,11 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 
+use futures::TryStreamExt;
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
 use nix::sched::{CloneFlags, setns};
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth};
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::{Error, inside};
 
@@ -19,6 +21,9 @@ pub(super) struct Hub {
     program: PathBuf,
     holder: Child,
     namespace: File,
+    address: Ipv4Addr,
+    /// Whether machines reach the rest of the world through the hub.
+    is_gateway: bool,
 }
 
 impl Hub {
@@ -33,7 +38,7 @@ impl Hub {
             return Err(kernel(std::io::ErrorKind::PermissionDenied.into()));
         }
         let namespace = File::open(format!("/proc/{}/ns/net", holder.id())).map_err(kernel)?;
-        let hub = Hub { program: program.to_owned(), holder, namespace };
+        let hub = Hub { program: program.to_owned(), holder, namespace, address, is_gateway: false };
         hub.netlink("make the lab's bridge", async move |net| {
             net.link().set(LinkUnspec::new_with_name("lo").up().build()).execute().await?;
             net.link().add(LinkBridge::new(BRIDGE).forward_delay(0).up().build()).execute().await?;
@@ -74,11 +79,35 @@ impl Hub {
                 .up();
             net.link().add(pair.build()).execute().await
         })?;
+        let gateway = self.gateway();
         netlink(&far, "give a machine its address", async move |net| {
             net.link().set(LinkUnspec::new_with_name("lo").up().build()).execute().await?;
             net.link().set(LinkUnspec::new_with_name("eth0").up().build()).execute().await?;
-            net.address().add(index(&net, "eth0").await?, IpAddr::V4(address), 24).execute().await
+            give(&net, address, gateway).await
         })
+    }
+
+    /// Takes the running machine's address away and gives it another one, as a lease that was not renewed.
+    pub(super) fn readdress(&self, machine: i32, address: Ipv4Addr) -> Result<(), Error> {
+        let far = File::open(format!("/proc/{machine}/ns/net")).map_err(Error::kernel("find the machine"))?;
+        let gateway = self.gateway();
+        netlink(&far, "give a machine another address", async move |net| {
+            let eth0 = index(&net, "eth0").await?;
+            let old: Vec<_> = net.address().get().set_link_index_filter(eth0).execute().try_collect().await?;
+            for old in old.into_iter().filter(|old| old.header.family == AddressFamily::Inet) {
+                net.address().del(old).execute().await?;
+            }
+            give(&net, address, gateway).await
+        })
+    }
+
+    /// Machines connected from now on have the hub as their gateway.
+    pub(super) fn become_gateway(&mut self) {
+        self.is_gateway = true;
+    }
+
+    fn gateway(&self) -> Option<Ipv4Addr> {
+        self.is_gateway.then_some(self.address)
     }
 
     /// Switches a port on or off.
@@ -122,8 +151,15 @@ where
         .map_err(Error::kernel(action))
 }
 
+async fn give(net: &Handle, address: Ipv4Addr, gateway: Option<Ipv4Addr>) -> Result<(), rtnetlink::Error> {
+    net.address().add(index(net, "eth0").await?, IpAddr::V4(address), 24).execute().await?;
+    if let Some(gateway) = gateway {
+        net.route().add(RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build()).execute().await?;
+    }
+    Ok(())
+}
+
 async fn index(net: &Handle, name: &str) -> Result<u32, rtnetlink::Error> {
-    use futures::TryStreamExt;
     let found = net.link().get().match_name(name.to_owned()).execute().try_next().await?;
     found.map(|link| link.header.index).ok_or(rtnetlink::Error::RequestFailed)
 }

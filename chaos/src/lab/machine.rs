@@ -68,9 +68,13 @@ impl Machine {
         self.address
     }
 
-    /// Gives it another address from the next power-on.
-    pub fn set_address(&mut self, address: Ipv4Addr) {
+    /// Gives it another address: now if it is on.
+    pub(super) fn readdress(&mut self, hub: &Hub, address: Ipv4Addr) -> Result<(), Error> {
         self.address = address;
+        match &self.power {
+            Some(power) => hub.readdress(power.init, address),
+            None => Ok(()),
+        }
     }
 
     /// Its disk: the data directory of the node it runs, by the name that its own processes use.

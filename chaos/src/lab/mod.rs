@@ -137,6 +137,25 @@ impl Lab {
         self.hub.plug(&self.machine(name).port(), plugged)
     }
 
+    /// Gives the machine another address: at once if it is on, and its old one is gone then.
+    pub fn readdress(&mut self, name: &str, address: Ipv4Addr) -> Result<(), Error> {
+        let machine = self.machines.get_mut(name).unwrap_or_else(|| panic!("the lab has no machine {name}"));
+        machine.readdress(&self.hub, address)
+    }
+
+    /// Machines switched on from now on have a default gateway, as at home: the lab itself. It answers, but
+    /// leads nowhere.
+    pub fn add_gateway(&mut self) {
+        self.hub.become_gateway();
+    }
+
+    /// Drops what goes to groups or to all of the link, as some switches and access points do; only who
+    /// knows an address is reached.
+    pub fn filter_multicast(&mut self) -> Result<(), Error> {
+        self.faults.filter_multicast();
+        self.faults.set(&self.hub)
+    }
+
     /// Drops every frame from one machine to another, silently.
     pub fn cut_one_way(&mut self, from: &str, to: &str) -> Result<(), Error> {
         let (from, to) = (self.machine(from).port(), self.machine(to).port());
