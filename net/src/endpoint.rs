@@ -19,14 +19,17 @@ mod tests;
 
 use std::{
     io,
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
 use quinn::{IdleTimeout, VarInt};
-use tokio::{sync::SetOnce, time::timeout};
+use tokio::{
+    sync::{SetOnce, watch},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::link::{Link, Links};
@@ -168,6 +171,7 @@ struct Inner {
     /// Drawn at each start; by it a peer notices that this process is not the one it knew.
     instance: u32,
     listen: SocketAddr,
+    addresses: watch::Sender<Vec<SocketAddr>>,
     quinn: quinn::Endpoint,
     client: quinn::ClientConfig,
     trust: Arc<dyn Trust>,
@@ -205,6 +209,7 @@ impl Endpoint {
             me: config.tls.node(),
             instance: rand::random(),
             listen,
+            addresses: watch::Sender::new(interfaces::reachable(listen)),
             quinn,
             client,
             trust: config.trust,
@@ -217,6 +222,7 @@ impl Endpoint {
         }));
         endpoint.spawn(accept::run(endpoint.clone()));
         endpoint.spawn(link::keep_house(endpoint.clone()));
+        endpoint.spawn(interfaces::follow(endpoint.clone()));
         Ok(endpoint)
     }
 
@@ -316,6 +322,28 @@ impl Endpoint {
         interfaces::reachable(self.0.listen)
     }
 
+    /// The same, and each change of it: a machine that listens on all its addresses may get new ones.
+    pub fn addresses(&self) -> watch::Receiver<Vec<SocketAddr>> {
+        self.0.addresses.subscribe()
+    }
+
+    /// The one address of this machine to name where only one can be: the best, of IPv4 where there is one.
+    pub fn host_address(&self) -> IpAddr {
+        let addresses = self.reachable_addresses();
+        let best = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
+        best.map_or(self.0.listen.ip(), |address| address.ip())
+    }
+
+    fn look_at_interfaces(&self) {
+        let listen = self.0.listen;
+        replace_if_new(&self.0.addresses, interfaces::reachable(listen));
+        let homeless = self.links().take_homeless(interfaces::machine_has());
+        for link in homeless {
+            tracing::debug!(peer = %link.peer, "dropped a connection to an address that is gone");
+            link.connection.close(code::STALE, b"moved");
+        }
+    }
+
     /// This node.
     pub fn node(&self) -> NodeId {
         self.0.me
@@ -401,6 +429,14 @@ impl Endpoint {
             let _ = shutdown.run_until_cancelled(task).await;
         });
     }
+}
+
+fn replace_if_new<T: PartialEq>(told: &watch::Sender<T>, seen: T) {
+    told.send_if_modified(|told| {
+        let is_new = *told != seen;
+        *told = seen;
+        is_new
+    });
 }
 
 /// Longest payload of a datagram: 1162 B fit one packet of the smallest MTU (1200 B), one says the kind.

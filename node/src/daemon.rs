@@ -174,8 +174,7 @@ impl Node {
         };
         let _ = door_of_store.set(door.clone());
 
-        let host_ip = outward_address(&endpoint);
-        let api_address = SocketAddr::new(host_ip, api_port);
+        let api_address = SocketAddr::new(endpoint.host_address(), api_port);
         let metadata = gossip::Metadata {
             name: membership.name.clone(),
             addresses: endpoint.reachable_addresses(),
@@ -267,7 +266,6 @@ impl Node {
         let offer = Offer {
             name: membership.name.clone(),
             node_id: me.to_string(),
-            address: host_ip,
             api_port,
             subnet: record.subnet.to_string(),
             share: config.share.max(1),
@@ -290,7 +288,6 @@ impl Node {
             members: members.clone(),
             gossiped: gossip.members(),
             offer,
-            host_ip,
         };
         tasks.spawn(agent.run(stopping.clone()));
 
@@ -301,7 +298,7 @@ impl Node {
             endpoint: endpoint.clone(),
             name: membership.name.clone(),
         };
-        let certificate = certificates.first(host_ip, &stopping).await?;
+        let certificate = certificates.first(&stopping).await?;
         let resolver = Arc::new(SwappableCertificate::new(certificate));
         let cluster = Arc::new(Here {
             store: store.clone(),
@@ -532,17 +529,6 @@ async fn keep_addresses(home: Home, book: AddressBook, stopping: CancellationTok
     }
 }
 
-/// The address under which others reach this node; loopback only where there is no other.
-fn outward_address(endpoint: &Endpoint) -> IpAddr {
-    let listen = endpoint.local_address().ip();
-    if !listen.is_unspecified() {
-        return listen;
-    }
-    let reachable = endpoint.reachable_addresses();
-    let best = reachable.iter().find(|address| address.is_ipv4()).or(reachable.first());
-    best.map_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), |address| address.ip())
-}
-
 /// A door that is put in later.
 struct LateDoor(Arc<OnceLock<Door>>);
 
@@ -682,12 +668,8 @@ struct ApiCertificates {
 
 impl ApiCertificates {
     /// The one kept from last time if it still fits, else a new one, asked for until there is one.
-    async fn first(
-        &self,
-        address: IpAddr,
-        stopping: &CancellationToken,
-    ) -> Result<rustls::sign::CertifiedKey, Failure> {
-        let names = self.names(address);
+    async fn first(&self, stopping: &CancellationToken) -> Result<rustls::sign::CertifiedKey, Failure> {
+        let names = self.names();
         if let Some(kept) =
             self.home.api_certificate()?.filter(|kept| kept.names == names && !is_due(&kept.chain))
         {
@@ -711,12 +693,14 @@ impl ApiCertificates {
 
     /// Replaces it at half of its life and when this node's addresses change.
     async fn renew(self, resolver: Arc<SwappableCertificate>, stopping: CancellationToken) {
+        let mut addresses = self.endpoint.addresses();
         loop {
             tokio::select! {
                 () = stopping.cancelled() => return,
+                Ok(()) = addresses.changed() => {}
                 () = tokio::time::sleep(Duration::from_secs(30)) => {}
             }
-            let names = self.names(outward_address(&self.endpoint));
+            let names = self.names();
             match self.home.api_certificate() {
                 Ok(Some(kept)) if kept.names == names && !is_due(&kept.chain) => continue,
                 _ => {}
@@ -745,10 +729,10 @@ impl ApiCertificates {
         Ok(certificate)
     }
 
-    fn names(&self, address: IpAddr) -> ApiNames {
+    fn names(&self) -> ApiNames {
         let mut addresses: Vec<IpAddr> =
             self.endpoint.reachable_addresses().iter().map(|at| at.ip()).collect();
-        addresses.extend([address, IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)]);
+        addresses.push(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
         addresses.sort_unstable();
         addresses.dedup();
         ApiNames { addresses, names: vec![self.name.clone(), "localhost".into()] }

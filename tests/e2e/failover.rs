@@ -20,19 +20,19 @@ pub(crate) const TESTS: Tests = tests![
     a_cluster_wakes_up_in_any_order,
 ];
 
-const NODES: [&str; 3] = ["one", "two", "three"];
-const REPLICAS: u64 = 6;
-const PODS: &str = "/api/v1/namespaces/default/pods?labelSelector=app%3Dweb";
+pub(crate) const NODES: [&str; 3] = ["one", "two", "three"];
+pub(crate) const REPLICAS: u64 = 6;
+pub(crate) const PODS: &str = "/api/v1/namespaces/default/pods?labelSelector=app%3Dweb";
 
 /// What shows that a pod was left alone: its node, and when each of its containers started.
 #[derive(Debug, Clone, PartialEq)]
-struct Life {
-    node: String,
+pub(crate) struct Life {
+    pub(crate) node: String,
     restarts: u64,
-    started: String,
+    pub(crate) started: String,
 }
 
-fn with_pods() -> House {
+pub(crate) fn with_pods() -> House {
     with_pods_on(&NODES)
 }
 
@@ -43,13 +43,13 @@ fn with_pods_on(nodes: &[&str]) -> House {
     house
 }
 
-fn running(house: &House) {
+pub(crate) fn running(house: &House) {
     wait(house.cluster.until_running("one", "web", REPLICAS))
         .unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
 }
 
 /// The pods that run, by uid, as `through` sees them.
-fn lives(house: &House, through: &str) -> BTreeMap<String, Life> {
+pub(crate) fn lives(house: &House, through: &str) -> BTreeMap<String, Life> {
     let list = house.get(through, PODS);
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let pods = list["items"].as_array().into_iter().flatten();
@@ -83,7 +83,7 @@ fn worker(leader: &str) -> &'static str {
     NODES.into_iter().find(|name| *name != leader).expect("there are three")
 }
 
-fn leader(house: &House) -> String {
+pub(crate) fn leader(house: &House) -> String {
     house.until("a leader", || wait(house.cluster.leader()))
 }
 

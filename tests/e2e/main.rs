@@ -7,6 +7,7 @@
 mod archive;
 mod disk;
 mod failover;
+mod finding;
 mod formation;
 mod house;
 mod images;
@@ -37,19 +38,26 @@ fn main() -> ExitCode {
     if let Err(reason) = &allowed {
         eprintln!("skipped: these tests need machines in namespaces; {reason}");
     }
-    let mut trials: Vec<Trial> =
-        [formation::TESTS, pods::TESTS, images::TESTS, failover::TESTS, disk::TESTS, watching::TESTS]
-            .into_iter()
-            .flatten()
-            .map(|(name, test)| {
-                let name = name.split_once("::").map_or(*name, |(_, name)| name);
-                let trial = Trial::test(name, move || {
-                    test();
-                    Ok(())
-                });
-                trial.with_ignored_flag(allowed.is_err() || !house::can(name))
-            })
-            .collect();
+    let mut trials: Vec<Trial> = [
+        formation::TESTS,
+        pods::TESTS,
+        images::TESTS,
+        failover::TESTS,
+        finding::TESTS,
+        disk::TESTS,
+        watching::TESTS,
+    ]
+    .into_iter()
+    .flatten()
+    .map(|(name, test)| {
+        let name = name.split_once("::").map_or(*name, |(_, name)| name);
+        let trial = Trial::test(name, move || {
+            test();
+            Ok(())
+        });
+        trial.with_ignored_flag(allowed.is_err() || !house::can(name))
+    })
+    .collect();
     for kubectl in user::kubectls() {
         for (name, test) in kubectl::TESTS {
             let path = kubectl.path.clone();

@@ -1,10 +1,22 @@
-//! The machine's own addresses, as far as others may reach it there.
+//! The machine's own addresses, as far as others may reach it there, and when they change.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
+use futures::FutureExt as _;
+use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, TokioSocket, protocols::NETLINK_ROUTE};
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 
+use super::Endpoint;
 use crate::gossip::metadata::ADDRESSES_MAX;
+
+/// How often the addresses are looked at although the kernel told of no change.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Changes come in bursts: an address goes, another one comes, a link is up.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// Where others may reach a socket bound to `listen`, best first: wired names sort before wireless ones,
 /// IPv4 before IPv6, and what only containers see is left out.
@@ -17,8 +29,8 @@ pub(super) fn reachable(listen: SocketAddr) -> Vec<SocketAddr> {
     }
     let mut found: Vec<(bool, String, IpAddr)> = own()
         .into_iter()
-        .filter(|(name, ip)| is_outward(name, ip) && (listen.is_ipv6() || ip.is_ipv4()))
-        .map(|(name, ip)| (ip.is_ipv6(), name, ip))
+        .filter(|own| is_outward(&own.name, &own.ip) && (listen.is_ipv6() || own.ip.is_ipv4()))
+        .map(|own| (own.ip.is_ipv6(), own.name, own.ip))
         .collect();
     found.sort();
     let mut addresses: Vec<SocketAddr> =
@@ -29,8 +41,67 @@ pub(super) fn reachable(listen: SocketAddr) -> Vec<SocketAddr> {
     addresses
 }
 
-/// Interface name and address of all interfaces that are up and are not the loopback.
-fn own() -> Vec<(String, IpAddr)> {
+/// Whether an address is this machine's now.
+pub(super) fn machine_has() -> impl Fn(IpAddr) -> bool {
+    let own: Vec<IpAddr> = own().into_iter().map(|own| own.ip).collect();
+    // None at all: nothing could be read, or nobody is reached anyway.
+    move |ip| own.is_empty() || ip.is_loopback() || own.contains(&ip)
+}
+
+/// Keeps what the endpoint says of its addresses and links true, until it ends.
+pub(super) async fn follow(endpoint: Endpoint) {
+    let mut changes = Changes::open();
+    if let Err(error) = &changes {
+        tracing::debug!(%error, "the kernel does not tell when addresses change; looking now and then");
+    }
+    loop {
+        endpoint.look_at_interfaces();
+        let change = async {
+            match &mut changes {
+                Ok(changes) => changes.next().await,
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = change => tokio::time::sleep(SETTLE).await,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
+}
+
+/// The kernel's word that a link or an address came, went or changed.
+struct Changes(TokioSocket);
+
+impl Changes {
+    fn open() -> io::Result<Changes> {
+        let groups = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
+        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+        socket.socket_mut().bind(&netlink_sys::SocketAddr::new(0, groups.unsigned_abs()))?;
+        Ok(Changes(socket))
+    }
+
+    /// Waits for the next one; all that were told by then count as one.
+    async fn next(&mut self) {
+        // What changed is looked up afterwards. An error means that the kernel had more to tell than it
+        // could keep: a change all the same.
+        let mut told = Vec::with_capacity(8192);
+        let _ = self.0.recv(&mut told).await;
+        for _ in 0..1024 {
+            told.clear();
+            if self.0.recv(&mut told).now_or_never().is_none() {
+                break;
+            }
+        }
+    }
+}
+
+/// An address of an interface that is up and is not the loopback.
+struct Own {
+    name: String,
+    ip: IpAddr,
+}
+
+fn own() -> Vec<Own> {
     let Ok(interfaces) = getifaddrs() else { return Vec::new() };
     let is_up = |flags: InterfaceFlags| {
         flags.contains(InterfaceFlags::IFF_UP) && !flags.contains(InterfaceFlags::IFF_LOOPBACK)
@@ -44,7 +115,7 @@ fn own() -> Vec<(String, IpAddr)> {
                 (None, Some(v6)) => IpAddr::V6(v6.ip()),
                 (None, None) => return None,
             };
-            Some((interface.interface_name, ip))
+            Some(Own { name: interface.interface_name, ip })
         })
         .collect()
 }
@@ -52,13 +123,17 @@ fn own() -> Vec<(String, IpAddr)> {
 /// Bridges and links that other container software makes for itself.
 const INWARD: [&str; 8] = ["docker", "br-", "veth", "cni", "virbr", "podman", "flannel", "skein"];
 
+fn is_inward(name: &str) -> bool {
+    INWARD.iter().any(|prefix| name.starts_with(prefix))
+}
+
 fn is_outward(name: &str, ip: &IpAddr) -> bool {
     let is_link_local = match ip {
         IpAddr::V4(ip) => ip.is_link_local(),
         // Without its zone such an address means nothing to others.
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
     };
-    !ip.is_loopback() && !is_link_local && !INWARD.iter().any(|prefix| name.starts_with(prefix))
+    !ip.is_loopback() && !is_link_local && !is_inward(name)
 }
 
 #[cfg(test)]

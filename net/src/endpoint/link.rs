@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
@@ -181,6 +181,19 @@ impl Links {
 
     pub(super) fn take_other_instances(&mut self, peer: NodeId, instance: u32) -> Vec<Arc<Link>> {
         self.take(peer, |link| link.instance.get().is_some_and(|other| *other != instance))
+    }
+
+    /// Connections to an address that this machine no longer has: nothing is sent over them any more.
+    pub(super) fn take_homeless(&mut self, is_here: impl Fn(IpAddr) -> bool) -> Vec<Arc<Link>> {
+        let is_homeless = |link: &Arc<Link>| {
+            // Known of accepted ones; a dialled one goes on from whatever address there is.
+            link.connection.local_ip().is_some_and(|ip| !is_here(ip.to_canonical()))
+        };
+        let homeless: Vec<Arc<Link>> = self.all().into_iter().filter(is_homeless).collect();
+        for link in &homeless {
+            self.remove(link);
+        }
+        homeless
     }
 
     pub(super) fn take_all(&mut self, peer: NodeId) -> Vec<Arc<Link>> {

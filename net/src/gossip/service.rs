@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::{
@@ -36,8 +36,6 @@ const INBOX_MAX: usize = 1024;
 const CHANGES_MAX: usize = 1024;
 /// Dial, ask, answer.
 const EXCHANGE_MAX: Duration = Duration::from_secs(5);
-/// How often the machine's own addresses are looked at.
-const ADDRESSES_EVERY: Duration = Duration::from_secs(5);
 /// How long the last words of a leaving node may take to go out.
 const LEAVE_MAX: Duration = Duration::from_millis(200);
 
@@ -49,7 +47,8 @@ pub struct Config {
     pub generation: u64,
     /// What this node says about itself.
     pub metadata: Metadata,
-    /// Whether `metadata.addresses` follow the addresses of the machine's interfaces; else they stay.
+    /// Whether `metadata.addresses`, and an API address that is one of them, follow the addresses of the
+    /// machine's interfaces; else they stay.
     pub follow_interfaces: bool,
     /// The protocol's constants.
     pub tuning: Tuning,
@@ -150,8 +149,7 @@ impl Gossip {
     }
 
     async fn run(mut self) {
-        let mut look = interval(ADDRESSES_EVERY);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut addresses = self.endpoint.addresses();
         self.handle(Input::Contacts(self.endpoint.book().nodes()));
         loop {
             let wake_at = self.wake_at;
@@ -171,7 +169,10 @@ impl Gossip {
                     self.wake_at = None;
                     self.handle(Input::Woken);
                 }
-                _ = look.tick(), if self.follow_interfaces => self.look_at_addresses(),
+                Ok(()) = addresses.changed(), if self.follow_interfaces => {
+                    let addresses = addresses.borrow_and_update().clone();
+                    self.follow(addresses);
+                }
             }
         }
     }
@@ -264,12 +265,21 @@ impl Gossip {
         });
     }
 
-    fn look_at_addresses(&mut self) {
-        let addresses = self.endpoint.reachable_addresses();
-        if addresses != self.metadata.addresses {
-            tracing::info!(?addresses, "this machine's addresses changed");
-            self.describe(Metadata { addresses, ..self.metadata.clone() });
+    /// This machine has other addresses than before.
+    fn follow(&mut self, addresses: Vec<SocketAddr>) {
+        // Without any there is nobody to tell, and the loopback would be no news to them.
+        if addresses == self.metadata.addresses || addresses.iter().all(|at| at.ip().is_loopback()) {
+            return;
         }
+        tracing::info!(?addresses, "this machine's addresses changed");
+        let is_in = |addresses: &[SocketAddr], ip| addresses.iter().any(|at| at.ip() == ip);
+        // The API is where it was, unless that was an address that has gone.
+        let api_address = self.metadata.api_address.map(|api| {
+            let has_gone = is_in(&self.metadata.addresses, api.ip()) && !is_in(&addresses, api.ip());
+            let ip = if has_gone { self.endpoint.host_address() } else { api.ip() };
+            SocketAddr::new(ip, api.port())
+        });
+        self.describe(Metadata { addresses, api_address, ..self.metadata.clone() });
     }
 
     fn describe(&mut self, metadata: Metadata) {

@@ -47,7 +47,7 @@ pub(crate) struct Tools {
     pub(crate) network: Arc<std::sync::Mutex<Network>>,
     pub(crate) picture: Picture,
     pub(crate) status: status::Sender,
-    pub(crate) host_ip: std::net::IpAddr,
+    pub(crate) endpoint: Endpoint,
 }
 
 /// See the module.
@@ -62,7 +62,6 @@ pub(crate) struct Agent {
     pub(crate) members: Members,
     pub(crate) gossiped: watch::Receiver<Arc<Gossiped>>,
     pub(crate) offer: Offer,
-    pub(crate) host_ip: std::net::IpAddr,
 }
 
 impl Agent {
@@ -78,10 +77,16 @@ impl Agent {
             network: Arc::new(std::sync::Mutex::new(self.network)),
             picture: self.picture.clone(),
             status,
-            host_ip: self.host_ip,
+            endpoint: self.endpoint.clone(),
         };
         tasks.spawn(status::write(self.store.clone(), self.picture.clone(), reports, stopping.clone()));
-        tasks.spawn(node::keep(self.store.clone(), self.picture.clone(), self.offer, stopping.clone()));
+        tasks.spawn(node::keep(
+            self.store.clone(),
+            self.picture.clone(),
+            self.endpoint.clone(),
+            self.offer,
+            stopping.clone(),
+        ));
         tasks.spawn(routes(
             tools.network.clone(),
             self.endpoint,
@@ -210,12 +215,16 @@ async fn routes(
     stopping: CancellationToken,
 ) {
     let mut set = BTreeSet::new();
+    let mut addresses = endpoint.addresses();
     // Members come by the map, addresses by gossip: whichever is later, a second later all is known.
     let mut timer = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
             changed = gossiped.changed() => if changed.is_err() { return },
+            // The kernel drops routes with the last address of their link, and refuses those to a network
+            // that this machine has no address in yet.
+            Ok(()) = addresses.changed() => set.clear(),
             _ = timer.tick() => {}
         }
         let peers: BTreeSet<Peer> = members

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use skein_net::endpoint::Endpoint;
 use skein_raft_store::{Change, Expect, Handle, Op, Options, Outcome, TokioRuntime};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -21,7 +22,6 @@ const PODS_MAX: u64 = 110;
 pub(crate) struct Offer {
     pub(crate) name: String,
     pub(crate) node_id: String,
-    pub(crate) address: IpAddr,
     pub(crate) api_port: u16,
     pub(crate) subnet: String,
     /// Of this many nodes on one machine each offers its share.
@@ -32,9 +32,11 @@ pub(crate) struct Offer {
 pub(crate) async fn keep(
     store: Handle<TokioRuntime>,
     picture: Picture,
+    endpoint: Endpoint,
     offer: Offer,
     stopping: CancellationToken,
 ) {
+    let mut addresses = endpoint.addresses();
     let key = format!("core/nodes//{}", offer.name);
     let mut revisions = picture.revisions();
     let mut said_ready = false;
@@ -42,7 +44,7 @@ pub(crate) async fn keep(
         let state = store.state();
         let object = state.get(&key);
         let before = object.and_then(|object| serde_json::from_slice::<Value>(&object.value).ok());
-        let after = offer.node(before.as_ref());
+        let after = offer.node(before.as_ref(), endpoint.host_address());
         if before.as_ref() != Some(&after) {
             let op = Op {
                 key: key.as_str().into(),
@@ -77,6 +79,7 @@ pub(crate) async fn keep(
             tokio::select! {
                 () = stopping.cancelled() => return,
                 changed = revisions.changed() => if changed.is_err() { return },
+                Ok(()) = addresses.changed() => break,
             }
             let present = store.state().get(&key).map(|object| object.mod_rev);
             if present != object.map(|object| object.mod_rev) {
@@ -88,7 +91,7 @@ pub(crate) async fn keep(
 
 impl Offer {
     /// The object as it should be, given what is there: spec, labels and taints are others' to change.
-    fn node(&self, before: Option<&Value>) -> Value {
+    fn node(&self, before: Option<&Value>, address: IpAddr) -> Value {
         let mut node = before.cloned().unwrap_or_else(|| self.new_node());
         let labels = [
             ("kubernetes.io/hostname", self.name.as_str()),
@@ -107,7 +110,7 @@ impl Offer {
         node["status"]["capacity"] = capacity.clone();
         node["status"]["allocatable"] = capacity;
         node["status"]["addresses"] = json!([
-            { "type": "InternalIP", "address": self.address.to_string() },
+            { "type": "InternalIP", "address": address.to_string() },
             { "type": "Hostname", "address": self.name },
         ]);
         node["status"]["daemonEndpoints"] = json!({ "kubeletEndpoint": { "Port": self.api_port } });

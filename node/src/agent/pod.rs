@@ -64,7 +64,7 @@ impl Worker {
         found: Option<skein_runtime::Sandbox>,
         tools: Tools,
     ) -> Worker {
-        let host_ips = vec![tools.host_ip.to_string()];
+        let host_ips = vec![tools.endpoint.host_address().to_string()];
         let address = tools.network.lock().unwrap_or_else(PoisonError::into_inner).address(uid.as_str());
         let addresses: Vec<String> = match &found {
             Some(sandbox) if sandbox.spec.network == Network::Machine => host_ips.clone(),
@@ -308,7 +308,7 @@ impl Scene {
     fn facts(&self) -> Facts {
         Facts {
             pod_ips: self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            host_ips: vec![self.tools.host_ip.to_string()],
+            host_ips: vec![self.tools.endpoint.host_address().to_string()],
         }
     }
 }
@@ -320,7 +320,7 @@ async fn make_sandbox(scene: Scene, attempt: SandboxAttempt) -> Option<Input> {
         let sandbox =
             scene.tools.engine.create_sandbox(spec).await.map_err(|error| Chain(&error).to_string())?;
         let addresses = match sandbox.netns {
-            None => vec![scene.tools.host_ip.to_string()],
+            None => vec![scene.tools.endpoint.host_address().to_string()],
             Some(netns) => {
                 let (network, uid) = (scene.tools.network.clone(), scene.uid.clone());
                 let attached = tokio::task::spawn_blocking(move || {

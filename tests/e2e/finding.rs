@@ -1,0 +1,60 @@
+//! Nodes find each other again after their addresses changed.
+
+use std::net::Ipv4Addr;
+
+use serde_json::Value;
+
+use crate::failover::{NODES, lives, with_pods};
+use crate::house::{House, wait};
+use crate::{Tests, tests};
+
+pub(crate) const TESTS: Tests = tests![addresses_change_one_after_another_and_no_pod_moves];
+
+/// An address that no machine of the lab begins with.
+fn address(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(198, 51, 100, number)
+}
+
+/// What every node says of every node: its address as `status` prints it, if it is alive.
+fn addresses(house: &House) -> Vec<Option<String>> {
+    let mut seen = Vec::new();
+    for through in NODES {
+        let Some(status) = wait(house.cluster.status(through)) else { return Vec::new() };
+        for name in NODES {
+            let node =
+                status["nodes"].as_array().and_then(|nodes| nodes.iter().find(|node| node["name"] == name));
+            let alive = node.filter(|node| node["state"] == "alive" && node["ready"] == true);
+            seen.push(alive.and_then(|node| node["address"].as_str()).map(str::to_owned));
+        }
+    }
+    seen
+}
+
+/// Waits until every node calls every node alive at the address that its machine has now.
+fn until_all_are_seen_where_they_are(house: &House) {
+    let at = |name: &&str| Some(format!("{}:7946", house.lab().machine(name).address()));
+    let wanted: Vec<Option<String>> = NODES.iter().flat_map(|_| NODES.iter().map(at)).collect();
+    house.until("the new addresses everywhere", || (addresses(house) == wanted).then_some(()));
+}
+
+fn internal_ip(node: &Value) -> Option<&str> {
+    let addresses = node["status"]["addresses"].as_array()?;
+    addresses.iter().find(|address| address["type"] == "InternalIP")?["address"].as_str()
+}
+
+fn addresses_change_one_after_another_and_no_pod_moves() {
+    let mut house = with_pods();
+    let before = lives(&house, "one");
+    for (number, name) in (101..).zip(NODES) {
+        house.cluster.lab().readdress(name, address(number)).expect("the machine is ours");
+        until_all_are_seen_where_they_are(&house);
+        house.until("the Node object with the new address", || {
+            let node = house.get("two", &format!("/api/v1/nodes/{name}"));
+            (internal_ip(&node) == Some(&address(number).to_string())).then_some(())
+        });
+    }
+    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    for through in NODES {
+        assert_eq!(lives(&house, through), before, "pods were touched\n{}", house.logs());
+    }
+}
