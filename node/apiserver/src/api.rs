@@ -9,6 +9,7 @@ use http::header::{ACCEPT, CONTENT_TYPE, HOST};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Body as _;
 use serde_json::Value;
 use skein_api::decode::{self, Decoded, Format, Parsed, Validation};
 use skein_api::kinds::Kind;
@@ -90,8 +91,9 @@ impl Api {
     /// Every failure is a `Status`; a panic is one too and ends nothing but its request.
     pub async fn answer(&self, request: Request<Body>, caller: &Identity, client: &str) -> Response<Body> {
         let began = Instant::now();
-        let (method, uri) = (request.method().clone(), request.uri().clone());
-        let answer = AssertUnwindSafe(self.route(request, caller, client)).catch_unwind().await;
+        let (head, mut body) = request.into_parts();
+        let (method, uri) = (&head.method, &head.uri);
+        let answer = AssertUnwindSafe(self.route(&head, &mut body, caller, client)).catch_unwind().await;
         let response = match answer {
             Ok(Ok(response)) => response,
             Ok(Err(status)) => respond::status(&status),
@@ -105,11 +107,28 @@ impl Api {
         };
         let took_ms = began.elapsed().as_millis();
         debug!(%method, %uri, user = caller.user, code = response.status().as_u16(), took_ms, "answered");
-        response
+        if body.is_end_stream() { response } else { self.after_the_rest_of(body, response).await }
     }
 
-    async fn route(&self, request: Request<Body>, caller: &Identity, client: &str) -> Answer {
-        let (head, body) = request.into_parts();
+    /// `response`, once the client has sent what it has, within bounds: many clients take an answer that
+    /// comes while they are sending for a broken connection and never show it.
+    async fn after_the_rest_of(&self, mut body: Body, response: Response<Body>) -> Response<Body> {
+        let mut left = self.limits.unread_bytes_max;
+        let unread = async {
+            while let Some(Ok(frame)) = body.frame().await {
+                left = match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+                    Some(left) => left,
+                    None => return,
+                };
+            }
+        };
+        // Whether it came to its end or not: the answer goes out.
+        let _ = timeout(self.limits.unread_time_max, unread).await;
+        // Dropping the rest before the answer is sent would cancel the stream together with the answer.
+        response.map(|answer| respond::holding(answer, body))
+    }
+
+    async fn route(&self, head: &Parts, body: &mut Body, caller: &Identity, client: &str) -> Answer {
         let route = path::route(head.uri.path()).ok_or_else(Status::no_such_resource);
         match &route {
             Ok(Route::Health) => {
@@ -125,7 +144,7 @@ impl Api {
         let accept = header(&head.headers, ACCEPT);
         match route? {
             Route::Discovery(segments) => {
-                read_only(&head.method, || discovery::answer(&segments, accept, host(&head)))?
+                read_only(&head.method, || discovery::answer(&segments, accept, host(head)))?
             }
             Route::OpenApi(segments) => read_only(&head.method, || discovery::openapi(&segments, accept))?,
             Route::Resource(resource) => {
@@ -185,7 +204,7 @@ impl Api {
         }
     }
 
-    async fn read_body(&self, body: Body) -> Result<Bytes, Status> {
+    async fn read_body(&self, body: &mut Body) -> Result<Bytes, Status> {
         let max = self.limits.body_bytes_max;
         let read = timeout(self.limits.body_time_max, Limited::new(body, max).collect()).await;
         match read {

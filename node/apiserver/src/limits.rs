@@ -15,6 +15,10 @@ pub struct Limits {
     pub body_time_max: Duration,
     /// A request's body.
     pub body_bytes_max: usize,
+    /// What is read and thrown away of a body that nobody wants, so that its sender gets to see the refusal.
+    pub unread_bytes_max: usize,
+    /// How long that may take.
+    pub unread_time_max: Duration,
     /// Everything but watches and logs that are followed. Less than the minute after which clients give up.
     pub answer_time_max: Duration,
     /// Short requests one client has under way; the next one is answered with 429.
@@ -37,6 +41,9 @@ impl Default for Limits {
             header_time_max: Duration::from_secs(10),
             body_time_max: Duration::from_secs(30),
             body_bytes_max: skein_api::limits::REQUEST_BYTES_MAX,
+            // What lies between the largest request that is read and a mistake of a size that people make.
+            unread_bytes_max: 16 << 20,
+            unread_time_max: Duration::from_secs(5),
             answer_time_max: Duration::from_secs(34),
             in_flight_max: 200,
             streams_max: 1_000,

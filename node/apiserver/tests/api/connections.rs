@@ -121,6 +121,44 @@ async fn the_servers_certificate_can_be_replaced_while_it_runs() {
     assert_eq!(after, expect);
 }
 
+/// What is refused before its body was read broke off the connection or the stream instead: whoever was
+/// still sending never saw why.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_reaches_those_who_are_still_sending() {
+    let served = served().await;
+    let config_maps = "/api/v1/namespaces/default/configmaps";
+    for alpn in [&b"http/1.1"[..], b"h2"] {
+        for (method, path, bytes, code) in [
+            ("PUT", config_maps, 20, 405),
+            ("POST", "/api/v1/unicorns", 1 << 20, 404),
+            ("POST", "/version", 1 << 20, 405),
+            ("POST", config_maps, 4 << 20, 413),
+        ] {
+            let client = served.issue_client("ann", "system:masters");
+            let stream = connect(&served, Some(client), alpn).await.unwrap();
+            let request = Request::builder().method(method).uri(format!("https://127.0.0.1{path}"));
+            let request = request.body(full("x".repeat(bytes))).unwrap();
+            let io = TokioIo::new(stream);
+            let answer = if alpn == b"h2" {
+                let (mut sender, connection) =
+                    hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+                tokio::spawn(connection);
+                timeout(PATIENCE, sender.send_request(request)).await
+            } else {
+                let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+                tokio::spawn(connection);
+                timeout(PATIENCE, sender.send_request(request)).await
+            };
+            let answer = answer.expect("an answer comes in time").unwrap();
+            assert_eq!(answer.status(), code, "{method} {path}");
+            let body = timeout(PATIENCE, answer.into_body().collect()).await.expect("a body comes in time");
+            let body = body.unwrap_or_else(|error| panic!("{method} {path}: {error}")).to_bytes();
+            let status: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(status["code"], code, "{method} {path}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn many_watches_share_one_connection_of_http_2() {
     let served = served().await;

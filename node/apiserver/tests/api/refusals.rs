@@ -1,7 +1,10 @@
 //! Bad input, bad callers, bad days.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::StreamExt;
 use http::{Method, Request};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
@@ -72,12 +75,49 @@ async fn bodies_and_objects_beyond_their_bounds_are_413() {
 
 #[tokio::test]
 async fn a_body_that_never_comes_ends_its_request() {
-    let client =
-        Client::with_limits(Limits { body_time_max: Duration::from_millis(50), ..Limits::default() });
+    let short = Duration::from_millis(50);
+    let limits = Limits { body_time_max: short, unread_time_max: short, ..Limits::default() };
+    let client = Client::with_limits(limits);
     let never = StreamBody::new(futures::stream::pending::<Result<Frame<bytes::Bytes>, std::io::Error>>());
     let request = Request::post(CONFIG_MAPS).body(body_from(never)).unwrap();
     let reply = client.send(request).await;
     assert_eq!((reply.code, reply.reason()), (504, "Timeout"));
+}
+
+/// curl reported a broken stream instead of the refusal: the answer went out while it was still sending.
+#[tokio::test]
+async fn a_refused_body_is_read_to_its_end_before_the_answer_within_bounds() {
+    const PIECE: usize = 64 << 10;
+    let limits = Limits {
+        body_bytes_max: 2 * PIECE,
+        unread_bytes_max: 8 * PIECE,
+        unread_time_max: Duration::from_millis(200),
+        ..Limits::default()
+    };
+    let client = Client::with_limits(limits);
+    let sent = |pieces: usize, then_stall: bool| {
+        let read = Arc::new(AtomicUsize::new(0));
+        let count = read.clone();
+        let frames = futures::stream::iter(0..pieces).map(move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, std::io::Error>(Frame::data(bytes::Bytes::from_static(&[b'x'; PIECE])))
+        });
+        let frames = frames.chain(futures::stream::pending().take(usize::from(then_stall)));
+        (read, body_from(StreamBody::new(frames)))
+    };
+    for (method, path, pieces, stall, code, read) in [
+        (Method::PUT, PODS, 5, false, 405, 5),
+        (Method::POST, "/api/v1/unicorns", 5, false, 404, 5),
+        (Method::POST, CONFIG_MAPS, 5, false, 413, 5),
+        // Whoever sends on and on, or stops in the middle, is answered all the same.
+        (Method::PUT, PODS, 1000, false, 405, 9),
+        (Method::PUT, PODS, 5, true, 405, 5),
+    ] {
+        let (seen, body) = sent(pieces, stall);
+        let request = Request::builder().method(method.clone()).uri(path).body(body).unwrap();
+        assert_eq!(client.send(request).await.code, code, "{method} {path}");
+        assert_eq!(seen.load(Ordering::Relaxed), read, "{method} {path}");
+    }
 }
 
 #[tokio::test]
