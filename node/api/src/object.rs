@@ -12,7 +12,7 @@ use crate::field::Errors;
 use crate::kinds::Kind;
 use crate::limits::OBJECT_BYTES_MAX;
 use crate::rules::{WrongType, metadata};
-use crate::status::Status;
+use crate::status::{Reason, Status};
 use crate::time;
 
 /// Who asks, when, and the chance a new object needs.
@@ -253,8 +253,24 @@ impl DeleteOptions {
                 "preconditions.resourceVersion",
             )?,
             propagation,
-            dry_run: body["dryRun"].as_array().is_some_and(|values| !values.is_empty()),
+            dry_run: dry_run(&body["dryRun"])?,
         })
+    }
+}
+
+/// The field `dryRun`: what is misspelled must not become a deletion.
+fn dry_run(value: &Value) -> Result<bool, Status> {
+    let values = match value {
+        Value::Null => return Ok(false),
+        Value::Array(values) => values,
+        _ => return Err(Status::bad_request("DeleteOptions: dryRun has the wrong type")),
+    };
+    match values.iter().find(|value| *value != "All") {
+        None => Ok(!values.is_empty()),
+        Some(other) => Err(Status::new(
+            Reason::Invalid,
+            format!("DeleteOptions: dryRun: Unsupported value: {other}: supported values: \"All\""),
+        )),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use skein_api::object;
 use skein_api::status::{Reason, Status};
-use skein_api::write::{Refusal, Write, Written};
+use skein_api::write::{Expect, Refusal, Write, Written};
 
 use crate::api::Api;
 use crate::cluster::{Freshness, Snapshot, Unavailable};
@@ -59,7 +59,13 @@ impl Api {
             let at = if checked_by_writing { Freshness::Any } else { Freshness::Latest };
             let snapshot: Arc<dyn Snapshot> = self.cluster.read(at).await.map_err(unavailable)?;
             match decide(&*snapshot) {
-                Ok(Step::Write { object, .. }) if dry_run => return Ok(Committed { object }),
+                Ok(Step::Write { writes, mut object }) if dry_run => {
+                    // The version that it was computed from: what differs is what the change would change.
+                    if let Some(Expect::Revision(revision)) = writes.first().map(|write| &write.expect) {
+                        object::put_resource_version(&mut object, *revision);
+                    }
+                    return Ok(Committed { object });
+                }
                 Ok(Step::Write { writes, mut object }) => {
                     if let Some(revision) = self.write(writes).await? {
                         object::put_resource_version(&mut object, revision);

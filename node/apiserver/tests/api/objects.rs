@@ -108,6 +108,10 @@ async fn a_dry_run_checks_everything_and_writes_nothing() {
         json!({ "b": "2" })
     );
     client.delete(&format!("{CONFIG_MAPS}/a?dryRun=All"), &Value::Null).await.ok();
+    client.delete(&format!("{CONFIG_MAPS}/a"), &json!({ "dryRun": ["All"] })).await.ok();
+    client.delete(&format!("{CONFIG_MAPS}?dryRun=All"), &Value::Null).await.ok();
+    let misspelled = client.delete(&format!("{CONFIG_MAPS}/a"), &json!({ "dryRun": ["all"] })).await;
+    assert_eq!(misspelled.code, 422);
     assert_eq!(client.get(&format!("{CONFIG_MAPS}/a")).await.ok()["data"], json!({ "a": "1" }));
     assert_eq!(client.post(&format!("{CONFIG_MAPS}?dryRun=Some"), &config_map("b")).await.code, 422);
 }
