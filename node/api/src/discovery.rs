@@ -45,6 +45,22 @@ pub fn group_versions() -> Vec<(&'static str, &'static str)> {
     all
 }
 
+/// The answer at `/`.
+pub fn paths() -> Value {
+    const OTHERS: [&str; 8] =
+        ["/api", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"];
+    let mut paths: Vec<String> = OTHERS.map(str::to_owned).into();
+    for (group, version) in group_versions() {
+        let root = crate::openapi::root(group, version);
+        paths.extend([format!("/openapi/v3/{root}"), format!("/{root}")]);
+        if !group.is_empty() {
+            paths.push(format!("/apis/{group}"));
+        }
+    }
+    paths.sort_unstable();
+    json!({ "paths": paths })
+}
+
 /// The answer at `/api`. `address` is where this node serves: `10.0.0.5:6443`.
 pub fn api_versions(address: &str) -> Value {
     json!({

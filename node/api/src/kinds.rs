@@ -2,6 +2,9 @@
 //! ([`defaults`](crate::defaults), [`validate`](crate::validate)); all else follows from these.
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::authentication::v1::SelfSubjectReview;
+use k8s_openapi::api::authorization::v1::{SelfSubjectAccessReview, SelfSubjectRulesReview};
+use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount};
 
@@ -177,7 +180,44 @@ pub static KINDS: &[Kind] = &[
         group: "coordination.k8s.io",
         ..core::<Lease>("Lease", "leases", "lease", names::Rule::Subdomain)
     },
+    Kind {
+        group: "authentication.k8s.io",
+        ..question::<SelfSubjectReview>("SelfSubjectReview", "selfsubjectreviews", "selfsubjectreview")
+    },
+    Kind {
+        group: "authorization.k8s.io",
+        ..question::<SelfSubjectAccessReview>(
+            "SelfSubjectAccessReview",
+            "selfsubjectaccessreviews",
+            "selfsubjectaccessreview",
+        )
+    },
+    Kind {
+        group: "authorization.k8s.io",
+        ..question::<SelfSubjectRulesReview>(
+            "SelfSubjectRulesReview",
+            "selfsubjectrulesreviews",
+            "selfsubjectrulesreview",
+        )
+    },
 ];
+
+/// What travels at the sub-resource `scale`. Its objects are views of others, so it is not among [`KINDS`].
+pub static SCALE_KIND: Kind =
+    Kind { group: "autoscaling", ..core::<Scale>("Scale", "scales", "scale", names::Rule::Subdomain) };
+
+/// A kind that is answered and not kept.
+const fn question<T: crate::rules::KindRules>(
+    kind: &'static str,
+    plural: &'static str,
+    singular: &'static str,
+) -> Kind {
+    Kind {
+        namespaced: false,
+        verbs: &["create"],
+        ..core::<T>(kind, plural, singular, names::Rule::Subdomain)
+    }
+}
 
 /// What most kinds have in common: an entry names what differs.
 const fn core<T: crate::rules::KindRules>(
@@ -254,6 +294,11 @@ impl Kind {
         self.subresources.iter().find(|subresource| subresource.name == name)
     }
 
+    /// Creating one asks the server something; nothing of it is kept.
+    pub fn is_question(&self) -> bool {
+        matches!(self.group, "authentication.k8s.io" | "authorization.k8s.io")
+    }
+
     /// A write to the object leaves `status` alone, and a write to `status` the rest.
     pub fn has_status(&self) -> bool {
         self.subresource("status").is_some()
@@ -277,6 +322,13 @@ mod tests {
         assert_eq!(deployments.kind, by_key(&deployments.key("default", "web")).unwrap().kind);
         assert!(by_resource("apps", "v1beta1", "deployments").is_none());
         assert!(by_kind("", "Deployment").is_none());
+    }
+
+    #[test]
+    fn what_is_asked_can_be_created_only() {
+        for kind in KINDS {
+            assert_eq!(kind.is_question(), kind.verbs == ["create"], "{kind:?}");
+        }
     }
 
     #[test]

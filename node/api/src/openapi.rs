@@ -43,7 +43,9 @@ pub fn v3_document(group: &str, version: &str) -> Option<Value> {
         let collection = format!("/{}{scope}/{}", root(group, version), kind.plural);
         let one = format!("{collection}/{{name}}");
         paths.insert(collection, operations(kind, COLLECTION, kind.namespaced, false));
-        paths.insert(one, operations(kind, ONE, kind.namespaced, true));
+        if !kind.is_question() {
+            paths.insert(one, operations(kind, ONE, kind.namespaced, true));
+        }
     }
     if paths.is_empty() {
         return None;
@@ -108,7 +110,8 @@ fn capital(group: &str) -> String {
     }
 }
 
-fn root(group: &str, version: &str) -> String {
+/// `api/v1`, `apis/apps/v1`: a group's version in paths.
+pub(crate) fn root(group: &str, version: &str) -> String {
     if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
 }
 
@@ -133,7 +136,8 @@ mod tests {
                         })
                 })
             };
-            assert!(finds("patch") && finds("post"), "{kind:?}");
+            assert_eq!(finds("patch"), kind.verbs.contains(&"patch"), "{kind:?}");
+            assert!(finds("post"), "{kind:?}");
         }
         assert!(v3_document("none", "v1").is_none());
     }

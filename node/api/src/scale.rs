@@ -29,9 +29,6 @@ pub fn of(object: &Value) -> Value {
 /// The object with as many replicas as the Scale asks for. The rest of the Scale changes nothing;
 /// [`prepare_update`](crate::object::prepare_update) follows.
 pub fn set(kind: &Kind, object: &Value, scale: &Value) -> Result<Value, Status> {
-    if !matches!(scale["kind"].as_str(), None | Some("" | "Scale")) {
-        return Err(Status::bad_request("the kind in the data does not match the expected kind (Scale)"));
-    }
     let replicas = match &scale["spec"]["replicas"] {
         Value::Null => 0,
         value => value

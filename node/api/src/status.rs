@@ -195,6 +195,12 @@ impl Status {
         Self::new(Reason::MethodNotAllowed, "the server does not allow this method on the requested resource")
     }
 
+    /// Every client knows this sub-resource and this cluster does not have it.
+    pub fn not_served(resource: &str, below: &str, instead: &str) -> Self {
+        let message = format!("{resource}/{below} is not served by this cluster; {instead}");
+        Self::new(Reason::MethodNotAllowed, message)
+    }
+
     /// The version asked for is no longer kept.
     pub fn expired(message: impl Into<String>) -> Self {
         Self::new(Reason::Expired, message)

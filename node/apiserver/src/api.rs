@@ -135,6 +135,8 @@ impl Api {
                 return read_only(&head.method, || respond::bytes(StatusCode::OK, "text/plain", "ok"));
             }
             Ok(Route::Version) => return read_only(&head.method, || discovery::version(&self.settings)),
+            // Who somebody is and what they may is no secret to them.
+            Ok(Route::Resource(resource)) if resource.kind.is_question() && caller.is_known() => {}
             _ if !caller.may_everything() => {
                 return Err(forbidden(caller, &head.method, &head.uri, route.ok().as_ref()));
             }
@@ -176,6 +178,8 @@ impl Api {
                     Class::Stream => response.map(|body| respond::holding(body, ticket)),
                 })
             }
+            Route::Root => read_only(&head.method, discovery::root),
+            Route::NotServed(resource, below, instead) => Err(Status::not_served(resource, below, instead)),
             Route::Health | Route::Version => Err(Status::no_such_resource()),
         }
     }
@@ -186,6 +190,7 @@ impl Api {
             (Verb::Get, None | Some(Sub::Status)) => self.get(call, name).await,
             (Verb::List, None) => self.list(call, &ListOptions::parse(call.query, false)?).await,
             (Verb::Watch, None) => self.watch(call, &ListOptions::parse(call.query, true)?).await,
+            (Verb::Create, None) if call.kind().is_question() => self.answer_question(call),
             (Verb::Create, None) => self.create(call).await,
             (Verb::Update, None) => self.update(call, name, Half::Main).await,
             (Verb::Update, Some(Sub::Status)) => self.update(call, name, Half::Status).await,

@@ -14,6 +14,11 @@ pub(crate) fn version(settings: &Settings) -> Response<Body> {
     respond::value(StatusCode::OK, &discovery::version(&settings.version), true)
 }
 
+/// `/`: the paths there are.
+pub(crate) fn root() -> Response<Body> {
+    respond::value(StatusCode::OK, &discovery::paths(), true)
+}
+
 /// `/api`, `/apis` and below. `host` is where the client reached us.
 pub(crate) fn answer(segments: &[String], accept: Option<&str>, host: &str) -> Answer {
     let parts: Vec<&str> = segments.iter().map(String::as_str).collect();

@@ -12,6 +12,9 @@ pub const ADMINISTRATORS: &str = "system:masters";
 /// Certificates of nodes carry this group.
 pub const NODES: &str = "system:nodes";
 
+/// Everybody whose name is not known is in this group alone.
+const UNAUTHENTICATED: &str = "system:unauthenticated";
+
 /// Who asks.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Identity {
@@ -24,7 +27,7 @@ pub struct Identity {
 impl Identity {
     /// Whoever showed no certificate.
     pub fn anonymous() -> Self {
-        Identity { user: "system:anonymous".into(), groups: vec!["system:unauthenticated".into()] }
+        Identity { user: "system:anonymous".into(), groups: vec![UNAUTHENTICATED.into()] }
     }
 
     /// An administrator by other means than a certificate, such as access to the daemon's socket.
@@ -41,6 +44,11 @@ impl Identity {
         let groups =
             subject.iter_organization().filter_map(|group| group.as_str().ok().map(str::to_owned)).collect();
         Some((Identity { user, groups }, Serial(certificate.raw_serial().to_vec())))
+    }
+
+    /// Whether anything said who this is.
+    pub fn is_known(&self) -> bool {
+        !self.groups.iter().any(|group| group == UNAUTHENTICATED)
     }
 
     /// Whether this identity may use the resources of the API at all.

@@ -33,6 +33,7 @@ mod binding;
 mod commit;
 mod create;
 mod delete;
+mod question;
 mod scale;
 mod update;
 

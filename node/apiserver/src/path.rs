@@ -15,7 +15,24 @@ pub(crate) enum Route {
     OpenApi(Vec<String>),
     /// Objects.
     Resource(Resource),
+    /// What every client knows and is not here: resource, name below it, and what to do instead.
+    NotServed(&'static str, &'static str, &'static str),
+    /// `/`: the other paths.
+    Root,
 }
+
+/// Sub-resources that every client knows and that are not here.
+const NOT_SERVED: &[(&str, &str, &str)] = &[
+    ("pods", "attach", "kubectl logs -f shows what a container prints"),
+    ("pods", "ephemeralcontainers", "start a pod of its own on the same node instead: kubectl run"),
+    ("pods", "exec", "start a pod of its own for the command: kubectl run"),
+    ("pods", "portforward", "reach the pod at its address from any node: kubectl get pods -o wide"),
+    ("pods", "proxy", "reach the pod at its address from any node: kubectl get pods -o wide"),
+    ("pods", "resize", "change the resources where the pod comes from, and it is replaced"),
+    ("services", "proxy", "reach a pod of the service at its address from any node"),
+    ("nodes", "proxy", "ask the node's own API at its address, port 6443"),
+    ("serviceaccounts", "token", "use a client certificate: skein kubeconfig"),
+];
 
 /// The objects a path names.
 #[derive(Debug)]
@@ -76,13 +93,14 @@ pub(crate) fn route(path: &str) -> Option<Route> {
         ["version"] => Some(Route::Version),
         ["openapi", rest @ ..] => Some(Route::OpenApi(owned(rest))),
         ["api"] | ["api", _] | ["apis"] | ["apis", _] | ["apis", _, _] => Some(Route::Discovery(segments)),
-        ["api", version, rest @ ..] => resource("", version, rest).map(Route::Resource),
-        ["apis", group, version, rest @ ..] => resource(group, version, rest).map(Route::Resource),
+        ["api", version, rest @ ..] => resource("", version, rest),
+        ["apis", group, version, rest @ ..] => resource(group, version, rest),
+        [""] => Some(Route::Root),
         _ => None,
     }
 }
 
-fn resource(group: &str, version: &str, rest: &[&str]) -> Option<Resource> {
+fn resource(group: &str, version: &str, rest: &[&str]) -> Option<Route> {
     let (watch, rest) = match rest {
         ["watch", rest @ ..] => (true, rest),
         rest => (false, rest),
@@ -97,6 +115,7 @@ fn resource(group: &str, version: &str, rest: &[&str]) -> Option<Resource> {
         [plural] => (plural, None, None),
         [plural, name] => (plural, Some(*name), None),
         [plural, name, below] => (plural, Some(*name), Some(*below)),
+        [plural, name, "proxy", ..] => (plural, Some(*name), Some("proxy")),
         _ => return None,
     };
     let kind = kinds::by_resource(group, version, plural)?;
@@ -104,11 +123,18 @@ fn resource(group: &str, version: &str, rest: &[&str]) -> Option<Resource> {
     if kind.namespaced != namespace.is_some() && (!kind.namespaced || name.is_some()) {
         return None;
     }
-    let subresource = match below {
-        Some(below) => Some(Sub::of(kind, below)?),
+    let subresource = match below.map(|below| (below, Sub::of(kind, below))) {
+        Some((below, None)) => return not_served(kind, below),
+        Some((_, served)) => served,
         None => None,
     };
-    Some(Resource { kind, namespace, name: name.map(str::to_owned), subresource, watch })
+    Some(Route::Resource(Resource { kind, namespace, name: name.map(str::to_owned), subresource, watch }))
+}
+
+fn not_served(kind: &Kind, below: &str) -> Option<Route> {
+    let known = |(plural, name, _): &&(&str, &str, &str)| *plural == kind.plural && *name == below;
+    let (plural, name, instead) = NOT_SERVED.iter().find(known)?;
+    Some(Route::NotServed(plural, name, instead))
 }
 
 fn owned(parts: &[&str]) -> Vec<String> {
@@ -173,9 +199,17 @@ mod tests {
     }
 
     #[test]
+    fn what_every_client_knows_and_is_not_here_is_told_from_what_nobody_knows() {
+        for path in ["pods/a/exec", "pods/a/portforward", "pods/a/proxy/index.html", "services/a/proxy"] {
+            let found = route(&format!("/api/v1/namespaces/default/{path}"));
+            assert!(matches!(found, Some(Route::NotServed(..))), "{path}");
+        }
+        assert!(route("/api/v1/namespaces/default/configmaps/a/exec").is_none());
+    }
+
+    #[test]
     fn a_path_that_names_nothing_is_refused() {
         for path in [
-            "/",
             "/api/v2/pods",
             "/api/v1/unicorns",
             "/api/v1/pods/b",

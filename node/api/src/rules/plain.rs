@@ -1,5 +1,8 @@
-//! Kinds with few rules: events, leases, service accounts.
+//! Kinds with few rules: events, leases, service accounts; and those that are never kept.
 
+use k8s_openapi::api::authentication::v1::SelfSubjectReview;
+use k8s_openapi::api::authorization::v1::{SelfSubjectAccessReview, SelfSubjectRulesReview};
+use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, ServiceAccount};
 
@@ -46,3 +49,11 @@ impl KindRules for ServiceAccount {
         }
     }
 }
+
+impl KindRules for SelfSubjectReview {}
+
+impl KindRules for SelfSubjectAccessReview {}
+
+impl KindRules for SelfSubjectRulesReview {}
+
+impl KindRules for Scale {}

@@ -35,6 +35,7 @@ pub(super) fn of(kind: &Kind) -> Sheet {
         ("", "Event") => Sheet { columns: EVENT, cells: event },
         ("apps", "Deployment") => Sheet { columns: DEPLOYMENT, cells: deployment },
         ("apps", "ReplicaSet") => Sheet { columns: REPLICA_SET, cells: replica_set },
+        ("autoscaling", "Scale") => Sheet { columns: SCALE, cells: scale },
         ("coordination.k8s.io", "Lease") => Sheet { columns: LEASE, cells: lease },
         _ => Sheet { columns: PLAIN, cells: plain },
     }
@@ -292,6 +293,18 @@ fn replica_set(object: &Value, now: Timestamp) -> Vec<Value> {
     cells
 }
 
+const SCALE: &[Column] =
+    &[Column::narrow("Name"), Column::number("Desired"), Column::number("Available"), Column::narrow("Age")];
+
+fn scale(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![
+        name(object),
+        count(&object["spec"]["replicas"]).into(),
+        count(&object["status"]["replicas"]).into(),
+        age(object, now),
+    ]
+}
+
 const LEASE: &[Column] = &[Column::narrow("Name"), Column::narrow("Holder"), Column::narrow("Age")];
 
 fn lease(object: &Value, now: Timestamp) -> Vec<Value> {
@@ -340,11 +353,11 @@ fn length(map: &Value) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kinds::KINDS;
+    use crate::kinds::{KINDS, SCALE_KIND};
 
     #[test]
     fn every_kind_fills_all_of_its_columns_whatever_the_object() {
-        for kind in KINDS {
+        for kind in KINDS.iter().chain([&SCALE_KIND]) {
             let sheet = of(kind);
             for object in [json!({}), json!(null), json!({ "metadata": 1, "spec": [], "status": "x" })] {
                 assert_eq!(

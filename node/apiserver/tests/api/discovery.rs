@@ -67,11 +67,9 @@ async fn a_new_kubectl_finds_out_that_the_server_validates() {
     for (path, entry) in index["paths"].as_object().unwrap() {
         let document = client.get(entry["serverRelativeURL"].as_str().unwrap()).await.ok();
         assert!(document["openapi"].as_str().unwrap().starts_with("3."), "{path}");
-        let validates = document["paths"]
-            .as_object()
-            .unwrap()
-            .values()
-            .any(|path| path["patch"].to_string().contains("fieldValidation"));
+        let validates = document["paths"].as_object().unwrap().values().any(|path| {
+            ["patch", "post"].iter().any(|method| path[*method].to_string().contains("fieldValidation"))
+        });
         assert!(validates, "{path}");
     }
     assert_eq!(client.get("/openapi/v3/apis/nobody/v1").await.code, 404);
@@ -85,6 +83,15 @@ async fn the_version_reads_as_one_of_kubernetes() {
 }
 
 #[tokio::test]
+async fn the_root_names_the_other_paths() {
+    let client = Client::new();
+    let paths = client.get("/").await.ok();
+    for path in paths["paths"].as_array().unwrap() {
+        assert_eq!(client.get(path.as_str().unwrap()).await.code, 200, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn every_resource_that_discovery_names_is_served() {
     let client = Client::new();
     for root in ["/api", "/apis"] {
@@ -94,7 +101,8 @@ async fn every_resource_that_discovery_names_is_served() {
                 let group =
                     item["metadata"]["name"].as_str().map_or(String::new(), |group| format!("/{group}"));
                 let path = format!("{root}{group}/v1/{}", resource["resource"].as_str().unwrap());
-                assert_eq!(client.get(&path).await.code, 200, "{path}");
+                let can_list = resource["verbs"].as_array().unwrap().contains(&json!("list"));
+                assert_eq!(client.get(&path).await.code, if can_list { 200 } else { 405 }, "{path}");
             }
         }
     }

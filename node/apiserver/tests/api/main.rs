@@ -11,6 +11,7 @@ mod lists;
 mod logs;
 mod objects;
 mod patches;
+mod questions;
 mod refusals;
 mod services;
 mod watches;

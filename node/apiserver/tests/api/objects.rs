@@ -210,6 +210,25 @@ async fn a_scale_reads_and_sets_the_replicas_in_every_way() {
     assert_eq!(strategic.ok()["spec"]["replicas"], 6);
     assert_eq!(client.patch(&path, "merge", &json!({ "spec": { "replicas": -1 } })).await.code, 422);
     assert_eq!(client.get(&format!("{DEPLOYMENTS}/web")).await.ok()["spec"]["replicas"], 6);
+
+    let table = client.get_as(&path, "application/json;as=Table;v=v1;g=meta.k8s.io").await.ok();
+    assert_eq!(table["columnDefinitions"][1]["name"], "Desired");
+    assert_eq!(table["rows"][0]["cells"].as_array().unwrap()[..3], [json!("web"), json!(6), json!(0)]);
+    let misspelled = json!({ "spec": { "replicsa": 4 } });
+    let strict = client.patch(&format!("{path}?fieldValidation=Strict"), "merge", &misspelled).await;
+    assert_eq!(strict.code, 400);
+    assert!(strict.message().contains("unknown field \"spec.replicsa\""), "{}", strict.message());
+    assert!(client.patch(&path, "merge", &misspelled).await.header("warning").contains("replicsa"));
+}
+
+/// `kubectl diff` showed a version that goes: it compares what is there with what a dry run answers.
+#[tokio::test]
+async fn a_dry_run_of_a_change_keeps_the_version_it_was_computed_from() {
+    let client = Client::new();
+    let version = client.post(CONFIG_MAPS, &config_map("a")).await.version();
+    let path = format!("{CONFIG_MAPS}/a?dryRun=All");
+    let change = json!({ "data": { "a": "2" } });
+    assert_eq!(client.patch(&path, "merge", &change).await.version(), version);
 }
 
 #[tokio::test]

@@ -46,6 +46,25 @@ async fn a_verb_that_the_resource_has_not_is_405() {
 }
 
 #[tokio::test]
+async fn what_every_client_knows_and_is_not_here_says_what_to_do_instead() {
+    let client = Client::new();
+    for (method, path, instead) in [
+        (Method::POST, "pods/web/exec?command=ls&stdout=true", "kubectl run"),
+        (Method::GET, "pods/web/exec?command=ls&stdout=true", "kubectl run"),
+        (Method::POST, "pods/web/attach", "kubectl logs -f"),
+        (Method::POST, "pods/web/portforward", "at its address"),
+        (Method::GET, "services/web/proxy/index.html", "at its address"),
+        (Method::PATCH, "pods/web/ephemeralcontainers", "kubectl run"),
+        (Method::POST, "serviceaccounts/default/token", "skein kubeconfig"),
+    ] {
+        let path = format!("/api/v1/namespaces/default/{path}");
+        let reply = client.send(request(method, &path, "application/json", "{}")).await;
+        assert_eq!((reply.code, reply.reason()), (405, "MethodNotAllowed"), "{path}");
+        assert!(reply.message().contains("is not served") && reply.message().contains(instead), "{path}");
+    }
+}
+
+#[tokio::test]
 async fn strangers_learn_how_the_server_is_and_nothing_else() {
     let client = Client::new();
     let user = Identity { user: "eve".into(), groups: vec!["developers".into()] };
