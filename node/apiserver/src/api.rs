@@ -20,6 +20,7 @@ use tracing::{debug, error};
 
 use crate::addresses::{Addresses, ServiceRange};
 use crate::cluster::Cluster;
+use crate::compress;
 use crate::discovery;
 use crate::identity::Identity;
 use crate::limits::{Class, InFlight, Limits};
@@ -173,10 +174,9 @@ impl Api {
                 // The answer of a stream begins in bounded time too; only its body goes on.
                 let answer = timeout(self.limits.answer_time_max, self.perform(&call, verb)).await;
                 let response = answer.map_err(|_| too_slow())??;
-                Ok(match class {
-                    Class::Short => response,
-                    Class::Stream => response.map(|body| respond::holding(body, ticket)),
-                })
+                let response = compress::for_client(&head.headers, response).await;
+                // What is not read stays in memory: it counts until it is sent.
+                Ok(response.map(|body| respond::holding(body, ticket)))
             }
             Route::Root => read_only(&head.method, discovery::root),
             Route::NotServed(resource, below, instead) => Err(Status::not_served(resource, below, instead)),

@@ -13,6 +13,7 @@ pub mod tls;
 
 // One request's way.
 mod api;
+mod compress;
 mod negotiate;
 mod path;
 mod protobuf;

@@ -21,7 +21,8 @@ pub struct Limits {
     pub unread_time_max: Duration,
     /// Everything but watches and logs that are followed. Less than the minute after which clients give up.
     pub answer_time_max: Duration,
-    /// Short requests one client has under way; the next one is answered with 429.
+    /// Short requests one client has under way, up to the last byte of the answer; the next one is answered
+    /// with 429.
     pub in_flight_max: usize,
     /// Watches and followed logs one client has open; the next one is answered with 429.
     pub streams_max: usize,

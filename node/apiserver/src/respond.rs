@@ -1,12 +1,15 @@
 //! Answers: JSON, `Status`, and streams.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WARNING};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::Frame;
+use hyper::body::{Frame, SizeHint};
 use serde_json::Value;
 use skein_api::status::{Reason, Status};
 
@@ -28,6 +31,11 @@ where
 /// A body that is there as a whole.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
     body_from(Full::new(bytes.into()))
+}
+
+/// A body that breaks off with `error`.
+pub(crate) fn broken(error: BodyError) -> Body {
+    BodyExt::boxed_unsync(StreamBody::new(futures::stream::iter([Err::<Frame<Bytes>, _>(error)])))
 }
 
 /// The certificate that was shown is not believed any more.
@@ -72,11 +80,35 @@ where
 }
 
 /// Keeps `held` until the body has been sent or dropped.
-pub(crate) fn holding<T: Send + 'static>(body: Body, held: T) -> Body {
-    BodyExt::boxed_unsync(body.map_frame(move |frame| {
-        let _held = &held;
-        frame
-    }))
+pub(crate) fn holding<T: Send + Unpin + 'static>(body: Body, held: T) -> Body {
+    BodyExt::boxed_unsync(Holding { body, _held: held })
+}
+
+/// See [`holding`].
+struct Holding<T> {
+    body: Body,
+    _held: T,
+}
+
+impl<T: Unpin> hyper::body::Body for Holding<T> {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    // Without it the answer would lose its length.
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// Adds what kubectl prints as `Warning: ...`.

@@ -1,9 +1,13 @@
 //! Lists: selectors, pages, versions, forms.
 
+use std::io::Read;
+
+use flate2::read::GzDecoder;
+use http::Method;
 use serde_json::{Value, json};
 use skein_apiserver::cluster::Unavailable;
 
-use crate::harness::{CONFIG_MAPS, Client, PODS, config_map, labelled, pod};
+use crate::harness::{CONFIG_MAPS, Client, PODS, config_map, labelled, pod, request};
 
 async fn with_maps(count: usize) -> Client {
     let client = Client::new();
@@ -187,4 +191,29 @@ async fn objects_are_shown_as_rows_or_as_metadata_to_those_who_ask() {
     assert_eq!(shown["kind"], "PartialObjectMetadataList");
     assert_eq!(shown["items"][0]["data"], Value::Null);
     assert_eq!(shown["items"][0]["metadata"]["name"], "map-000");
+}
+
+#[tokio::test]
+async fn a_long_list_is_compressed_for_those_who_take_it() {
+    let client = Client::new();
+    let text = "all work and no play ".repeat(1 << 10);
+    for number in 0..10 {
+        let object = json!({ "metadata": { "name": format!("a{number}") }, "data": { "a": text } });
+        client.post(CONFIG_MAPS, &object).await.ok();
+    }
+    let as_asked = async |path: &str, encoding: &'static str| {
+        let mut request = request(Method::GET, path, "", "");
+        request.headers_mut().insert("accept-encoding", encoding.parse().unwrap());
+        client.send(request).await
+    };
+    let plain = as_asked(CONFIG_MAPS, "identity").await;
+    assert_eq!(plain.header("content-encoding"), "");
+    let packed = as_asked(CONFIG_MAPS, "gzip").await;
+    assert_eq!((packed.code, packed.header("content-encoding")), (200, "gzip"));
+    assert!(packed.bytes.len() < plain.bytes.len() / 10, "{} bytes", packed.bytes.len());
+    let mut unpacked = Vec::new();
+    GzDecoder::new(&packed.bytes[..]).read_to_end(&mut unpacked).unwrap();
+    assert!(unpacked == plain.bytes, "what was packed is the answer");
+    let short = as_asked(&format!("{CONFIG_MAPS}/a1"), "gzip").await;
+    assert_eq!(short.header("content-encoding"), "", "not worth it");
 }

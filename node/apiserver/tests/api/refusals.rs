@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use http::{Method, Request};
 use http_body_util::StreamBody;
-use hyper::body::Frame;
+use hyper::body::{Body as _, Frame};
 use serde_json::json;
 use skein_apiserver::limits::Limits;
 use skein_apiserver::{Identity, body_from};
@@ -204,6 +204,19 @@ async fn a_client_with_too_much_under_way_is_asked_to_wait() {
     let mut again = client.open(&path).await;
     client.post(CONFIG_MAPS, &config_map("a")).await.ok();
     assert_eq!(again.change().await.1, "a");
+}
+
+/// Answers that nobody reads stayed in memory, as many as a client asked for.
+#[tokio::test]
+async fn an_answer_is_under_way_until_it_is_read() {
+    let client = Client::with_limits(Limits { in_flight_max: 1, ..Limits::default() });
+    let caller = Identity::administrator("admin");
+    let unread = client.api.answer(request(Method::GET, CONFIG_MAPS, "", ""), &caller, "admin").await;
+    assert_eq!(unread.status(), 200);
+    assert!(unread.body().size_hint().exact().is_some(), "its length is known");
+    assert_eq!(client.get(CONFIG_MAPS).await.code, 429);
+    drop(unread);
+    assert_eq!(client.get(CONFIG_MAPS).await.code, 200);
 }
 
 #[tokio::test]
