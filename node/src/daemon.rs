@@ -175,18 +175,17 @@ impl Node {
         let _ = door_of_store.set(door.clone());
 
         let api_address = SocketAddr::new(endpoint.host_address(), api_port);
-        let metadata = gossip::Metadata {
-            name: membership.name.clone(),
-            addresses: endpoint.reachable_addresses(),
-            api_address: Some(api_address),
-            version: env!("CARGO_PKG_VERSION").into(),
-            level: 1,
-            labels: Default::default(),
-        };
         let gossip = Gossip::start(GossipConfig {
             endpoint: endpoint.clone(),
             generation: identity.generation(),
-            metadata: metadata.clone(),
+            metadata: gossip::Metadata {
+                name: membership.name.clone(),
+                addresses: endpoint.reachable_addresses(),
+                api_address: Some(api_address),
+                version: env!("CARGO_PKG_VERSION").into(),
+                level: 1,
+                labels: Default::default(),
+            },
             follow_interfaces: config.listen.ip().is_unspecified(),
             tuning: gossip::core::Tuning::default(),
         })?;
@@ -238,7 +237,7 @@ impl Node {
             gossip.clone(),
             stopping.clone(),
         ));
-        tasks.spawn(crate::disk::tell(store.clone(), gossip.clone(), metadata, stopping.clone()));
+        tasks.spawn(crate::disk::tell(store.clone(), gossip.clone(), stopping.clone()));
         tasks.spawn(keep_addresses(home.clone(), book, stopping.clone()));
         let ca_pem = membership.public.members.to_pem();
         let planner = Planner {

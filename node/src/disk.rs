@@ -5,7 +5,6 @@ use std::time::Duration;
 use skein_net::gossip::{Metadata, service};
 use skein_raft_store::{Handle, TokioRuntime, log::Health};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 /// The label of a member whose disk is full, and its value.
 const LABEL: &str = "disk";
@@ -18,14 +17,8 @@ pub(crate) fn is_full(metadata: &Metadata) -> bool {
     metadata.labels.get(LABEL).is_some_and(|word| word == FULL)
 }
 
-/// Says by gossip when this node's disk is full and when it is not any more. `metadata` is all else that
-/// this node says about itself.
-pub(crate) async fn tell(
-    store: Handle<TokioRuntime>,
-    gossip: service::Handle,
-    metadata: Metadata,
-    stopping: CancellationToken,
-) {
+/// Says by gossip when this node's disk is full and when it is not any more.
+pub(crate) async fn tell(store: Handle<TokioRuntime>, gossip: service::Handle, stopping: CancellationToken) {
     let mut told = false;
     loop {
         tokio::select! {
@@ -37,12 +30,6 @@ pub(crate) async fn tell(
             continue;
         }
         told = full;
-        let mut metadata = metadata.clone();
-        if full {
-            metadata.labels.insert(LABEL.to_owned(), FULL.to_owned());
-        }
-        if let Err(error) = gossip.set_metadata(metadata).await {
-            warn!(%error, "could not tell the others about this node's disk");
-        }
+        gossip.set_label(LABEL, full.then_some(FULL)).await;
     }
 }

@@ -178,6 +178,14 @@ fn what_a_node_says_about_itself_reaches_the_others() {
             .as_ref()
             .is_some_and(|metadata| metadata.level == 3 && metadata.labels["zone"] == "attic")
     });
+    b.runtime.block_on(b.gossip.set_label("disk", Some("full")));
+    a.sees_member("a label beside the others", two.id(), |member| {
+        member.metadata.as_ref().is_some_and(|metadata| metadata.level == 3 && metadata.labels.len() == 2)
+    });
+    b.runtime.block_on(b.gossip.set_label("disk", None));
+    a.sees_member("its end", two.id(), |member| {
+        member.metadata.as_ref().is_some_and(|metadata| metadata.labels.keys().eq(["zone"]))
+    });
     let nameless = b.runtime.block_on(b.gossip.set_metadata(Metadata::default()));
     assert!(nameless.is_err());
 }

@@ -95,6 +95,7 @@ enum Message {
         list: Option<List>,
     },
     Describe(Metadata),
+    Label(String, Option<String>),
     Contacts(Vec<NodeId>),
     Forget(NodeId),
     Leave(oneshot::Sender<()>),
@@ -192,6 +193,7 @@ impl Gossip {
                 }
             }
             Message::Describe(metadata) => self.describe(metadata),
+            Message::Label(name, value) => self.label(name, value),
             Message::Contacts(nodes) => self.handle(Input::Contacts(nodes)),
             Message::Forget(node) => self.handle(Input::Forget(node)),
             Message::Leave(_) => unreachable!("the loop ends with it"),
@@ -291,9 +293,18 @@ impl Gossip {
                 self.metadata = metadata.clone();
                 self.handle(Input::Describe(metadata));
             }
-            // The caller's part was checked; only longer addresses can have made it too long.
+            // The caller's part was checked; longer addresses or a label have made it too long.
             Err(error) => tracing::warn!(%error, "kept the old metadata"),
         }
+    }
+
+    fn label(&mut self, name: String, value: Option<String>) {
+        let mut metadata = self.metadata.clone();
+        match value {
+            Some(value) => metadata.labels.insert(name, value),
+            None => metadata.labels.remove(&name),
+        };
+        self.describe(metadata);
     }
 
     async fn leave(mut self, done: oneshot::Sender<()>) {
@@ -358,6 +369,14 @@ impl Handle {
         // Fails only after gossip has ended; then there is nobody to tell.
         let _ = self.inbox.send(Message::Describe(metadata)).await;
         Ok(())
+    }
+
+    /// Sets one of this node's labels, or removes it; the rest of what it says stays as it is. One that would
+    /// make the metadata too long is left out.
+    pub async fn set_label(&self, name: &str, value: Option<&str>) {
+        let message = Message::Label(name.to_owned(), value.map(str::to_owned));
+        // Fails only after gossip has ended; then there is nobody to tell.
+        let _ = self.inbox.send(message).await;
     }
 
     /// Names nodes that may be found at the addresses in the book: members of the replicated node set, or
