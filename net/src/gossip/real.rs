@@ -153,7 +153,10 @@ fn three_nodes_meet_lose_one_and_get_it_back_at_another_port() {
         });
         assert_eq!(machine.gossip.members().borrow().len(), 3, "renamed, not added");
     }
-    assert_eq!(a.endpoint.book().addresses(three.id())[0], address);
+    // The book is written when the member list has been shown already.
+    let (book, mut editions) = (a.endpoint.book(), a.endpoint.book().editions());
+    let noted = editions.wait_for(|_| book.addresses(three.id()).first() == Some(&address));
+    a.runtime.block_on(async { timeout(PATIENCE, noted).await }).expect("it is noted").unwrap();
 
     // A goodbye is understood as one.
     c.runtime.block_on(c.gossip.leave());
