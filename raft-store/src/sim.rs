@@ -12,3 +12,20 @@ pub use mutation::Mutation;
 pub use network::{Incoming, SimNetwork, SimTransport, Weather};
 pub use process::Process;
 pub use runtime::{SimJoinHandle, SimRt};
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+
+use crate::sim_files::SimFiles;
+use crate::{Config, Handle, StartError, Transport};
+
+/// As [`start`](crate::start), on a simulated disk. Boxed, so that consensus in virtual time is compiled
+/// here once and not again with each test that uses it.
+pub fn start(
+    config: Config,
+    files: SimFiles<SimRt>,
+    transport: Arc<dyn Transport>,
+) -> BoxFuture<'static, Result<Handle<SimRt>, StartError>> {
+    Box::pin(crate::store::start(config, files, transport))
+}

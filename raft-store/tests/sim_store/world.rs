@@ -9,11 +9,11 @@ use openraft::AsyncRuntime;
 use openraft::async_runtime::Instant;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use skein_raft_store::sim::{Process, SimNetwork, SimRt, Weather};
+use skein_raft_store::sim::{Process, SimNetwork, SimRt, Weather, start};
 use skein_raft_store::sim_files::SimDisk;
 use skein_raft_store::{
     Change, Compaction, Config, Expect, Handle, MemberChange, Metrics, Op, Options, Outcome as Applied,
-    ProposeError, Timings, VoterId, WatchError, start,
+    ProposeError, Timings, VoterId, WatchError,
 };
 
 use crate::history::{Call, History, Outcome, What};
