@@ -11,6 +11,7 @@ mod calls;
 mod codec;
 mod command;
 mod config;
+mod confirm;
 mod disk_files;
 mod files;
 mod handle;

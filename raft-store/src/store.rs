@@ -11,6 +11,7 @@ use openraft::{AsyncRuntime, LogIdOptionExt, Raft};
 use crate::TypeConfig;
 use crate::calls::Links;
 use crate::config::Config;
+use crate::confirm::Rounds;
 use crate::files::Files;
 use crate::handle::{Closing, Core, Handle, Serials, Shared};
 use crate::log::{Health, Log};
@@ -108,6 +109,7 @@ where
             raft,
             replica,
             links,
+            rounds: Rounds::default(),
             timings: config.timings,
             health: disk.health,
             serials: Mutex::new(Serials::default()),

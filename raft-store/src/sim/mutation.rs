@@ -7,6 +7,8 @@ use std::cell::Cell;
 pub enum Mutation {
     /// The leader answers reads without asking a quorum whether it still leads.
     NoReadIndex,
+    /// Reads trust openraft's own account of acknowledgements.
+    OpenraftsReadIndex,
     /// A repeated proposal gets a new serial, so it may be applied twice.
     NewSerialOnRetry,
     /// openraft's default: a restarted leader leads on without an election.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use openraft::AsyncRuntime;
-use skein_raft_store::sim::SimRt;
+use skein_raft_store::sim::{Mutation, SimRt, Weather};
 use skein_raft_store::{Metrics, Timings};
 
 use crate::world::{Faults, Plan, World};
@@ -69,4 +69,47 @@ fn a_voter_that_lost_its_disk_comes_back_under_another_name_and_does_not_vote() 
         world.start(1);
         assert!(world.put(0, "key", "with two again").await);
     });
+}
+
+/// Two acknowledgements of one entry were under way when their leader was cut off. When the link was back,
+/// the first one committed the entry, the leader sent an append that says so, and openraft took the second
+/// one for the answer to that: the old leader, long replaced, answered a read from its old state.
+#[test]
+fn acknowledgements_from_before_a_cut_do_not_confirm_that_a_leader_still_leads() {
+    Mutation::set(Some(Mutation::OpenraftsReadIndex));
+    let by_openraft = (1..=10).any(answers_from_an_old_state);
+    Mutation::set(None);
+    assert!(by_openraft, "openraft tells the answers apart now: its own read index will do");
+    for seed in 1..=10 {
+        assert!(!answers_from_an_old_state(seed), "seed {seed}");
+    }
+}
+
+/// Whether a leader that was cut off with acknowledgements on their way to it, replaced meanwhile, answers a
+/// read from its state of before when the link is back.
+fn answers_from_an_old_state(seed: u64) -> bool {
+    SimRt::with_seed(seed).block_on(async move {
+        let world = World::formed(Plan { seed, ..plan(Timings::default()) }).await;
+        let (old, before) = world.leader().await;
+        let slow = Duration::from_millis(40);
+        world.set_weather(Weather { delay: (slow, slow), loss: 0.0 });
+        SimRt::sleep(Duration::from_secs(1)).await;
+        let of_put = world.clone();
+        let put = SimRt::spawn(async move { of_put.put(old, "key", "before").await });
+        SimRt::sleep(Duration::from_millis(60)).await;
+        world.isolate(old, false, true, true);
+        world.set_weather(Weather::LAN);
+        while world.leader().await.1.term == before.term {
+            SimRt::sleep(Duration::from_millis(10)).await;
+        }
+        let written = world.put_revision((old + 1) % 3, "key", "after").await.expect("two of three");
+        let of_read = world.clone();
+        let read = SimRt::spawn(async move { of_read.read_revision(old).await });
+        SimRt::sleep(Duration::from_millis(100)).await;
+        // What was sent before is overdue and arrives at once; what the others answer now takes its time.
+        world.set_weather(Weather { delay: (slow, slow), loss: 0.0 });
+        world.isolate(old, false, true, false);
+        assert!(put.await.expect("it does not panic"), "it is tried again until it is taken");
+        read.await.expect("it does not panic").expect("all are connected") < written
+    })
 }

@@ -159,8 +159,27 @@ impl World {
 
     /// Whether a put through node `number` is taken within a few seconds.
     pub(crate) async fn put(&self, number: usize, key: &str, value: &str) -> bool {
-        let written = self.write(number, key.into(), Expect::Any, Some(value.into())).await;
-        matches!(written, Some(What::Write { outcome: Outcome::Done(_), .. }))
+        self.put_revision(number, key, value).await.is_some()
+    }
+
+    /// As [`put`](Self::put): the revision that the write was given.
+    pub(crate) async fn put_revision(&self, number: usize, key: &str, value: &str) -> Option<u64> {
+        match self.write(number, key.into(), Expect::Any, Some(value.into())).await? {
+            What::Write { outcome: Outcome::Done(revision), .. } => Some(revision),
+            _ => None,
+        }
+    }
+
+    /// The revision of the state that a read behind a read index through node `number` sees, if it is answered.
+    pub(crate) async fn read_revision(&self, number: usize) -> Option<u64> {
+        match self.read(number, "key".into()).await? {
+            What::Read { revision, .. } => Some(revision),
+            What::Write { .. } => None,
+        }
+    }
+
+    pub(crate) fn set_weather(&self, weather: Weather) {
+        self.network.set_weather(weather);
     }
 
     pub(crate) fn set_sync_time(&self, number: usize, time: Duration) {
