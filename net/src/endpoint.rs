@@ -11,8 +11,9 @@
 //! ([`Trust`]), who is alive (`gossip`).
 
 mod accept;
+pub(crate) mod beside;
 mod dial;
-mod interfaces;
+pub(crate) mod interfaces;
 mod link;
 #[cfg(test)]
 mod tests;
@@ -32,7 +33,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::link::{Link, Links};
+use self::{
+    beside::Beside,
+    link::{Link, Links},
+};
 use crate::{
     address_book::{AddressBook, plain},
     identity::NodeId,
@@ -40,6 +44,9 @@ use crate::{
     stream::{Receiver, Sender, Stream},
     tls::{Standing, Tls, Trust},
 };
+
+/// The port for node traffic, unless another one is chosen.
+pub const PORT: u16 = 7946;
 
 /// Connections that carry only gossip come and go; 30 s spares most handshakes in clusters up to 100.
 const IDLE_MAX: Duration = Duration::from_secs(30);
@@ -171,7 +178,9 @@ struct Inner {
     /// Drawn at each start; by it a peer notices that this process is not the one it knew.
     instance: u32,
     listen: SocketAddr,
+    beside: Beside,
     addresses: watch::Sender<Vec<SocketAddr>>,
+    interfaces: watch::Sender<Vec<interfaces::Link>>,
     quinn: quinn::Endpoint,
     client: quinn::ClientConfig,
     trust: Arc<dyn Trust>,
@@ -201,15 +210,19 @@ impl Endpoint {
         client.transport_config(transport);
 
         let runtime = Arc::new(quinn::TokioRuntime);
+        let (socket, beside) = beside::share(socket, &*runtime).map_err(failed)?;
         let quinn =
-            quinn::Endpoint::new(memorable(&config.tls), Some(server), socket, runtime).map_err(failed)?;
+            quinn::Endpoint::new_with_abstract_socket(memorable(&config.tls), Some(server), socket, runtime)
+                .map_err(failed)?;
         let listen = quinn.local_addr().map_err(failed)?;
 
         let endpoint = Endpoint(Arc::new(Inner {
             me: config.tls.node(),
             instance: rand::random(),
             listen,
+            beside,
             addresses: watch::Sender::new(interfaces::reachable(listen)),
+            interfaces: watch::Sender::new(interfaces::links(listen)),
             quinn,
             client,
             trust: config.trust,
@@ -296,6 +309,18 @@ impl Endpoint {
         }
     }
 
+    /// Drops connections to a peer at addresses that it no longer has; `addresses` are all its present ones.
+    pub(crate) fn leave_old_addresses(&self, peer: NodeId, addresses: &[SocketAddr]) {
+        for link in self.links().take_elsewhere(peer, addresses) {
+            link.connection.close(code::STALE, b"moved");
+        }
+    }
+
+    /// What the cluster thinks of a node.
+    pub(crate) fn judge(&self, node: NodeId) -> Standing {
+        self.0.trust.judge(node)
+    }
+
     /// Drops connections to earlier processes of a peer; `instance` is the living one.
     pub fn keep_only(&self, peer: NodeId, instance: u32) {
         for link in self.links().take_other_instances(peer, instance) {
@@ -334,9 +359,15 @@ impl Endpoint {
         best.map_or(self.0.listen.ip(), |address| address.ip())
     }
 
+    /// Links to other machines, and each change of them.
+    pub(crate) fn interfaces(&self) -> watch::Receiver<Vec<interfaces::Link>> {
+        self.0.interfaces.subscribe()
+    }
+
     fn look_at_interfaces(&self) {
         let listen = self.0.listen;
         replace_if_new(&self.0.addresses, interfaces::reachable(listen));
+        replace_if_new(&self.0.interfaces, interfaces::links(listen));
         let homeless = self.links().take_homeless(interfaces::machine_has());
         for link in homeless {
             tracing::debug!(peer = %link.peer, "dropped a connection to an address that is gone");
@@ -352,6 +383,11 @@ impl Endpoint {
     /// The number of this process, drawn at its start. Gossip tells it to the others.
     pub fn instance(&self) -> u32 {
         self.0.instance
+    }
+
+    /// The way to send and receive beside QUIC.
+    pub(crate) fn beside(&self) -> &Beside {
+        &self.0.beside
     }
 
     /// The book this endpoint dials by.
@@ -474,6 +510,8 @@ fn memorable(tls: &Tls) -> quinn::EndpointConfig {
     let mut config =
         quinn::EndpointConfig::new(Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &key)));
     config
-        .cid_generator(move || Box::new(quinn_proto::HashedConnectionIdGenerator::from_key(connection_ids)));
+        .cid_generator(move || Box::new(quinn_proto::HashedConnectionIdGenerator::from_key(connection_ids)))
+        // By this bit what travels beside QUIC is told from it.
+        .grease_quic_bit(false);
     config
 }

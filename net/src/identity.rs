@@ -199,6 +199,11 @@ impl Identity {
         request_for(&self.key, &self.node.to_string())
     }
 
+    /// The public key as SubjectPublicKeyInfo in DER: what the node's id is the hash of.
+    pub fn public_key(&self) -> Vec<u8> {
+        self.key.subject_public_key_info()
+    }
+
     /// The private key as PKCS#8, for TLS.
     pub fn private_key(&self) -> PrivateKeyDer<'static> {
         PrivatePkcs8KeyDer::from(self.key.serialize_der()).into()

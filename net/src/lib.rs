@@ -19,8 +19,10 @@
 //! * [`endpoint`]: the one UDP port: connections by node id, framed streams, datagrams.
 //! * [`stream`]: frames on a stream, each under a limit.
 //! * [`gossip`]: who is alive; a pure core and its loop.
+//! * [`beacon`]: how members find each other when all addresses have changed.
 
 pub mod address_book;
+pub mod beacon;
 pub mod ca;
 mod encoding;
 pub mod endpoint;

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use skein_apiserver as apiserver;
 use skein_apiserver::tls::SwappableCertificate;
 use skein_net::address_book::AddressBook;
+use skein_net::beacon::{self, Beacon};
 use skein_net::ca::{ApiNames, Chain};
 use skein_net::endpoint::{self, Endpoint, Service};
 use skein_net::gossip;
@@ -228,6 +229,15 @@ impl Node {
         tasks.spawn(picture.clone().follow(store.clone(), members.clone(), stopping.clone()));
         let known = members.present().into_keys().chain(book.nodes()).filter(|node| *node != me);
         gossip.introduce(known.collect()).await;
+        let beacon = Beacon::new(beacon::Config {
+            endpoint: endpoint.clone(),
+            identity: identity.clone(),
+            cluster: membership.public.cluster.id,
+            gossip: gossip.clone(),
+            peers: Vec::new(),
+            tuning: beacon::Tuning::default(),
+        });
+        tasks.spawn(beacon.run(stopping.clone()));
         tasks.spawn(watch.run(stopping.clone()));
         tasks.spawn(part_with_removed(
             store.clone(),

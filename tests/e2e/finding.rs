@@ -4,11 +4,15 @@ use std::net::Ipv4Addr;
 
 use serde_json::Value;
 
-use crate::failover::{NODES, lives, with_pods};
+use crate::failover::{NODES, lives, running, with_pods};
 use crate::house::{House, wait};
 use crate::{Tests, tests};
 
-pub(crate) const TESTS: Tests = tests![addresses_change_one_after_another_and_no_pod_moves];
+pub(crate) const TESTS: Tests = tests![
+    addresses_change_one_after_another_and_no_pod_moves,
+    all_addresses_change_at_once_and_no_pod_moves,
+    a_cluster_wakes_up_at_other_addresses_in_any_order,
+];
 
 /// An address that no machine of the lab begins with.
 fn address(number: u8) -> Ipv4Addr {
@@ -56,5 +60,36 @@ fn addresses_change_one_after_another_and_no_pod_moves() {
     wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
     for through in NODES {
         assert_eq!(lives(&house, through), before, "pods were touched\n{}", house.logs());
+    }
+}
+
+fn all_addresses_change_at_once_and_no_pod_moves() {
+    let mut house = with_pods();
+    let before = lives(&house, "one");
+    for (number, name) in (101..).zip(NODES) {
+        house.cluster.lab().readdress(name, address(number)).expect("the machine is ours");
+    }
+    until_all_are_seen_where_they_are(&house);
+    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    for through in NODES {
+        assert_eq!(lives(&house, through), before, "pods were touched\n{}", house.logs());
+    }
+}
+
+fn a_cluster_wakes_up_at_other_addresses_in_any_order() {
+    let mut house = with_pods();
+    for (round, order) in [["three", "one", "two"], ["one", "two", "three"]].into_iter().enumerate() {
+        for name in NODES {
+            house.cluster.lab().power_off(name).expect("the machine is ours");
+        }
+        for (number, name) in (101 + 10 * round as u8..).zip(NODES) {
+            house.cluster.lab().readdress(name, address(number)).expect("it is off");
+        }
+        for name in order {
+            house.cluster.power_back(name).expect("the machine starts");
+        }
+        wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+        until_all_are_seen_where_they_are(&house);
+        running(&house);
     }
 }

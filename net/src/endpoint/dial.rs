@@ -35,28 +35,37 @@ impl Endpoint {
         dial
     }
 
-    /// Connects to `peer` at any of its addresses.
+    /// Connects to `peer` at any of its addresses, also those that become known meanwhile.
     async fn reach(&self, peer: NodeId) -> Result<(quinn::Connection, SocketAddr), OpenError> {
-        let addresses = self.book().addresses(peer);
-        if addresses.is_empty() {
+        let mut editions = self.book().editions();
+        let mut tried = self.book().addresses(peer);
+        if tried.is_empty() {
             return Err(OpenError::NoAddress { peer });
         }
         let mut reason = String::from("no answer at any known address");
-        let mut attempts: FuturesUnordered<_> = (0u32..)
-            .zip(addresses)
-            .map(async |(nth, address)| {
-                sleep(STAGGER * nth).await;
-                self.reach_at(peer, address).await.map(|connection| (connection, address))
-            })
-            .collect();
+        let attempt = async |nth: u32, address| {
+            sleep(STAGGER * nth).await;
+            self.reach_at(peer, address).await.map(|connection| (connection, address))
+        };
+        let mut attempts: FuturesUnordered<_> =
+            (0..).zip(tried.clone()).map(|(nth, address)| attempt(nth, address)).collect();
         let first = async {
-            while let Some(outcome) = attempts.next().await {
-                match outcome {
-                    Ok(found) => return Some(found),
-                    Err(error) => reason = error,
+            loop {
+                tokio::select! {
+                    outcome = attempts.next() => match outcome {
+                        Some(Ok(found)) => return Some(found),
+                        Some(Err(error)) => reason = error,
+                        None => return None,
+                    },
+                    Ok(()) = editions.changed() => {
+                        let known = self.book().addresses(peer);
+                        let new: Vec<SocketAddr> =
+                            known.into_iter().filter(|address| !tried.contains(address)).collect();
+                        attempts.extend(new.iter().map(|address| attempt(0, *address)));
+                        tried.extend(new);
+                    }
                 }
             }
-            None
         };
         match timeout(DIAL_MAX, first).await {
             Ok(Some(found)) => Ok(found),

@@ -1,14 +1,17 @@
-//! The machine's own addresses, as far as others may reach it there, and when they change.
+//! The machine's own addresses, as far as others may reach it there, its links, and when they change.
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
 use futures::FutureExt as _;
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, TokioSocket, protocols::NETLINK_ROUTE};
-use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
+use nix::{
+    ifaddrs::getifaddrs,
+    net::if_::{InterfaceFlags, if_nametoindex},
+};
 
 use super::Endpoint;
 use crate::gossip::metadata::ADDRESSES_MAX;
@@ -17,6 +20,18 @@ use crate::gossip::metadata::ADDRESSES_MAX;
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Changes come in bursts: an address goes, another one comes, a link is up.
 const SETTLE: Duration = Duration::from_millis(100);
+
+/// A link to other machines, of those that carry what is for a group or for all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) name: String,
+    pub(crate) index: u32,
+    /// This machine's IPv4 addresses on it; empty where the socket speaks IPv6 only.
+    pub(crate) v4: Vec<Ipv4Addr>,
+    /// Whether the socket speaks IPv6 on it.
+    pub(crate) v6: bool,
+    pub(crate) has_broadcast: bool,
+}
 
 /// Where others may reach a socket bound to `listen`, best first: wired names sort before wireless ones,
 /// IPv4 before IPv6, and what only containers see is left out.
@@ -39,6 +54,34 @@ pub(super) fn reachable(listen: SocketAddr) -> Vec<SocketAddr> {
         addresses.push(SocketAddr::from(([127, 0, 0, 1], listen.port())));
     }
     addresses
+}
+
+/// The links over which a socket bound to `listen` reaches other machines unasked-for, by name.
+pub(super) fn links(listen: SocketAddr) -> Vec<Link> {
+    let mut links: Vec<Link> = Vec::new();
+    for own in own() {
+        let is_bound = listen.ip().is_unspecified() || listen.ip() == own.ip;
+        if !is_bound || is_inward(&own.name) || !own.flags.contains(InterfaceFlags::IFF_MULTICAST) {
+            continue;
+        }
+        let place = match links.iter().position(|link| link.name == own.name) {
+            Some(place) => place,
+            None => {
+                let Ok(index) = if_nametoindex(own.name.as_str()) else { continue };
+                let has_broadcast = own.flags.contains(InterfaceFlags::IFF_BROADCAST);
+                links.push(Link { name: own.name, index, v4: Vec::new(), v6: false, has_broadcast });
+                links.len() - 1
+            }
+        };
+        match own.ip {
+            // A dual-stack socket speaks both, one bound to an address that one's family.
+            IpAddr::V4(ip) => links[place].v4.push(ip),
+            IpAddr::V6(_) => links[place].v6 |= listen.is_ipv6(),
+        }
+    }
+    links.retain(|link| link.v6 || !link.v4.is_empty());
+    links.sort_by(|a, b| a.name.cmp(&b.name));
+    links
 }
 
 /// Whether an address is this machine's now.
@@ -98,6 +141,7 @@ impl Changes {
 /// An address of an interface that is up and is not the loopback.
 struct Own {
     name: String,
+    flags: InterfaceFlags,
     ip: IpAddr,
 }
 
@@ -115,7 +159,7 @@ fn own() -> Vec<Own> {
                 (None, Some(v6)) => IpAddr::V6(v6.ip()),
                 (None, None) => return None,
             };
-            Some(Own { name: interface.interface_name, ip })
+            Some(Own { name: interface.interface_name, flags: interface.flags, ip })
         })
         .collect()
 }

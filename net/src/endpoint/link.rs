@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{Class, Endpoint, OpenError, code};
-use crate::identity::NodeId;
+use crate::{address_book::plain, identity::NodeId};
 
 /// Datagrams that wait for a connection under way, per peer.
 const QUEUE_MAX: usize = 16;
@@ -194,6 +194,11 @@ impl Links {
             self.remove(link);
         }
         homeless
+    }
+
+    /// Connections to a peer at an address other than these.
+    pub(super) fn take_elsewhere(&mut self, peer: NodeId, addresses: &[SocketAddr]) -> Vec<Arc<Link>> {
+        self.take(peer, |link| !addresses.contains(&plain(link.connection.remote_address())))
     }
 
     pub(super) fn take_all(&mut self, peer: NodeId) -> Vec<Arc<Link>> {

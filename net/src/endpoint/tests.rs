@@ -435,3 +435,63 @@ async fn after_the_shutdown_peers_know_and_calls_fail() {
     assert!(timeout(PATIENCE, asked.rx.recv()).await.expect("told").is_err());
     assert_eq!(b.endpoint.open(a.endpoint.node(), 1).await.unwrap_err(), OpenError::ShuttingDown);
 }
+
+#[tokio::test]
+async fn a_call_under_way_also_tries_addresses_that_become_known_meanwhile() {
+    let ca = founded();
+    let (a, b) = (up(&Node::of(&ca)), up(&Node::of(&ca)));
+    // Takes everything and answers nothing.
+    let nobody = UdpSocket::bind("127.0.0.1:0").unwrap();
+    a.endpoint.book().worked(b.endpoint.node(), nobody.local_addr().unwrap());
+    let (endpoint, peer) = (a.endpoint.clone(), b.endpoint.node());
+    let calling = tokio::spawn(async move { endpoint.open(peer, 1).await });
+    // The first packet is out: the call is under way.
+    nobody.set_nonblocking(true).unwrap();
+    until("the call", || nobody.recv(&mut [0; 2048]).is_ok()).await;
+    a.endpoint.book().learn(peer, "", &[b.endpoint.local_address()]);
+    assert!(calling.await.unwrap().is_ok());
+}
+
+fn send(from: &Up, bytes: &[u8], to: SocketAddr) {
+    super::beside::send(&from.endpoint.beside().socket(), bytes, to, None).unwrap();
+}
+
+#[tokio::test]
+async fn what_lacks_the_bit_of_quic_travels_beside_it() {
+    let (_ca, a, mut b) = two().await;
+    let mut beside = b.endpoint.beside().received().unwrap();
+    assert!(b.endpoint.beside().received().is_none(), "there is one reader");
+    let to = b.endpoint.local_address();
+    let long = vec![0x05; super::beside::BESIDE_BYTES_MAX + 1];
+    // In between others of its kind and of QUIC, which the kernel may hand over together.
+    for count in 0..20u8 {
+        send(&a, &long, to);
+        send(&a, &[0x05, count], to);
+        a.endpoint.datagram(b.endpoint.node(), 1, Bytes::from(vec![count]));
+        let (from, bytes) = timeout(PATIENCE, beside.recv()).await.unwrap().unwrap();
+        assert_eq!((from, &bytes[..]), (a.endpoint.local_address(), [0x05, count].as_slice()));
+        let (peer, _, data) = b.next_datagram().await;
+        assert_eq!((peer, &data[..]), (a.endpoint.node(), [count].as_slice()));
+    }
+}
+
+#[tokio::test]
+async fn a_dual_stack_endpoint_speaks_beside_quic_with_both_families() {
+    let ca = founded();
+    let Ok(probe) = UdpSocket::bind("[::1]:0") else { return eprintln!("skipped: no IPv6 here") };
+    drop(probe);
+    let four = up(&Node::of(&ca));
+    let six = up_at(&Node::of(&ca), "[::1]:0".parse().unwrap());
+    let both = up_at(&Node::of(&ca), "[::]:0".parse().unwrap());
+    let port = both.endpoint.local_address().port();
+    let mut received = both.endpoint.beside().received().unwrap();
+    for (one, at) in [(&four, "127.0.0.1"), (&six, "::1")] {
+        let at = SocketAddr::new(at.parse().unwrap(), port);
+        send(one, &[0x05, 1], at);
+        let (from, _) = timeout(PATIENCE, received.recv()).await.unwrap().unwrap();
+        assert_eq!(from, one.endpoint.local_address(), "in its plain form");
+        let mut answer = one.endpoint.beside().received().unwrap();
+        send(&both, &[0x05, 2], from);
+        assert_eq!(&timeout(PATIENCE, answer.recv()).await.unwrap().unwrap().1[..], [0x05, 2]);
+    }
+}

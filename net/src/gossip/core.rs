@@ -151,6 +151,8 @@ pub enum Input {
     Woken,
     /// Nodes that may be out there: known from the disk or from the replicated node set.
     Contacts(Vec<NodeId>),
+    /// A node that may be out there was just heard of at a place where it can be reached.
+    Found(NodeId),
     /// Another member's list came over a stream: the answer to [`Effect::Exchange`], or its own asking.
     Listed(List),
     /// This node has something new to say about itself. It must have passed [`Metadata::check`].
@@ -326,6 +328,7 @@ impl Core {
             Input::Packet { from, packet } => self.handle_packet(now, from, &packet, effects),
             Input::Woken => self.handle_woken(now, effects),
             Input::Contacts(nodes) => self.handle_contacts(now, nodes, effects),
+            Input::Found(node) => self.handle_found(node, effects),
             Input::Listed(list) => self.handle_list(now, list, effects),
             Input::Describe(metadata) => self.describe(metadata),
             Input::Forget(node) => self.forget(now, node, effects),
@@ -538,6 +541,14 @@ impl Core {
         }
         if was_empty && !self.contacts.is_empty() {
             self.seek(now, effects);
+        }
+    }
+
+    /// Looks there at once, unless that node is known to be there.
+    fn handle_found(&mut self, node: NodeId, effects: &mut Vec<Effect>) {
+        let is_there = self.members.get(&node).is_some_and(|member| member.state.is_active());
+        if node != self.me.node && !is_there {
+            self.exchange(node, effects);
         }
     }
 

@@ -9,7 +9,7 @@ mod list;
 pub mod member;
 pub mod metadata;
 #[cfg(test)]
-mod real;
+pub(crate) mod real;
 pub mod service;
 #[cfg(test)]
 mod simulation;

@@ -45,21 +45,21 @@ impl Service for Router {
 }
 
 /// A node for a test that is not itself in a runtime.
-fn node(ca: &ClusterCa) -> Node {
+pub(crate) fn node(ca: &ClusterCa) -> Node {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _entered = runtime.enter();
     Node::of(ca)
 }
 
 /// A node in a runtime of its own, which can be killed without a goodbye.
-struct Machine {
-    runtime: Runtime,
-    endpoint: Endpoint,
-    gossip: Handle,
+pub(crate) struct Machine {
+    pub(crate) runtime: Runtime,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) gossip: Handle,
 }
 
 impl Machine {
-    fn start(node: &Node, name: &str, generation: u64, book: AddressBook) -> Machine {
+    pub(crate) fn start(node: &Node, name: &str, generation: u64, book: AddressBook) -> Machine {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (endpoint, gossip) = runtime.block_on(async {
@@ -99,7 +99,7 @@ impl Machine {
         );
     }
 
-    fn sees_alive(&self, count: usize) {
+    pub(crate) fn sees_alive(&self, count: usize) {
         self.sees("all alive", |members| {
             members
                 .values()

@@ -97,6 +97,7 @@ enum Message {
     Describe(Metadata),
     Label(String, Option<String>),
     Contacts(Vec<NodeId>),
+    Found(NodeId),
     Forget(NodeId),
     Leave(oneshot::Sender<()>),
 }
@@ -195,6 +196,7 @@ impl Gossip {
             Message::Describe(metadata) => self.describe(metadata),
             Message::Label(name, value) => self.label(name, value),
             Message::Contacts(nodes) => self.handle(Input::Contacts(nodes)),
+            Message::Found(node) => self.handle(Input::Found(node)),
             Message::Forget(node) => self.handle(Input::Forget(node)),
             Message::Leave(_) => unreachable!("the loop ends with it"),
         }
@@ -383,6 +385,12 @@ impl Handle {
     /// those a join told of.
     pub async fn introduce(&self, nodes: Vec<NodeId>) {
         let _ = self.inbox.send(Message::Contacts(nodes)).await;
+    }
+
+    /// Names a member that was just heard of, at an address that is in the book by now: it is looked for there
+    /// at once. Lost when too many messages wait, as the word of it may be.
+    pub fn found(&self, node: NodeId) {
+        let _ = self.inbox.try_send(Message::Found(node));
     }
 
     /// Drops a node that was removed from the cluster.
