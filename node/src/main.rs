@@ -12,6 +12,7 @@ mod clock;
 mod cluster;
 mod daemon;
 mod disk;
+mod gateway;
 mod home;
 mod leader;
 mod members;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use skein_api::scheduling::UNREACHABLE;
 use skein_control::judge::{self, Answer, Effect, Judge, Settings};
 use skein_control::node_health::Verdict;
+use skein_control::own_link::{LinkProof, OwnLink};
 use skein_control::probe::Probe;
 use skein_control::time::Instant;
 use skein_net::endpoint::Endpoint;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::clock;
+use crate::gateway::Gateway;
 use crate::members::Members;
 use crate::picture::Picture;
 use crate::prober;
@@ -39,6 +41,8 @@ const GRANT_MISSED: Duration = Duration::from_secs(1);
 const LEADER_SILENT: Duration = Duration::from_millis(500);
 /// How often the kernels of healthy members are tried, to learn which ones answer at all.
 const LEARN_EVERY: Duration = Duration::from_secs(60);
+/// How long such a try may take.
+const LEARN_LIMIT: Duration = Duration::from_secs(2);
 /// A probing loop's step; tries are due every 100 ms.
 const PROBE_STEP: Duration = Duration::from_millis(25);
 
@@ -54,6 +58,7 @@ enum Input {
     Announced(NodeId),
     Tried { about: NodeId, began: Instant, answer: Option<Answer> },
     Learned { about: NodeId, answers: bool },
+    GatewayTried { began: Instant, answered: bool },
 }
 
 impl Inbox {
@@ -88,6 +93,8 @@ pub(crate) struct Watch {
     asked_by: Option<(NodeId, u64)>,
     /// Whether a node's kernel answered while it was healthy; assumed until learned.
     answers: BTreeMap<NodeId, bool>,
+    /// The other one of two nodes, and what the gateway on the link to it says of this link.
+    lone: Option<(NodeId, LinkProof)>,
     office: Option<Office>,
     /// The last leader that was another node, and when it was last heard here.
     last_leader: Option<(NodeId, Instant)>,
@@ -123,6 +130,7 @@ impl Watch {
             probes: BTreeMap::new(),
             asked_by: None,
             answers: BTreeMap::new(),
+            lone: None,
             office: None,
             last_leader: None,
         };
@@ -169,6 +177,7 @@ impl Watch {
             }
             Input::Tried { about, began, answer } => self.tried(about, began, answer),
             Input::Learned { about, answers } => drop(self.answers.insert(about, answers)),
+            Input::GatewayTried { began, answered } => self.gateway_tried(began, answered),
         }
     }
 
@@ -275,6 +284,7 @@ impl Watch {
     }
 
     fn step(&mut self) {
+        self.note_lone_node();
         let metrics = self.store.metrics();
         let Some(office) = self.office.as_mut() else { return };
         let term = office.term;
@@ -290,12 +300,17 @@ impl Watch {
         );
         // Winning the election was the first contact with a quorum.
         let quorum_age = metrics.quorum_acked_age.unwrap_or(Duration::MAX).min(now.since(office.since));
-        let effects = office.judge.step(now, quorum_age, false);
+        let outage = Settings::default().outage_survived;
+        let own_link = self.lone.as_ref().map_or(OwnLink::Unknown, |(_, proof)| proof.verdict(now, outage));
+        let effects = office.judge.step(now, quorum_age, own_link);
         let mut verdicts = (**self.verdicts.borrow()).clone();
         for effect in effects {
             match effect {
                 Effect::Ask { observer, about } if observer == self.me => {
                     self.asked_by = Some((self.me, term));
+                    if let Some((_, proof)) = &mut self.lone {
+                        proof.wanted(now);
+                    }
                     self.probes.entry(about).or_insert_with(|| Probe::new(now)).asked(now);
                 }
                 Effect::Ask { observer, about } => {
@@ -326,6 +341,28 @@ impl Watch {
         });
     }
 
+    /// In a cluster of two nobody else says whose link is down, but perhaps the gateway.
+    fn note_lone_node(&mut self) {
+        let mut others = self.members.present().into_keys().filter(|id| *id != self.me);
+        let lone = others.next().filter(|_| others.next().is_none());
+        if self.lone.as_ref().map(|(lone, _)| *lone) != lone {
+            self.lone = lone.map(|lone| (lone, LinkProof::default()));
+            if let Some(lone) = lone {
+                self.try_gateway(lone, LEARN_LIMIT);
+            }
+        }
+    }
+
+    fn gateway_tried(&mut self, began: Instant, answered: bool) {
+        let outage = Settings::default().outage_survived;
+        let Some((lone, proof)) = &mut self.lone else { return };
+        let was_unknown = proof.verdict(began, outage) == OwnLink::Unknown;
+        proof.ended(began, answered);
+        if was_unknown && answered {
+            info!(peer = %lone, "the gateway answers: the loss of the other node can be told from a cut of this one");
+        }
+    }
+
     /// Begins the tries that are due and reports what is known.
     fn probe(&mut self) {
         let now = clock::boot();
@@ -343,6 +380,12 @@ impl Watch {
                 }
             });
             self.report(about, now);
+        }
+        if let Some((lone, proof)) = &mut self.lone
+            && proof.begin(now)
+        {
+            let lone = *lone;
+            self.try_gateway(lone, Probe::limit(Duration::ZERO));
         }
     }
 
@@ -376,10 +419,25 @@ impl Watch {
             let alive =
                 self.gossiped.borrow().get(&about).is_some_and(|member| member.state == gossip::State::Alive);
             let Some(api) = self.api_of(about).filter(|_| alive) else { continue };
-            self.try_kernel(api, Duration::from_secs(2), move |tried| {
+            self.try_kernel(api, LEARN_LIMIT, move |tried| {
                 Some(Input::Learned { about, answers: tried.ok()?.is_some() })
             });
+            if self.lone.as_ref().is_some_and(|(lone, _)| *lone == about) {
+                self.try_gateway(about, LEARN_LIMIT);
+            }
         }
+    }
+
+    /// Tries the gateway on the link to the other one of two nodes. Where there is none nothing is learned.
+    fn try_gateway(&self, lone: NodeId, limit: Duration) {
+        let Some(gateway) = self.api_of(lone).and_then(|api| Gateway::beside(api.ip())) else { return };
+        let (back, began) = (self.back.clone(), clock::boot());
+        tokio::spawn(async move {
+            // What this machine could not try is no try.
+            if let (Ok(answered), Some(back)) = (gateway.answers(limit).await, back.upgrade()) {
+                let _ = back.try_send(Input::GatewayTried { began, answered });
+            }
+        });
     }
 
     fn try_kernel(

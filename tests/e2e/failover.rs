@@ -18,6 +18,8 @@ pub(crate) const TESTS: Tests = tests![
     a_paused_daemon_keeps_its_pods,
     a_starved_machine_on_a_bad_link_keeps_its_pods,
     a_cluster_wakes_up_in_any_order,
+    of_two_nodes_the_one_without_power_is_replaced_if_the_gateway_answers,
+    of_two_nodes_the_one_whose_own_cable_is_out_leaves_the_other_alone,
 ];
 
 pub(crate) const NODES: [&str; 3] = ["one", "two", "three"];
@@ -234,4 +236,44 @@ fn a_cluster_wakes_up_in_any_order() {
     }
     wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
     running(&house);
+}
+
+/// Two nodes and a router that answers, as in most homes; the first one leads.
+fn two_with_a_gateway() -> House {
+    let mut house = House::new(&["one", "two"]);
+    house.cluster.lab().add_gateway();
+    for name in ["one", "two"] {
+        house.cluster.lab().power_off(name).expect("the machine is ours");
+        house.cluster.lab().power_on(name).expect("the machine starts");
+    }
+    wait(house.cluster.form()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    wait(house.cluster.deploy("one", "web", REPLICAS)).expect("the Deployment is created");
+    running(&house);
+    // Learned while all is well, at the latest with the next look a minute later.
+    house.until("a gateway that answers", || {
+        let log = std::fs::read_to_string(house.lab().machine("one").log()).unwrap_or_default();
+        log.contains("the gateway answers").then_some(())
+    });
+    house
+}
+
+fn of_two_nodes_the_one_without_power_is_replaced_if_the_gateway_answers() {
+    let mut house = two_with_a_gateway();
+    let failover = wait(house.cluster.power_cut("two", "web", REPLICAS));
+    let failover = failover.unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    // 2.75 s on a machine with nothing else to do; without the gateway's word it would be 30.
+    assert!(failover.noticed < Duration::from_secs(20), "{failover:?}\n{}", house.logs());
+    house.cluster.power_back("two").expect("the machine starts");
+    wait(house.cluster.until_caught_up("two")).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+}
+
+fn of_two_nodes_the_one_whose_own_cable_is_out_leaves_the_other_alone() {
+    let mut house = two_with_a_gateway();
+    let before = lives(&house, "one");
+    house.cluster.lab().plug("one", false).expect("the cable is ours");
+    // Longer than a node gets whose silence nobody can explain.
+    nothing_moves(&house, "one", &before, Duration::from_secs(36));
+    house.cluster.lab().plug("one", true).expect("the cable is ours");
+    wait(house.cluster.until_caught_up("two")).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    nothing_moves(&house, "two", &before, Duration::from_secs(3));
 }

@@ -11,6 +11,7 @@ use openraft::async_runtime::Instant as _;
 use skein_api::scheduling::UNREACHABLE;
 use skein_control::judge::{Answer, Effect, Judge, RENEWAL, Report, STEP, Settings};
 use skein_control::node_health::Verdict;
+use skein_control::own_link::OwnLink;
 use skein_control::probe::Probe;
 use skein_control::time::Instant;
 use skein_control::view::View;
@@ -182,7 +183,7 @@ impl Watch {
         let nodes = 0..self.site.world.plan.nodes;
         judge.set_members(nodes.map(|number| (number, is_marked(&view, &node_name(number)), true)));
         let quorum_age = metrics.quorum_acked_age.unwrap_or(Duration::MAX);
-        for effect in judge.step(now, quorum_age, false) {
+        for effect in judge.step(now, quorum_age, OwnLink::Unknown) {
             match effect {
                 Effect::Ask { observer, about } if observer == me => {
                     self.asked_by = Some((me, term));

@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::own_link::OwnLink;
 use crate::time::Instant;
 
 /// How often the shell calls [`Judge::step`].
@@ -134,8 +135,9 @@ pub struct Silence {
     pub announced: bool,
     /// Over half of the members are silent as well.
     pub mass: bool,
-    /// A lone observer whose own link nobody proves may be the one that is cut off.
-    pub alone_and_unproven: bool,
+    /// What is known of the own link of a lone observer, which may be the one that is cut off. Nothing of it
+    /// matters where others observe too: then it is [`OwnLink::Proven`].
+    pub own_link: OwnLink,
 }
 
 /// The rule. It assumes that the leader hears a quorum and is awake: [`Judge::step`] does not ask otherwise.
@@ -143,9 +145,15 @@ pub struct Silence {
 /// Cost: one pass over the reports.
 pub fn verdict(silence: &Silence, settings: &Settings) -> Verdict {
     let after = |limit: Duration, cause| {
-        let patience = silence.announced || silence.mass || silence.alone_and_unproven;
+        let patience = silence.announced || silence.mass;
         let limit = if patience { limit.max(STUCK) } else { limit };
         if silence.lasts >= limit { Verdict::Lost(cause) } else { Verdict::Keep }
+    };
+    // Any answer proves the own link; where there is none, something else has to.
+    let unanswered_after = |limit: Duration, cause| match silence.own_link {
+        OwnLink::Proven => after(limit, cause),
+        OwnLink::Unknown => after(limit.max(STUCK), cause),
+        OwnLink::Unproven | OwnLink::Cut => Verdict::Keep,
     };
     let answers = silence.reports.iter().filter_map(|report| report.answer);
     let best = answers.filter(|(_, age)| *age <= ANSWER_VALID).map(|(answer, _)| answer).max();
@@ -159,13 +167,13 @@ pub fn verdict(silence: &Silence, settings: &Settings) -> Verdict {
                 |report: &&Report| report.unanswered >= TRIES_MIN && report.unanswered_for >= tried_for;
             match silence.reports.iter().filter(in_vain).count() {
                 count if count >= silence.observers_needed => {
-                    after(settings.outage_survived + RENEWALS_LOST, Cause::NoAnswer)
+                    unanswered_after(settings.outage_survived + RENEWALS_LOST, Cause::NoAnswer)
                 }
                 _ => Verdict::Keep,
             }
         }
         None => match silence.reports.iter().filter(|report| report.gossip_down).count() {
-            count if count >= silence.observers_needed => after(FIREWALLED, Cause::GossipDown),
+            count if count >= silence.observers_needed => unanswered_after(FIREWALLED, Cause::GossipDown),
             _ => Verdict::Keep,
         },
     }
@@ -288,8 +296,8 @@ impl<Id: Copy + Ord> Judge<Id> {
     /// One round, every [`STEP`].
     ///
     /// * `quorum_age`: the age of the last acknowledgement by a quorum; zero for a single voter.
-    /// * `link_proven`: whether something outside the cluster (the gateway) answers this node.
-    pub fn step(&mut self, now: Instant, quorum_age: Duration, link_proven: bool) -> Vec<Effect<Id>> {
+    /// * `own_link`: what the gateway's answers say of this node's own link.
+    pub fn step(&mut self, now: Instant, quorum_age: Duration, own_link: OwnLink) -> Vec<Effect<Id>> {
         if now.since(self.last_step) > STALL {
             self.deaf_until = now.after(STALL_GRACE);
         }
@@ -299,11 +307,16 @@ impl<Id: Copy + Ord> Judge<Id> {
             // saw meanwhile was its own.
             self.heard_nothing_until = now;
         }
+        if own_link == OwnLink::Cut {
+            // So is what it missed while its cable was out. When that ends the other one's kernel answers
+            // before its next renewal comes.
+            self.heard_nothing_until = now;
+        }
         self.weigh_mass_silence(now);
         let mut effects = Vec::new();
         for id in self.nodes.keys().copied().collect::<Vec<_>>() {
             if id != self.me {
-                self.step_node(now, id, link_proven, &mut effects);
+                self.step_node(now, id, own_link, &mut effects);
             } else if self.nodes[&id].declared && quorum_age <= QUORUM_FRESH {
                 // It was declared lost, came back and was elected: nobody else is left to say so.
                 effects.push(Effect::Welcome(id));
@@ -312,7 +325,7 @@ impl<Id: Copy + Ord> Judge<Id> {
         effects
     }
 
-    fn step_node(&mut self, now: Instant, id: Id, link_proven: bool, effects: &mut Vec<Effect<Id>>) {
+    fn step_node(&mut self, now: Instant, id: Id, own_link: OwnLink, effects: &mut Vec<Effect<Id>>) {
         let lasts = self.silence(now, id);
         let node = &self.nodes[&id];
         if node.declared {
@@ -342,7 +355,7 @@ impl<Id: Copy + Ord> Judge<Id> {
             probes_reach_it: node.probes_reach_it,
             announced: node.announced,
             mass: self.mass,
-            alone_and_unproven: living == 0 && !link_proven,
+            own_link: if living == 0 { own_link } else { OwnLink::Proven },
         };
         if let Verdict::Lost(cause) = verdict(&silence, &self.settings) {
             effects.push(Effect::Declare { node: id, cause, silent_for: lasts });

@@ -31,6 +31,7 @@ pub mod pod;
 
 // Who is there, and who votes.
 pub mod judge;
+pub mod own_link;
 pub mod probe;
 pub mod voters;
 

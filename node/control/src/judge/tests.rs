@@ -2,6 +2,7 @@
 //! answer or do not, links that are cut, and one leader with a judge.
 
 use super::*;
+use crate::own_link::LinkProof;
 use crate::probe::Probe;
 
 fn ms(count: u64) -> Duration {
@@ -18,7 +19,7 @@ fn silence(lasts_ms: u64, report: Report) -> Silence {
         probes_reach_it: true,
         announced: false,
         mass: false,
-        alone_and_unproven: false,
+        own_link: OwnLink::Proven,
     }
 }
 
@@ -98,12 +99,12 @@ fn one_observer_too_few_tries_or_too_short_a_time_is_never_enough() {
 }
 
 #[test]
-fn announced_restarts_mass_silence_and_a_lone_observer_without_proof_wait_half_a_minute() {
+fn announced_restarts_mass_silence_and_a_lone_observer_that_knows_nothing_of_its_link_wait_half_a_minute() {
     let calm: [fn(&mut Silence); 3] = [
         |silence| silence.announced = true,
         |silence| silence.mass = true,
         |silence| {
-            silence.alone_and_unproven = true;
+            silence.own_link = OwnLink::Unknown;
             silence.observers_needed = 1;
         },
     ];
@@ -114,6 +115,30 @@ fn announced_restarts_mass_silence_and_a_lone_observer_without_proof_wait_half_a
             silence
         };
         check(at, 30_000, Cause::NoAnswer);
+    }
+}
+
+#[test]
+fn a_lone_observer_that_is_cut_off_itself_calls_nobody_lost() {
+    let settings = Settings::default();
+    for (reached, own_link) in
+        [true, false].into_iter().flat_map(|reached| [(reached, OwnLink::Cut), (reached, OwnLink::Unproven)])
+    {
+        let report = Report { gossip_down: true, ..in_vain() };
+        let mut silence = Silence { probes_reach_it: reached, ..silence(3_600_000, report) };
+        silence.own_link = own_link;
+        silence.observers_needed = 1;
+        assert_eq!(verdict(&silence, &settings), Verdict::Keep);
+    }
+}
+
+#[test]
+fn an_answer_of_the_other_kernel_proves_the_own_link_whatever_the_gateway_does() {
+    for own_link in [OwnLink::Unknown, OwnLink::Unproven] {
+        let alone =
+            |lasts, answer| Silence { own_link, observers_needed: 1, ..silence(lasts, answered(answer)) };
+        check(|lasts| alone(lasts, Answer::Refused), 5000, Cause::DaemonGone);
+        check(|lasts| alone(lasts, Answer::Accepts), 30_000, Cause::Stuck);
     }
 }
 
@@ -151,6 +176,10 @@ struct World {
     tries: Vec<(u64, u64, u8, u8)>,
     declared: Vec<(u64, u8, Cause)>,
     quorum: bool,
+    /// The leader's view of a gateway; `None` where there is none.
+    gateway: Option<LinkProof>,
+    /// Whether the leader's cable is plugged in.
+    plugged: bool,
 }
 
 impl World {
@@ -168,11 +197,21 @@ impl World {
             tries: Vec::new(),
             declared: Vec::new(),
             quorum: true,
+            gateway: None,
+            plugged: true,
         }
     }
 
+    /// A leader and one more node, with a gateway that has been seen to answer.
+    fn of_two(phase: u64) -> World {
+        let mut gateway = LinkProof::default();
+        gateway.ended(Instant(0), true);
+        World { gateway: Some(gateway), ..World::new(2, phase) }
+    }
+
     fn passes(&self, from: u8, to: u8) -> bool {
-        !self.cut.contains(&(from, to)) && self.power[to as usize] != Power::Off
+        let plugged = self.plugged || (from != 0 && to != 0);
+        plugged && !self.cut.contains(&(from, to)) && self.power[to as usize] != Power::Off
     }
 
     fn isolate(&mut self, node: u8) {
@@ -186,6 +225,12 @@ impl World {
             self.now += 10;
             self.renewals();
             self.probes();
+            let (now, plugged) = (Instant(self.now), self.plugged);
+            if let Some(gateway) = &mut self.gateway
+                && gateway.begin(now)
+            {
+                gateway.ended(now, plugged);
+            }
             if self.now.is_multiple_of(STEP.as_millis() as u64) {
                 self.step();
             }
@@ -244,9 +289,14 @@ impl World {
         }
         let now = Instant(self.now);
         let age = if self.quorum { Duration::ZERO } else { ms(601) };
-        for effect in self.judge.step(now, age, true) {
+        let outage = Settings::default().outage_survived;
+        let own_link = self.gateway.as_ref().map_or(OwnLink::Unknown, |gateway| gateway.verdict(now, outage));
+        for effect in self.judge.step(now, age, own_link) {
             match effect {
                 Effect::Ask { observer, about } => {
+                    if let Some(gateway) = &mut self.gateway {
+                        gateway.wanted(now);
+                    }
                     if observer == 0 || self.passes(0, observer) {
                         let probe = self.asked.entry((observer, about));
                         probe.or_insert_with(|| Probe::new(now)).asked(now);
@@ -290,6 +340,56 @@ fn a_power_cut_at_any_phase_is_declared_within_3300_ms() {
             assert!((12_500..=13_300).contains(&at), "declared at {at}");
         },
     );
+}
+
+/// The same for a cluster of two with a gateway.
+fn of_two_in_every_phase(end: u64, fault: impl Fn(&mut World), check: impl Fn(&World)) {
+    for phase in (0..250).step_by(10) {
+        let mut world = World::of_two(phase);
+        world.run_until(10_000);
+        fault(&mut world);
+        world.run_until(end);
+        check(&world);
+    }
+}
+
+#[test]
+fn of_two_nodes_the_lost_one_is_declared_as_fast_if_the_gateway_answers() {
+    of_two_in_every_phase(
+        20_000,
+        |world| world.power[1] = Power::Off,
+        |world| {
+            let [(at, 1, Cause::NoAnswer)] = world.declared[..] else { panic!("{:?}", world.declared) };
+            assert!((12_500..=13_300).contains(&at), "declared at {at}");
+        },
+    );
+    of_two_in_every_phase(
+        16_000,
+        |world| world.power[1] = Power::DaemonDead,
+        |world| assert_eq!(world.declared.len(), 1, "{:?}", world.declared),
+    );
+}
+
+#[test]
+fn of_two_nodes_the_one_whose_own_cable_is_out_declares_nobody_however_long_it_takes() {
+    for back_at in [11_000, 12_000, 12_400, 12_800, 13_500, 20_000, 60_000, 120_000] {
+        let pulled = |world: &mut World| {
+            world.plugged = false;
+            world.run_until(back_at);
+            world.plugged = true;
+        };
+        of_two_in_every_phase(back_at + 10_000, pulled, nothing_declared);
+    }
+}
+
+#[test]
+fn of_two_nodes_without_a_gateway_the_lost_one_is_declared_after_half_a_minute() {
+    let off = |world: &mut World| {
+        world.gateway = None;
+        world.power[1] = Power::Off;
+    };
+    of_two_in_every_phase(39_500, off, nothing_declared);
+    of_two_in_every_phase(42_000, off, |world| assert_eq!(world.declared.len(), 1));
 }
 
 #[test]
@@ -427,8 +527,8 @@ fn one_renewal_brings_a_declared_node_back() {
 fn a_stalled_loop_reads_what_arrived_before_it_judges() {
     let mut judge = Judge::new(0, Instant(0), None, Settings::default());
     judge.set_members([(0, false, true), (1, false, true), (2, false, true)]);
-    judge.step(Instant(50), Duration::ZERO, true);
-    let asked = judge.step(Instant(20_000), Duration::ZERO, true);
+    judge.step(Instant(50), Duration::ZERO, OwnLink::Proven);
+    let asked = judge.step(Instant(20_000), Duration::ZERO, OwnLink::Proven);
     assert!(asked.iter().all(|effect| matches!(effect, Effect::Ask { .. })), "{asked:?}");
     for observer in [0, 2] {
         judge.reported(Instant(20_000), observer, 1, in_vain());
@@ -436,7 +536,7 @@ fn a_stalled_loop_reads_what_arrived_before_it_judges() {
     let declares = |effects: Vec<Effect<u8>>| {
         effects.into_iter().any(|effect| matches!(effect, Effect::Declare { node: 1, .. }))
     };
-    assert!(!declares(judge.step(Instant(20_200), Duration::ZERO, true)));
+    assert!(!declares(judge.step(Instant(20_200), Duration::ZERO, OwnLink::Proven)));
 }
 
 #[test]
@@ -453,6 +553,6 @@ fn a_new_leader_counts_the_old_ones_silence_from_its_last_heartbeat_but_not_for_
 fn a_leader_that_was_declared_lost_before_its_election_welcomes_itself_once_it_has_a_quorum() {
     let mut judge = Judge::new(0, Instant(1000), None, Settings::default());
     judge.set_members([(0, true, true), (1, false, true)]);
-    assert_eq!(judge.step(Instant(1050), ms(10_000), true), []);
-    assert_eq!(judge.step(Instant(1100), ms(50), true), [Effect::Welcome(0)]);
+    assert_eq!(judge.step(Instant(1050), ms(10_000), OwnLink::Proven), []);
+    assert_eq!(judge.step(Instant(1100), ms(50), OwnLink::Proven), [Effect::Welcome(0)]);
 }
