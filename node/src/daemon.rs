@@ -9,7 +9,7 @@ use bytes::Bytes;
 use skein_apiserver as apiserver;
 use skein_apiserver::tls::SwappableCertificate;
 use skein_net::address_book::AddressBook;
-use skein_net::beacon::{self, Beacon};
+use skein_net::beacon::{self, Beacon, PeerName};
 use skein_net::ca::{ApiNames, Chain};
 use skein_net::endpoint::{self, Endpoint, Service};
 use skein_net::gossip;
@@ -56,6 +56,8 @@ pub(crate) struct Config {
     pub(crate) home: Home,
     pub(crate) listen: SocketAddr,
     pub(crate) api_listen: SocketAddr,
+    /// Where other members may be, whatever their addresses are.
+    pub(crate) peers: Vec<PeerName>,
     /// cgroup of this node's pods; `skein/<node id>` unless given.
     pub(crate) cgroup: Option<String>,
     /// Nodes that share this machine.
@@ -234,7 +236,7 @@ impl Node {
             identity: identity.clone(),
             cluster: membership.public.cluster.id,
             gossip: gossip.clone(),
-            peers: Vec::new(),
+            peers: config.peers.clone(),
             tuning: beacon::Tuning::default(),
         });
         tasks.spawn(beacon.run(stopping.clone()));

@@ -1,10 +1,14 @@
 //! Nodes find each other again after their addresses changed.
 
+use std::fs;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::failover::{NODES, lives, running, with_pods};
+use crate::formation::up;
 use crate::house::{House, wait};
 use crate::{Tests, tests};
 
@@ -12,6 +16,7 @@ pub(crate) const TESTS: Tests = tests![
     addresses_change_one_after_another_and_no_pod_moves,
     all_addresses_change_at_once_and_no_pod_moves,
     a_cluster_wakes_up_at_other_addresses_in_any_order,
+    where_nothing_but_names_leads_to_the_others_names_are_enough,
 ];
 
 /// An address that no machine of the lab begins with.
@@ -92,4 +97,50 @@ fn a_cluster_wakes_up_at_other_addresses_in_any_order() {
         until_all_are_seen_where_they_are(&house);
         running(&house);
     }
+}
+
+/// A file of names for some machines, in the place of their `/etc/hosts`.
+fn hosts(house: &House, machines: &[&str]) -> PathBuf {
+    let file = house.dir().join("hosts");
+    fs::write(&file, "").expect("the directory is ours");
+    for machine in machines {
+        let mut mount = house.lab().machine(machine).command("mount");
+        let mounted = mount.arg("--bind").arg(&file).arg("/etc/hosts").status().expect("it has mount");
+        assert!(mounted.success());
+    }
+    file
+}
+
+fn where_nothing_but_names_leads_to_the_others_names_are_enough() {
+    let mut house = with_pods();
+    house.cluster.lab().filter_multicast().expect("nft filters");
+    for (number, name) in (101..).zip(NODES) {
+        house.cluster.lab().power_off(name).expect("the machine is ours");
+        house.cluster.lab().readdress(name, address(number)).expect("it is off");
+        house.cluster.lab().power_on(name).expect("the machine starts");
+    }
+    let hosts = hosts(&house, &["one", "three"]);
+    // Where it was: the name exists, and nobody is there.
+    fs::write(&hosts, "198.51.100.2 two.lab\n").expect("the directory is ours");
+    for name in ["one", "three"] {
+        up(&mut house, name, &["up", "--peer", "nowhere.invalid:7", "--peer", "two.lab"]);
+    }
+    up(&mut house, "two", &["up"]);
+    let alone = |house: &House, name: &str| {
+        let status = wait(house.cluster.status(name))?;
+        let nodes = status["nodes"].as_array()?;
+        (nodes.iter().filter(|node| node["state"] == "alive").count() == 1).then_some(())
+    };
+    for name in NODES {
+        house.until("a node that answers and has nobody", || alone(&house, name));
+    }
+    // Ten questions and calls later still nobody.
+    std::thread::sleep(Duration::from_secs(5));
+    for name in NODES {
+        assert!(alone(&house, name).is_some(), "how did {name} find anybody?\n{}", house.logs());
+    }
+    fs::write(&hosts, format!("{} two.lab\n", house.lab().machine("two").address())).expect("it is ours");
+    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    until_all_are_seen_where_they_are(&house);
+    running(&house);
 }

@@ -18,7 +18,7 @@ pub(crate) const TESTS: Tests = tests![
 ];
 
 /// The words that start a daemon of `house` by hand.
-fn up(house: &mut House, name: &str, words: &[&str]) {
+pub(crate) fn up(house: &mut House, name: &str, words: &[&str]) {
     let machine = house.cluster.lab().machine_mut(name);
     let (disk, cgroup) = (machine.disk().display().to_string(), machine.cgroup().to_owned());
     let own = ["--name", name, "--data-dir", &disk, "--cgroup", &cgroup];

@@ -284,7 +284,7 @@ pub(crate) fn can(test: &str) -> bool {
     match test {
         test if test.contains("memory_limit") => limits,
         test if test.contains("starved") => limits && present("nft"),
-        test if test.contains("cut_off") => present("nft"),
+        test if test.contains("cut_off") || test.contains("but_names") => present("nft"),
         test if test.contains("registry") => present("docker-registry") && present("skopeo"),
         test if test.contains("image") || test.contains("archive") => present("busybox"),
         _ => true,

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use skein_net::beacon::PeerName;
 
 use crate::report::Chain;
 
@@ -88,6 +89,10 @@ struct NodeArgs {
     /// The most that one layer of an image may hold, unpacked: 500Mi, 32Gi.
     #[arg(long, env = "SKEIN_IMAGE_LAYER_MAX", default_value = "32Gi", value_parser = bytes, value_name = "SIZE")]
     image_layer_max: u64,
+    /// Where another member may be, by name or address: asked while members are missing, for networks that
+    /// carry no multicast. May be given up to 16 times; who answers proves to be a member.
+    #[arg(long = "peer", value_name = "HOST[:PORT]")]
+    peers: Vec<PeerName>,
     /// For labs: the cgroup of this node's pods, below each hierarchy's root.
     #[arg(long, hide = true, env = "SKEIN_CGROUP")]
     cgroup: Option<String>,
@@ -221,7 +226,17 @@ mod tests {
 
     #[test]
     fn wrong_usage_is_exit_code_2() {
-        assert_eq!(Cli::try_parse_from(["skein", "status", "--nonsense"]).unwrap_err().exit_code(), 2);
+        for line in ["skein status --nonsense", "skein up --peer", "skein up --peer a:b:c"] {
+            assert_eq!(Cli::try_parse_from(line.split(' ')).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn peers_are_given_one_by_one() {
+        let cli = Cli::try_parse_from("skein up --peer kitchen.lan --peer 192.0.2.7:99".split(' ')).unwrap();
+        let Verb::Up { node, .. } = cli.verb else { panic!("up") };
+        let shown: Vec<String> = node.peers.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["kitchen.lan:7946", "192.0.2.7:99"]);
     }
 
     #[test]

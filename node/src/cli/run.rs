@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use skein_net::beacon::PEERS_MAX;
 use skein_net::ca::ClusterCa;
 use skein_net::identity::{Identity, StoreId};
 use skein_net::join::{self, About};
@@ -116,10 +117,18 @@ fn run(
     args: NodeArgs,
     greeting: Greeting,
 ) -> Result<(), Failure> {
+    let names = args.peers.len();
+    if names > PEERS_MAX {
+        return Err(format!(
+            "{names} names are given with --peer, the limit is {PEERS_MAX}; one that answers is enough"
+        )
+        .into());
+    }
     let config = Config {
         home: home.clone(),
         listen: args.listen,
         api_listen: args.api_listen,
+        peers: args.peers,
         cgroup: args.cgroup,
         share: args.share,
         images: images::Config {
