@@ -102,7 +102,7 @@ impl Cluster {
     /// Starts a new cluster on the first machine, and waits until its API answers.
     pub async fn found(&mut self) -> Result<(), Error> {
         let first = self.names[0].clone();
-        self.start(&first, &["up", "--cluster", "demo"])?;
+        self.start(&first, &["up", "--new-cluster", "--cluster", "demo"])?;
         self.until(&format!("the start of {first}"), async |cluster| cluster.status(&first).await.is_some())
             .await
     }

@@ -225,12 +225,7 @@ impl Node {
             tasks: tasks.clone(),
         }));
 
-        if membership.founding {
-            found(&store, &door, &membership, &endpoint, &home).await?;
-        }
-        tasks.spawn(picture.clone().follow(store.clone(), members.clone(), stopping.clone()));
-        let known = members.present().into_keys().chain(book.nodes()).filter(|node| *node != me);
-        gossip.introduce(known.collect()).await;
+        // Before the founding: an empty machine that asks meanwhile is to hear of this one.
         let beacon = Beacon::new(beacon::Config {
             endpoint: endpoint.clone(),
             identity: identity.clone(),
@@ -240,6 +235,12 @@ impl Node {
             tuning: beacon::Tuning::default(),
         });
         tasks.spawn(beacon.run(stopping.clone()));
+        if membership.founding {
+            found(&store, &door, &membership, &endpoint, &home).await?;
+        }
+        tasks.spawn(picture.clone().follow(store.clone(), members.clone(), stopping.clone()));
+        let known = members.present().into_keys().chain(book.nodes()).filter(|node| *node != me);
+        gossip.introduce(known.collect()).await;
         tasks.spawn(watch.run(stopping.clone()));
         tasks.spawn(part_with_removed(
             store.clone(),

@@ -12,6 +12,7 @@ use crate::{Tests, tests};
 pub(crate) const TESTS: Tests = tests![
     three_machines_become_a_cluster_by_hand,
     a_token_that_is_no_good_changes_nothing,
+    a_machine_that_lost_its_disk_founds_no_second_cluster_by_accident,
     a_damaged_data_directory_is_named_and_not_used,
     a_node_that_leaves_is_gone_for_all,
     the_demo_tells_its_story_to_machines,
@@ -91,7 +92,7 @@ fn three_machines_become_a_cluster_by_hand() {
     let taken = house.skein("two", &["join", &token]);
     assert!(taken.code == 1 && taken.err.contains("already belongs to cluster"), "{taken:?}");
     let elsewhere = house.dir().join("elsewhere").display().to_string();
-    let mut words = vec!["--data-dir", &elsewhere, "up", "--name", "other"];
+    let mut words = vec!["--data-dir", &elsewhere, "up", "--new-cluster", "--name", "other"];
     let busy = house.skein("one", &words);
     assert!(busy.code == 1 && busy.err.contains("6443"), "{busy:?}");
     words.extend(["--api-listen", "127.0.0.1:16443"]);
@@ -135,6 +136,50 @@ fn a_token_that_is_no_good_changes_nothing() {
     assert!(refused(&house, "three", &good).err.contains("use"));
 
     assert_eq!(names(&house), ["one", "two"]);
+}
+
+fn a_machine_that_lost_its_disk_founds_no_second_cluster_by_accident() {
+    let mut house = House::new(&["one", "two"]);
+    // Nobody else is here: it founds after it has asked.
+    up(&mut house, "one", &["up"]);
+    house.until("the first node", || (house.skein("one", &["status"]).code == 0).then_some(()));
+
+    let disk = house.lab().machine("two").disk();
+    // Asked from where members would be, and by a socket of one address at a port of its own.
+    for words in [["up", "--name", "two"], ["up", "--listen", "198.51.100.2:7999"]] {
+        let said = house.skein("two", &words);
+        assert_eq!(said.code, 1, "{said:?}");
+        let told = said.err.lines().filter(|line| line.starts_with("skein: ")).collect::<Vec<_>>();
+        let [told] = told[..] else { panic!("one sentence: {said:?}") };
+        for word in ["198.51.100.1:7946", "skein token create", "skein join TOKEN", "--new-cluster"] {
+            assert!(told.contains(word), "{word}: {said:?}");
+        }
+        assert_eq!(fs::read_dir(&disk).expect("the disk is ours").count(), 0, "nothing was made");
+    }
+
+    up(&mut house, "two", &["up", "--new-cluster"]);
+    house.until("the second cluster", || (house.skein("two", &["status"]).code == 0).then_some(()));
+    let fingerprint = |name: &str| house.status(name)["fingerprint"].clone();
+    assert_ne!(fingerprint("one"), fingerprint("two"));
+
+    // A member needs no such word, and each cluster leaves the other alone, saying so once.
+    assert_eq!(stop(&mut house, "two"), Some(0));
+    up(&mut house, "two", &["up"]);
+    house.until("the second cluster again", || (house.skein("two", &["status"]).code == 0).then_some(()));
+    for last in [102, 103] {
+        house.cluster.lab().readdress("two", [198, 51, 100, last].into()).expect("the machine is ours");
+        house.until("the new address", || {
+            let address = house.status("two")["nodes"][0]["address"].clone();
+            address.as_str()?.starts_with(&format!("198.51.100.{last}:")).then_some(())
+        });
+    }
+    let told = || {
+        let log = fs::read_to_string(house.lab().machine("one").log()).unwrap_or_default();
+        log.matches("a node of another cluster is on this network").count()
+    };
+    house.until("the word of another cluster", || (told() > 0).then_some(()));
+    assert_eq!(told(), 1);
+    assert_eq!(names(&house), ["one"]);
 }
 
 fn a_damaged_data_directory_is_named_and_not_used() {

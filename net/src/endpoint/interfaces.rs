@@ -57,7 +57,7 @@ pub(super) fn reachable(listen: SocketAddr) -> Vec<SocketAddr> {
 }
 
 /// The links over which a socket bound to `listen` reaches other machines unasked-for, by name.
-pub(super) fn links(listen: SocketAddr) -> Vec<Link> {
+pub(crate) fn links(listen: SocketAddr) -> Vec<Link> {
     let mut links: Vec<Link> = Vec::new();
     for own in own() {
         let is_bound = listen.ip().is_unspecified() || listen.ip() == own.ip;

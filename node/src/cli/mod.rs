@@ -34,14 +34,14 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Start this machine's node; on an empty data directory it founds a new cluster.
+    /// Start this machine's node; on an empty data directory it founds a new cluster, unless one is heard here.
     Up {
         #[command(flatten)]
         node: NodeArgs,
         /// Name of the cluster, when a new one is founded.
         #[arg(long, default_value = "home", value_name = "NAME")]
         cluster: String,
-        /// Found a new cluster here even if another one is heard on this network.
+        /// Found a new cluster here at once, whatever is heard on this network.
         #[arg(long)]
         new_cluster: bool,
     },

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use skein_net::beacon::PEERS_MAX;
+use skein_net::beacon::{self, Around, PEERS_MAX};
 use skein_net::ca::ClusterCa;
 use skein_net::identity::{Identity, StoreId};
 use skein_net::join::{self, About};
@@ -13,7 +13,7 @@ use skein_net::token::Token;
 use skein_runtime::images;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::NodeArgs;
 use crate::clock::WallTime;
@@ -23,11 +23,22 @@ use crate::home::{Home, Membership};
 /// How long a joiner waits for its vote before it says how many failures the cluster survives.
 const VOTE_WAIT: Duration = Duration::from_secs(5);
 
-pub(super) fn up(dir: &Path, args: NodeArgs, cluster: &str, _new_cluster: bool) -> Result<(), Failure> {
+pub(super) fn up(dir: &Path, args: NodeArgs, cluster: &str, new_cluster: bool) -> Result<(), Failure> {
     log_to_stderr();
     let home = Home::new(dir);
+    let membership = home.membership()?;
+    if membership.is_none() && !new_cluster {
+        // Before anything is made: a machine that lost its disk must not found a second cluster by accident.
+        let around = runtime()?.block_on(beacon::look_around(args.listen));
+        if let Some(around) = around.unwrap_or_else(|error| {
+            debug!(%error, "could not ask the network for a cluster");
+            None
+        }) {
+            return Err(refusal(&around).into());
+        }
+    }
     let identity = Identity::load_or_create(dir)?;
-    match home.membership()? {
+    match membership {
         Some(membership) if !membership.founding => {
             let chain = home.certificate()?.ok_or(
                 "the data directory has lost its certificate (member.json); join again with a new token",
@@ -99,6 +110,22 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
     // Last: with this file the machine is a member.
     home.set_membership(&membership)?;
     run(home, identity, membership, admitted.chain, args, Greeting::Joined)
+}
+
+/// Why a machine that belongs to no cluster founds none here.
+fn refusal(around: &Around) -> String {
+    match around {
+        Around::Cluster(heard) => {
+            let heard: Vec<String> = heard.iter().map(ToString::to_string).collect();
+            format!(
+                "a skein cluster answers on this network (from {}) and this machine belongs to none; to join it, run `skein token create` there and `skein join TOKEN` here; to found another one beside it: skein up --new-cluster",
+                heard.join(", ")
+            )
+        }
+        Around::Founder(other) => format!(
+            "another machine that belongs to no cluster ({other}) is being started on this network at the same moment, and goes first; join it with a token that `skein token create` prints there; to found another cluster beside it: skein up --new-cluster"
+        ),
+    }
 }
 
 /// What the operator is told once the node runs.
