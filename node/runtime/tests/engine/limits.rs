@@ -11,6 +11,7 @@ use crate::world::{World, sandbox};
 crate::tests![
     limits_stand_in_the_kernels_files,
     a_container_beyond_its_memory_is_killed_and_says_so,
+    a_container_dies_as_a_whole_and_sees_its_own_limit_on_cgroup_2,
     a_container_cannot_have_more_processes_than_allowed,
     use_is_counted_for_the_pod_and_each_container,
 ];
@@ -73,6 +74,26 @@ fn a_container_beyond_its_memory_is_killed_and_says_so(world: &World) {
     let id = spec.id.clone();
     world.start(spec);
     assert!(matches!(world.end(&id).end, End::Exited { code: 137, signal: Some(9), .. }));
+}
+
+fn a_container_dies_as_a_whole_and_sees_its_own_limit_on_cgroup_2(world: &World) {
+    if !world.config.cgroup_mount.join("cgroup.controllers").exists() {
+        eprintln!("left out: this machine has cgroups of version 1");
+        return;
+    }
+    let pod = world.pod("a");
+    let resources = Resources { memory_limit_bytes: Some(32 << 20), ..Resources::default() };
+    let looks = ["cat", "/sys/fs/cgroup/memory.max", ";", "refuses-write", "/sys/fs/cgroup/memory.max"];
+    let spec = ContainerSpec { resources, ..world.container(&pod, "looks", &looks) };
+    assert_eq!(world.output(spec), "33554432\nread-only filesystem or storage medium\n");
+    // The child is the greedy one; its parent would wait for ever.
+    let spec = ContainerSpec {
+        resources,
+        ..world.container(&pod, "main", &["child", "eat", "200", ";", "wait-deaf"])
+    };
+    let id = spec.id.clone();
+    world.start(spec);
+    assert_eq!(world.end(&id).end, End::Exited { code: 137, signal: Some(9), oom: true });
 }
 
 fn a_container_cannot_have_more_processes_than_allowed(world: &World) {
