@@ -19,7 +19,7 @@ pub use spec::{
     Capabilities, ContainerSpec, ImageConfig, Mount, MountSource, Network, NetworkFiles, Resources,
     RootfsSource, SandboxSpec, Seccomp, Security, User, Volume, VolumeFile,
 };
-pub use status::{Container, ContainerState, End, Exit, Exits, Running, Sandbox, Stats, Usage};
+pub use status::{Container, ContainerState, End, Exit, Exits, Ran, Running, Sandbox, Stats, Usage};
 
 use crate::logs::{LogOptions, LogStream};
 
@@ -61,6 +61,13 @@ pub trait Engine: Send + Sync + 'static {
     /// Kills every process of the container at once. Returns its end.
     async fn kill(&self, id: &ContainerId) -> Result<Exit, Error>;
 
+    /// Runs a program inside of a running container, as the container's user and with its rights, and waits
+    /// for its end. It counts for the container's limits, and ends with it.
+    ///
+    /// A program that is not there, or may not be executed, has ended with 127. One that runs longer than
+    /// `limit` is killed: [`Error::TooLong`]. Dropping the future kills it as well.
+    async fn exec(&self, id: &ContainerId, command: &[String], limit: Duration) -> Result<Ran, Error>;
+
     /// Forgets a container that has ended; its log stays until two newer attempts exist or the pod goes.
     async fn remove(&self, id: &ContainerId) -> Result<(), Error>;
 
@@ -95,6 +102,17 @@ pub enum Error {
     /// Nothing was changed.
     #[error("container {0} is still running; stop it first")]
     StillRunning(ContainerId),
+    /// Nothing was changed.
+    #[error("container {0} is not running")]
+    NotRunning(ContainerId),
+    /// The program was killed.
+    #[error("a program in container {id} did not end within {limit:?}")]
+    TooLong {
+        /// The container.
+        id: ContainerId,
+        /// How long it had.
+        limit: Duration,
+    },
     /// Nothing was changed.
     #[error("no log of container {container:?} of pod {pod} (attempt {attempt:?})")]
     NoLog {

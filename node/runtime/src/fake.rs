@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::engine::{
     Container, ContainerId, ContainerSpec, ContainerState, End, Engine, Error, Exit, Exits, Network, PodUid,
-    Running, Sandbox, SandboxSpec, Stats, Usage, Volume,
+    Ran, Running, Sandbox, SandboxSpec, Stats, Usage, Volume,
 };
 use crate::logs::record::{self, Output};
 use crate::logs::{LogOptions, LogStream, Selection, is_before};
@@ -33,6 +33,7 @@ pub enum Behaviour {
 }
 
 type Script = dyn Fn(&ContainerSpec) -> Behaviour + Send + Sync;
+type Commands = dyn Fn(&ContainerId, &[String]) -> i32 + Send + Sync;
 type Clock = dyn Fn() -> SystemTime + Send + Sync;
 
 /// Containers in memory. Clones are handles on the same machine.
@@ -41,6 +42,7 @@ pub struct Fake {
     state: Arc<Mutex<State>>,
     clock: Arc<Clock>,
     script: Arc<Script>,
+    commands: Arc<Commands>,
 }
 
 #[derive(Default)]
@@ -75,7 +77,20 @@ impl Fake {
         clock: impl Fn() -> SystemTime + Send + Sync + 'static,
         script: impl Fn(&ContainerSpec) -> Behaviour + Send + Sync + 'static,
     ) -> Self {
-        Self { state: Arc::default(), clock: Arc::new(clock), script: Arc::new(script) }
+        Self {
+            state: Arc::default(),
+            clock: Arc::new(clock),
+            script: Arc::new(script),
+            commands: Arc::new(|_, _| 0),
+        }
+    }
+
+    /// Programs run inside of containers end at once with what `commands` says; without it, with 0.
+    pub fn with_commands(
+        self,
+        commands: impl Fn(&ContainerId, &[String]) -> i32 + Send + Sync + 'static,
+    ) -> Self {
+        Self { commands: Arc::new(commands), ..self }
     }
 
     /// Ends a program that runs; `false` if there is none.
@@ -238,6 +253,18 @@ impl Engine for Fake {
 
     async fn kill(&self, id: &ContainerId) -> Result<Exit, Error> {
         self.end_now(id, |_| libc::SIGKILL)
+    }
+
+    async fn exec(&self, id: &ContainerId, command: &[String], _limit: Duration) -> Result<Ran, Error> {
+        let runs = {
+            let state = self.state();
+            let pod = state.pods.get(&id.pod).ok_or_else(|| Error::NoSandbox(id.pod.clone()))?;
+            pod.containers.get(id).ok_or_else(|| Error::NoContainer(id.clone()))?.runs()
+        };
+        if !runs {
+            return Err(Error::NotRunning(id.clone()));
+        }
+        Ok(Ran { code: (self.commands)(id, command), output: Vec::new() })
     }
 
     async fn remove(&self, id: &ContainerId) -> Result<(), Error> {

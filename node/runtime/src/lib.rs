@@ -32,8 +32,8 @@ mod sys;
 
 pub use engine::{
     Capabilities, Container, ContainerId, ContainerSpec, ContainerState, End, Engine, Error, Exit, Exits,
-    ImageConfig, InvalidName, Mount, MountSource, Network, NetworkFiles, PodUid, Resources, RootfsSource,
-    Running, Sandbox, SandboxSpec, Seccomp, Security, Stats, Usage, User, Volume, VolumeFile,
+    ImageConfig, InvalidName, Mount, MountSource, Network, NetworkFiles, PodUid, Ran, Resources,
+    RootfsSource, Running, Sandbox, SandboxSpec, Seccomp, Security, Stats, Usage, User, Volume, VolumeFile,
 };
 pub use fake::{Behaviour, Fake};
 pub use logs::{LogOptions, LogStream};

@@ -15,6 +15,7 @@
 
 mod adopt;
 mod bundle;
+mod exec;
 mod probe;
 mod start;
 mod table;
@@ -33,7 +34,7 @@ use tokio::sync::watch;
 
 use crate::cgroup::{self, Cgroups};
 use crate::engine::{
-    ContainerId, ContainerSpec, End, Engine, Error, Exit, Exits, Network, PodUid, Running, Sandbox,
+    ContainerId, ContainerSpec, End, Engine, Error, Exit, Exits, Network, PodUid, Ran, Running, Sandbox,
     SandboxSpec, Stats, Volume,
 };
 use crate::logs::{self, LogOptions, LogStream};
@@ -352,6 +353,13 @@ impl Engine for Machine {
         })
         .await?;
         self.0.table.ended(id)
+    }
+
+    async fn exec(&self, id: &ContainerId, command: &[String], limit: Duration) -> Result<Ran, Error> {
+        if self.0.table.live(id).is_none() {
+            return Err(self.0.table.ended(id).map_or_else(|error| error, |_| Error::NotRunning(id.clone())));
+        }
+        exec::run(id, &self.0.container_dir(id), command, limit).await
     }
 
     async fn remove(&self, id: &ContainerId) -> Result<(), Error> {

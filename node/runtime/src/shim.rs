@@ -14,6 +14,7 @@
 //! 5. the program ends; what is left of the container is killed; `exit.json`.
 
 mod child;
+mod exec;
 mod supervise;
 
 use std::fs::{self, File};
@@ -37,6 +38,10 @@ use crate::sys::process::{self, Fork};
 
 /// The first argument of a process that is a shim; the second is the container's directory.
 pub(crate) const ARGUMENT: &str = "container-shim";
+
+/// The first argument of a process that runs one more program in a container; the second is the container's
+/// directory, and the program with its arguments follows.
+pub(crate) const EXEC_ARGUMENT: &str = "container-exec";
 
 /// What the shim answers when the program runs; anything else is why it does not.
 pub(crate) const ANSWER_RUNNING: &[u8] = b"running";
@@ -67,13 +72,14 @@ pub(crate) struct Config {
 /// Does the work of a shim, if the arguments of this process say so.
 pub(crate) fn main_if_asked() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next()? != ARGUMENT {
-        return None;
-    }
+    let verb = arguments.next().filter(|verb| verb == ARGUMENT || verb == EXEC_ARGUMENT)?;
     let Some(dir) = arguments.next().map(PathBuf::from) else {
-        eprintln!("{ARGUMENT} needs the directory of a container; it is started by the daemon only");
+        eprintln!("{} needs the directory of a container; it is started by the daemon only", verb.display());
         return Some(ExitCode::from(2));
     };
+    if verb == EXEC_ARGUMENT {
+        return Some(exec::main(&dir, arguments.map(|word| word.to_string_lossy().into_owned()).collect()));
+    }
     Some(match run(&dir) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure(reason)) => {
@@ -89,10 +95,7 @@ fn run(dir: &Path) -> Result<(), Failure> {
     let spec: oci::Spec = read(dir, record::CONFIG_FILE)?;
     // A service manager that stops the daemon's group must not stop us. Without cgroups there is no such manager.
     cgroup::join(&config.shim_cgroups).step(|| "leave the daemon's cgroup".to_owned())?;
-    let filters = match fs::read(dir.join(record::SECCOMP_FILE)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        other => other.step(|| "read the system call filter".to_owned())?,
-    };
+    let filters = read_filters(dir)?;
     let log = LogFile::open(&config.log, FILE_BYTES_MAX).step(|| format!("open {}", config.log.display()))?;
 
     let mut container = spawn(&spec, &config, &filters)?;
@@ -207,6 +210,14 @@ fn answer(text: &[u8]) {
 fn read<T: serde::de::DeserializeOwned>(dir: &Path, name: &str) -> Result<T, Failure> {
     let found = record::read(dir, name).step(|| format!("read {name}"))?;
     found.ok_or_else(|| Failure(format!("{name} is missing or damaged")))
+}
+
+/// The compiled filters; none for a container that may make every call.
+fn read_filters(dir: &Path) -> Result<Vec<u8>, Failure> {
+    match fs::read(dir.join(record::SECCOMP_FILE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        other => other.step(|| "read the system call filter".to_owned()),
+    }
 }
 
 fn pipe() -> Result<(File, File), Failure> {

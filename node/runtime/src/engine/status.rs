@@ -86,6 +86,15 @@ pub enum End {
     },
 }
 
+/// What came of a program that was run inside of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// As a shell shows it: 128 + signal for a killed one.
+    pub code: i32,
+    /// The first 10 KiB of what it printed, on either output. More is read and dropped.
+    pub output: Vec<u8>,
+}
+
 /// The ends of containers as they come.
 #[derive(Debug)]
 pub struct Exits(mpsc::UnboundedReceiver<(ContainerId, Exit)>);

@@ -86,26 +86,32 @@ fn steps(
     }
     rootfs::enter(spec, &config.layers, &config.volumes)?;
 
-    set_limits(&process.rlimits);
-    umask(Mode::from_bits_truncate(0o022));
-    enter_directory(&process.cwd).step(|| format!("change to directory {}", process.cwd))?;
-    nix::unistd::setsid().step(|| "make a session".to_owned())?;
     nix::unistd::dup2_stdout(&ends.stdout).step(|| "set standard output".to_owned())?;
     nix::unistd::dup2_stderr(&ends.stderr).step(|| "set standard error".to_owned())?;
-    process::close_on_exec_from(3).step(|| "close the shim's files".to_owned())?;
-    process::reset_signals().step(|| "reset signals".to_owned())?;
-    give_up_rights(process, filters)?;
-
-    let program = find_program(process)?;
-    // After the change of user, which clears it: the program dies with its shim.
-    process::set_parent_death_signal(libc::SIGKILL).step(|| "tie the program to its shim".to_owned())?;
+    let program = settle(process, filters)?;
     ends.status.write_all(&[READY]).step(|| "say ready".to_owned())?;
-    // A shim that died before the line above took effect closes this pipe, and nothing is executed.
+    // A shim that died before the program was tied to it closes this pipe, and nothing is executed.
     ends.go.read_exact(&mut [0]).step(|| "wait for the shim".to_owned())?;
     execute(&program, process)
 }
 
-fn has_new(spec: &oci::Spec, kind: &str) -> bool {
+/// Becomes in every respect but its code what the program will be; the container's root and namespaces are
+/// entered already. Says where the program lies.
+pub(super) fn settle(process: &oci::Process, filters: &[u8]) -> Result<CString, Failure> {
+    set_limits(&process.rlimits);
+    umask(Mode::from_bits_truncate(0o022));
+    enter_directory(&process.cwd).step(|| format!("change to directory {}", process.cwd))?;
+    nix::unistd::setsid().step(|| "make a session".to_owned())?;
+    process::close_on_exec_from(3).step(|| "close the shim's files".to_owned())?;
+    process::reset_signals().step(|| "reset signals".to_owned())?;
+    give_up_rights(process, filters)?;
+    let program = find_program(process)?;
+    // After the change of user, which clears it: the program dies with its shim.
+    process::set_parent_death_signal(libc::SIGKILL).step(|| "tie the program to its shim".to_owned())?;
+    Ok(program)
+}
+
+pub(super) fn has_new(spec: &oci::Spec, kind: &str) -> bool {
     spec.linux.namespaces.iter().any(|namespace| namespace.kind == kind && namespace.path.is_none())
 }
 
@@ -205,7 +211,7 @@ fn check_program(path: &Path) -> io::Result<()> {
     if executable { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }
 }
 
-fn execute(program: &CString, process: &oci::Process) -> Result<Infallible, Failure> {
+pub(super) fn execute(program: &CString, process: &oci::Process) -> Result<Infallible, Failure> {
     let what = || format!("execute {program:?}");
     let c_strings = |texts: &[String]| {
         texts.iter().map(|text| CString::new(text.as_str())).collect::<Result<Vec<_>, _>>()

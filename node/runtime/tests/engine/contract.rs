@@ -8,8 +8,8 @@ use skein_runtime::{
     Volume,
 };
 
-use crate::Test;
 use crate::world::{container, sandbox, state};
+use crate::{Test, program};
 
 /// A promise, and how it is checked.
 type Promise = (&'static str, fn(&dyn Engine, &Specs));
@@ -72,6 +72,7 @@ promises![
     a_deaf_program_is_killed_after_its_grace,
     an_end_reaches_subscribers_who_come_late,
     a_program_that_cannot_be_executed_leaves_nothing,
+    a_running_container_takes_one_more_program_and_an_ended_one_none,
     removing_a_pod_takes_all_of_it_along,
     what_is_not_there_is_named,
     a_sandbox_made_twice_is_one,
@@ -81,7 +82,8 @@ pub(crate) fn trials_on_the_fake() -> Vec<Trial> {
     let trial = |(name, promise): &Promise| {
         let promise = *promise;
         Trial::test(format!("fake::{name}"), move || {
-            promise(&Fake::new(SystemTime::now, behave), &specs(std::path::Path::new("/fake")));
+            let fake = Fake::new(SystemTime::now, behave).with_commands(|_, words| run(words));
+            promise(&fake, &specs(std::path::Path::new("/fake")));
             Ok(())
         })
     };
@@ -94,6 +96,14 @@ pub(crate) const fn on_this_machine() -> &'static [Test] {
 
 fn specs(dir: &std::path::Path) -> Specs {
     Specs { dir: dir.to_owned(), runtime: tokio::runtime::Runtime::new().expect("a runtime") }
+}
+
+/// The same for programs that are run inside of containers.
+fn run(words: &[String]) -> i32 {
+    match words {
+        [path, verb, code] if path == program::PATH && verb == "exit" => code.parse().expect("a number"),
+        _ => 127,
+    }
 }
 
 /// The fake's programs do what the real one would do.
@@ -195,6 +205,22 @@ fn a_program_that_cannot_be_executed_leaves_nothing(engine: &dyn Engine, specs: 
     assert_eq!(specs.run(state(engine, &spec.id)), None);
     // It never ran, so the same attempt may be made again.
     specs.start(engine, ContainerSpec { command: None, ..specs.spec(&pod, &["exit", "0"]) });
+}
+
+fn a_running_container_takes_one_more_program_and_an_ended_one_none(engine: &dyn Engine, specs: &Specs) {
+    let pod = specs.pod(engine);
+    let id = specs.start(engine, specs.spec(&pod, &["wait"]));
+    let exec = |words: &[&str]| {
+        let words: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
+        specs.run(engine.exec(&id, &words, crate::world::PATIENCE)).map(|ran| ran.code)
+    };
+    assert!(matches!(exec(&[program::PATH, "exit", "3"]), Ok(3)));
+    assert!(matches!(exec(&["/no/such/program"]), Ok(127)));
+    specs.run(engine.kill(&id)).expect("an end");
+    assert!(matches!(exec(&[program::PATH, "exit", "3"]), Err(Error::NotRunning(_))));
+    let other = ContainerId { attempt: 7, ..id.clone() };
+    let nobody = specs.run(engine.exec(&other, &["/x".to_owned()], crate::world::PATIENCE));
+    assert!(matches!(nobody, Err(Error::NoContainer(_))), "{nobody:?}");
 }
 
 fn removing_a_pod_takes_all_of_it_along(engine: &dyn Engine, specs: &Specs) {

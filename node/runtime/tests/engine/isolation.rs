@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::time::Duration;
 
 use skein_runtime::{
-    Capabilities, ContainerSpec, End, Engine, Error, Mount, MountSource, NetworkFiles, Seccomp, Security,
-    User, Volume, VolumeFile,
+    Capabilities, ContainerId, ContainerSpec, End, Engine, Error, LogOptions, Mount, MountSource,
+    NetworkFiles, Ran, Seccomp, Security, User, Volume, VolumeFile,
 };
 
-use crate::world::{World, sandbox};
+use crate::world::{PATIENCE, World, sandbox, wait_until};
 
 crate::tests![
     two_containers_of_a_pod_share_localhost_and_a_volume,
@@ -25,7 +26,111 @@ crate::tests![
     last_words_are_kept,
     a_specification_that_cannot_be_done_is_refused_untouched,
     processes_left_behind_by_a_program_are_killed,
+    one_more_program_is_as_confined_as_the_first,
+    one_more_program_ends_with_its_time_and_with_its_container,
 ];
+
+fn exec(world: &World, id: &ContainerId, words: &[&str], limit: Duration) -> Result<Ran, Error> {
+    let words = [&[crate::program::PATH], words].concat();
+    let words: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
+    world.run(world.engine().exec(id, &words, limit))
+}
+
+/// What only the kernel knows of a process, and the same of one that joined it later.
+fn one_more_program_is_as_confined_as_the_first(world: &World) {
+    let pod = world.pod("a");
+    let looks = [
+        "status",
+        "Uid",
+        ";",
+        "status",
+        "Gid",
+        ";",
+        "status",
+        "Groups",
+        ";",
+        "status",
+        "CapEff",
+        ";",
+        "status",
+        "CapBnd",
+        ";",
+        "status",
+        "NoNewPrivs",
+        ";",
+        "status",
+        "Seccomp",
+        ";",
+        "status",
+        "Seccomp_filters",
+        ";",
+        "cat",
+        "/proc/self/cgroup",
+        ";",
+        "cat",
+        "/proc/self/uid_map",
+        ";",
+        "list",
+        "/",
+        ";",
+        "list",
+        "/dev",
+        ";",
+        "cat",
+        "/etc/hostname",
+        ";",
+        "hostname",
+        ";",
+        "cwd",
+        ";",
+        "env",
+        "COLOR",
+        ";",
+        "list",
+        "/proc/self/fd",
+        ";",
+        "refuses-write",
+        "/proc/sys/kernel/hostname",
+    ];
+    for (name, escalation) in [("plain", true), ("fixed", false)] {
+        let mut spec = world.container(&pod, name, &[&looks[..], &[";", "wait"]].concat());
+        spec.rootfs.config.user = "web".to_owned();
+        spec.env = vec![("COLOR".to_owned(), "blue".to_owned())];
+        spec.workdir = Some("/srv".to_owned());
+        spec.security.privilege_escalation = escalation;
+        let id = spec.id.clone();
+        world.start(spec);
+        world.wait_for_output(&id, "waiting");
+        let first = world.log(&id, LogOptions::default());
+        let second = exec(world, &id, &looks, PATIENCE).expect("it runs");
+        assert_eq!(second.code, 0, "{}", String::from_utf8_lossy(&second.output));
+        assert_eq!(String::from_utf8_lossy(&second.output), first.trim_end_matches("waiting\n"), "{name}");
+    }
+}
+
+fn one_more_program_ends_with_its_time_and_with_its_container(world: &World) {
+    let pod = world.pod("a");
+    let spec = world.container(&pod, "main", &["wait"]);
+    let id = spec.id.clone();
+    world.start(spec);
+    let late = exec(world, &id, &["wait-deaf"], Duration::from_millis(300));
+    assert!(matches!(late, Err(Error::TooLong { .. })), "{late:?}");
+    // Its place in the cgroup is free again, and the container lives.
+    let procs = world.cgroup("pids", &id).join("cgroup.procs");
+    wait_until(|| fs::read_to_string(&procs).is_ok_and(|pids| pids.lines().count() == 1));
+    let much = exec(world, &id, &["print-many", "1000"], PATIENCE).expect("it runs");
+    assert_eq!((much.code, much.output.len()), (0, 10 << 10));
+
+    let engine = world.engine().clone();
+    let killed = id.clone();
+    let killer = std::thread::spawn(move || {
+        wait_until(|| fs::read_to_string(&procs).is_ok_and(|pids| pids.lines().count() == 2));
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        runtime.block_on(engine.kill(&killed)).expect("an end");
+    });
+    assert_eq!(exec(world, &id, &["wait-deaf"], PATIENCE).expect("it ran").code, 137);
+    killer.join().expect("it was killed");
+}
 
 fn volume(name: &str, sub_path: Option<&str>, destination: &str, read_only: bool) -> Mount {
     let source = MountSource::Volume { name: name.to_owned(), sub_path: sub_path.map(str::to_owned) };

@@ -73,6 +73,12 @@ fn run_containers(dir: &Path) -> ExitCode {
         println!("{ended} {exit:?} {}", String::from_utf8_lossy(&text));
         assert_eq!(ended, id);
         assert!(text.starts_with(b"0\t0\t0\t0\ncore fd full mqueue null "), "{text:?}");
+        let spec = container(dir, &pod, "long", &["wait-deaf"]);
+        let id = spec.id.clone();
+        engine.start(spec).await.expect("a start");
+        let words = [program::PATH, "exit", "4"].map(str::to_owned);
+        let ran = engine.exec(&id, &words, crate::world::PATIENCE).await.expect("it runs");
+        assert_eq!((ran.code, String::from_utf8_lossy(&ran.output).as_ref()), (4, ""));
         engine.purge().await.expect("a purge");
     });
     ExitCode::SUCCESS
