@@ -212,11 +212,29 @@ impl Worker {
                 });
             }
             Effect::Probe { container, attempt, kind, probe, timeout } => {
-                let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let pod = self.pod.clone();
+                let scene = self.scene();
                 self.spawn(async move {
-                    let ok = probes::probe(&pod, &container, &probe, addresses.first(), timeout).await;
-                    Some(Input::Probed { container, attempt, kind, ok })
+                    let done = match scene.target(&container, attempt) {
+                        Some(target) => probes::probe(&target, &probe, timeout).await,
+                        None => Err("the pod has no such container".to_owned()),
+                    };
+                    if let Err(reason) = &done {
+                        debug!(container, ?kind, reason, "a probe failed");
+                    }
+                    Some(Input::Probed { container, attempt, kind, ok: done.is_ok() })
+                });
+            }
+            Effect::RunHook { container, attempt, hook, handler, limit } => {
+                let scene = self.scene();
+                self.spawn(async move {
+                    let result = match scene.target(&container, attempt) {
+                        Some(target) => probes::hook(&target, &handler, limit).await,
+                        None => Err("the pod has no such container".to_owned()),
+                    };
+                    if let Err(reason) = &result {
+                        warn!(container, ?hook, reason, "a hook failed");
+                    }
+                    Some(Input::Hooked { container, attempt, hook, result })
                 });
             }
             Effect::Report(status) => self.report(Report::Status(status)),
@@ -303,6 +321,19 @@ struct Scene {
 impl Scene {
     fn id(&self, name: &str, attempt: Attempt) -> Option<ContainerId> {
         ContainerId::new(self.uid.clone(), name, attempt.0).ok()
+    }
+
+    /// What probes and hooks of a container are done to.
+    fn target(&self, name: &str, attempt: Attempt) -> Option<probes::Target> {
+        let spec = self.pod.spec.as_ref()?;
+        let mut all = spec.init_containers.iter().flatten().chain(&spec.containers);
+        let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(probes::Target {
+            engine: self.tools.engine.clone(),
+            id: self.id(name, attempt)?,
+            container: all.find(|container| container.name == name)?.clone(),
+            address: addresses.first().cloned(),
+        })
     }
 
     fn facts(&self) -> Facts {

@@ -74,7 +74,8 @@ fn resume(unit: &mut Unit, seen: &FoundContainer, now: Now) {
     }
     match &seen.state {
         ContainerState::Running { started_at } => {
-            unit.stage = Stage::Running { started_at: *started_at, since: now.boot, stop: None };
+            // Its hook ran, or was cut off with the last daemon: a second time might do harm.
+            unit.stage = Stage::Running { started_at: *started_at, since: now.boot, begun: true, stop: None };
         }
         ContainerState::Exited(exit) => {
             unit.end(exit.clone(), How::Seen);

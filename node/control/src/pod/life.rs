@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use super::backoff::Backoff;
 use super::probe::{self, Finding};
-use super::unit::{How, Role, Stage, Stop, Unit};
+use super::unit::{How, Role, Stage, Step, Stop, Unit};
 use super::{
-    Attempt, ContainerState, Effect, Exit, Found, Image, ImageError, Input, ProbeKind, PullAttempt, Sandbox,
-    SandboxAttempt, StartError, adopt, status,
+    Attempt, ContainerState, Effect, Exit, Found, Hook, Image, ImageError, Input, ProbeKind, PullAttempt,
+    Sandbox, SandboxAttempt, StartError, adopt, status,
 };
 use crate::meta;
 use crate::time::{Instant, Now, seconds_after};
@@ -23,6 +23,10 @@ const GRACE_DEFAULT_SECONDS: i64 = 30;
 const RETRY: Duration = Duration::from_secs(5);
 /// `ErrImagePull` is shown this long before it becomes `ImagePullBackOff`.
 pub(super) const PULL_ERROR_SHOWN: Duration = Duration::from_secs(2);
+/// What a container gets at least after its hook, also when that took all of the grace: kubelet's number.
+const GRACE_AFTER_HOOK: Duration = Duration::from_secs(2);
+/// A hook that takes longer has failed. Kubernetes waits for ever.
+const POST_START_MAX: Duration = Duration::from_secs(600);
 
 /// One pod's life on this node. See the module for the order of calls.
 ///
@@ -142,9 +146,12 @@ impl PodLife {
             Input::Image { container, pull, result } => {
                 self.image(&container, pull, result, now.boot, effects)
             }
-            Input::Container { name, attempt, state } => self.container(&name, attempt, state, now),
+            Input::Container { name, attempt, state } => self.container(&name, attempt, state, now, effects),
             Input::Probed { container, attempt, kind, ok } => {
                 self.probed(&container, attempt, kind, ok, now.boot, effects);
+            }
+            Input::Hooked { container, attempt, hook, result } => {
+                self.hooked(&container, attempt, hook, result, now.boot, effects);
             }
             Input::Woken => self.wake_at = None,
         }
@@ -259,7 +266,14 @@ impl PodLife {
         }
     }
 
-    fn container(&mut self, name: &str, attempt: Attempt, state: ContainerState, now: Now) {
+    fn container(
+        &mut self,
+        name: &str,
+        attempt: Attempt,
+        state: ContainerState,
+        now: Now,
+        effects: &mut Vec<Effect>,
+    ) {
         let Some(at) = self.units.iter().position(|unit| unit.name() == name) else { return };
         let unit = &mut self.units[at];
         if unit.attempt != attempt || !unit.is_alive() {
@@ -268,7 +282,12 @@ impl PodLife {
         match state {
             ContainerState::Running { started_at } => {
                 if matches!(unit.stage, Stage::Starting) {
-                    unit.stage = Stage::Running { started_at, since: now.boot, stop: None };
+                    let handler = unit.handler(Hook::PostStart);
+                    let begun = handler.is_none();
+                    unit.stage = Stage::Running { started_at, since: now.boot, begun, stop: None };
+                    if let Some(handler) = handler {
+                        effects.push(run_hook(unit, Hook::PostStart, handler, POST_START_MAX));
+                    }
                 }
             }
             ContainerState::Exited(exit) => {
@@ -325,6 +344,39 @@ impl PodLife {
             let own = probe.as_ref().and_then(|probe| probe.termination_grace_period_seconds);
             let grace = own.and_then(|own| u64::try_from(own).ok()).map_or(grace, Duration::from_secs);
             stop(unit, grace, now, effects);
+        }
+    }
+
+    fn hooked(
+        &mut self,
+        container: &str,
+        attempt: Attempt,
+        hook: Hook,
+        result: Result<(), String>,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
+        let grace = self.grace();
+        let Some(unit) = self.units.iter_mut().find(|unit| unit.name() == container) else { return };
+        if unit.attempt != attempt {
+            return;
+        }
+        let Stage::Running { begun, stop: stopping, .. } = &mut unit.stage else { return };
+        match (hook, result) {
+            (Hook::PostStart, Ok(())) => *begun = true,
+            (Hook::PostStart, Err(error)) => {
+                unit.hook_error = Some(error);
+                stop(unit, grace, now, effects);
+            }
+            // One that failed has had its chance, too.
+            (Hook::PreStop, _) => {
+                if let Some(Stop { kill_at, step: step @ Step::Hook }) = stopping {
+                    let left = kill_at.since(now).max(GRACE_AFTER_HOOK);
+                    *step = if *kill_at < now.after(left) { Step::AskedLate } else { Step::Asked };
+                    *kill_at = now.after(left);
+                    effects.push(ask_to_stop(unit, left));
+                }
+            }
         }
     }
 
@@ -443,7 +495,7 @@ impl PodLife {
             }
             later_ones_live |= unit.is_alive();
             if ending.kill_at <= now && unit.is_alive() {
-                kill(unit, now, effects);
+                end_the_late(unit, now, effects);
             }
         }
         if self.units.iter().any(Unit::is_alive) {
@@ -463,10 +515,8 @@ impl PodLife {
     /// Kills what was asked to stop and did not in its time.
     fn kill_the_late(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         for unit in &mut self.units {
-            if let Stage::Running { stop: Some(Stop { kill_at, .. }), .. } = unit.stage
-                && kill_at <= now
-            {
-                kill(unit, now, effects);
+            if matches!(unit.stage, Stage::Running { stop: Some(_), .. }) {
+                end_the_late(unit, now, effects);
             }
         }
     }
@@ -503,11 +553,12 @@ impl PodLife {
                     want(*until);
                 }
                 Stage::StartWait { until, .. } | Stage::RestartWait { until, .. } => want(*until),
-                Stage::Running { since, stop, .. } => {
-                    if let Some(stop) = stop.filter(|stop| !stop.killed) {
+                Stage::Running { since, begun, stop, .. } => {
+                    if let Some(stop) = stop.filter(|stop| stop.step != Step::Killed) {
                         want(stop.kill_at);
                     }
-                    if let Some(next) = unit.probes.next(&unit.spec, *since).filter(|_| stop.is_none()) {
+                    let probed = *begun && stop.is_none();
+                    if let Some(next) = unit.probes.next(&unit.spec, *since).filter(|_| probed) {
                         want(next);
                     }
                 }
@@ -569,7 +620,7 @@ fn drive(unit: &mut Unit, now: Instant, effects: &mut Vec<Effect>) {
 }
 
 fn ask_probes(unit: &mut Unit, now: Instant, effects: &mut Vec<Effect>) {
-    let Stage::Running { since, stop: None, .. } = unit.stage else { return };
+    let Stage::Running { since, begun: true, stop: None, .. } = unit.stage else { return };
     for (kind, probe) in unit.probes.due(&unit.spec, since, now) {
         effects.push(Effect::Probe {
             container: unit.spec.name.clone(),
@@ -581,32 +632,59 @@ fn ask_probes(unit: &mut Unit, now: Instant, effects: &mut Vec<Effect>) {
     }
 }
 
-/// Asks a running container to stop, once; a shorter grace than before brings its kill forward.
+/// Stops a running container, once, its hook first; a shorter grace than before brings its kill forward.
 fn stop(unit: &mut Unit, grace: Duration, now: Instant, effects: &mut Vec<Effect>) {
+    // In a hurry there is no time for hooks: a pod is forced to go, or its replacement may run already.
+    let handler = unit.handler(Hook::PreStop).filter(|_| grace >= GRACE_AFTER_HOOK);
     let Stage::Running { stop, .. } = &mut unit.stage else { return };
     let kill_at = now.after(grace);
     match stop {
+        // That little more is not taken back: the grace was over before.
+        Some(Stop { step: Step::AskedLate, .. }) => {}
         Some(stop) => stop.kill_at = stop.kill_at.min(kill_at),
         None => {
-            *stop = Some(Stop { kill_at, killed: false });
-            effects.push(Effect::StopContainer {
-                name: unit.spec.name.clone(),
-                attempt: unit.attempt,
-                grace,
+            let step = if handler.is_some() { Step::Hook } else { Step::Asked };
+            *stop = Some(Stop { kill_at, step });
+            effects.push(match handler {
+                Some(handler) => run_hook(unit, Hook::PreStop, handler, grace),
+                None => ask_to_stop(unit, grace),
             });
         }
     }
 }
 
-fn kill(unit: &mut Unit, now: Instant, effects: &mut Vec<Effect>) {
-    if let Stage::Running { stop, .. } = &mut unit.stage {
-        let stop = stop.get_or_insert(Stop { kill_at: now, killed: false });
-        if stop.killed {
-            return;
-        }
-        stop.killed = true;
-        effects.push(Effect::KillContainer { name: unit.spec.name.clone(), attempt: unit.attempt });
+/// Kills a container whose time is up. One that has not been asked yet, because its hook still runs, is asked
+/// now; one whose turn had not come at all is killed.
+fn end_the_late(unit: &mut Unit, now: Instant, effects: &mut Vec<Effect>) {
+    let Stage::Running { stop, .. } = &mut unit.stage else { return };
+    let stop = stop.get_or_insert(Stop { kill_at: now, step: Step::Asked });
+    if stop.kill_at > now {
+        return;
     }
+    match stop.step {
+        Step::Hook => {
+            *stop = Stop { kill_at: now.after(GRACE_AFTER_HOOK), step: Step::AskedLate };
+            effects.push(ask_to_stop(unit, GRACE_AFTER_HOOK));
+        }
+        Step::Asked | Step::AskedLate => {
+            stop.step = Step::Killed;
+            effects.push(Effect::KillContainer { name: unit.spec.name.clone(), attempt: unit.attempt });
+        }
+        Step::Killed => {}
+    }
+}
+
+fn ask_to_stop(unit: &Unit, grace: Duration) -> Effect {
+    Effect::StopContainer { name: unit.spec.name.clone(), attempt: unit.attempt, grace }
+}
+
+fn run_hook(
+    unit: &Unit,
+    hook: Hook,
+    handler: Box<k8s_openapi::api::core::v1::LifecycleHandler>,
+    limit: Duration,
+) -> Effect {
+    Effect::RunHook { container: unit.spec.name.clone(), attempt: unit.attempt, hook, handler, limit }
 }
 
 pub(super) fn restart_policy(pod: &Pod) -> &str {

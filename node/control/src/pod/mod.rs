@@ -19,7 +19,7 @@ mod tests;
 pub use life::PodLife;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodStatus, Probe};
+use k8s_openapi::api::core::v1::{LifecycleHandler, Pod, PodStatus, Probe};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,6 +80,17 @@ pub enum Input {
         kind: ProbeKind,
         /// True if it succeeded. A probe that ran out of time has failed.
         ok: bool,
+    },
+    /// A hook asked for by [`Effect::RunHook`] is over.
+    Hooked {
+        /// Whose hook.
+        container: String,
+        /// The start of the container that it was run for.
+        attempt: Attempt,
+        /// Which of its hooks.
+        hook: Hook,
+        /// Why it failed, if it did. One that ran out of time has failed.
+        result: Result<(), String>,
     },
     /// The moment asked for by [`Effect::WakeAt`] came.
     Woken,
@@ -181,6 +192,16 @@ pub enum ProbeKind {
     Liveness,
 }
 
+/// A container's hooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hook {
+    /// Right after it has started, beside its own program. Until it has ended, the container is not ready and
+    /// nothing is probed; if it fails, the container is stopped.
+    PostStart,
+    /// Before it is asked to stop, within its grace.
+    PreStop,
+}
+
 /// What the shell must do. Nothing here waits: answers come back as inputs.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
@@ -247,6 +268,19 @@ pub enum Effect {
         probe: Box<Probe>,
         /// After which it has failed.
         timeout: Duration,
+    },
+    /// Run a hook; answer with [`Input::Hooked`] within `limit`.
+    RunHook {
+        /// Whose hook.
+        container: String,
+        /// Comes back with the answer.
+        attempt: Attempt,
+        /// Comes back with the answer.
+        hook: Hook,
+        /// What to do: `exec`, `httpGet` or `sleep`.
+        handler: Box<LifecycleHandler>,
+        /// After which it has failed.
+        limit: Duration,
     },
     /// The pod's status is now this; the latest one wins.
     Report(Box<PodStatus>),

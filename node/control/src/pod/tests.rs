@@ -40,6 +40,9 @@ impl Bench {
             Effect::RemoveContainer { name, attempt } => format!("remove {name} {}", attempt.0),
             Effect::RemoveSandbox => "remove sandbox".to_owned(),
             Effect::Probe { container, kind, .. } => format!("probe {container} {kind:?}"),
+            Effect::RunHook { container, hook, limit, .. } => {
+                format!("hook {container} {hook:?} {}", limit.as_secs())
+            }
             Effect::Report(status) => {
                 self.status = *status;
                 return None;
@@ -75,6 +78,12 @@ impl Bench {
 
     fn runs(&mut self, name: &str) -> Vec<String> {
         self.container(name, ContainerState::Running { started_at: self.now.wall })
+    }
+
+    fn hooked(&mut self, name: &str, hook: Hook, result: Result<(), &str>) -> Vec<String> {
+        let attempt = self.life.units.iter().find(|unit| unit.name() == name).expect("in the spec").attempt;
+        let result = result.map_err(str::to_owned);
+        self.give(Input::Hooked { container: name.to_owned(), attempt, hook, result })
     }
 
     fn exits(&mut self, name: &str, code: i32) -> Vec<String> {
@@ -450,6 +459,71 @@ fn no_other_probe_runs_before_the_startup_probe_has_passed() {
     let passed =
         Input::Probed { container: "a".to_owned(), attempt: Attempt(0), kind: ProbeKind::Startup, ok: true };
     assert_eq!(bench.give(passed), ["probe a Readiness", "probe a Liveness"]);
+}
+
+/// A pod of one container with this hook, which is `true` in both cases.
+fn hooking(hook: &str) -> Value {
+    let exec = json!({ "exec": { "command": ["true"] } });
+    json!({ "terminationGracePeriodSeconds": 30, "containers": [{
+        "name": "a", "image": "x", "lifecycle": { hook: exec },
+        "readinessProbe": { "tcpSocket": { "port": 80 }, "periodSeconds": 1 },
+    }] })
+}
+
+#[test]
+fn a_hook_after_the_start_holds_back_probes_and_its_failure_restarts_the_container() {
+    let mut bench = Bench::new(hooking("postStart"));
+    bench.desired();
+    bench.sandbox_up();
+    bench.has_image("a");
+    assert_eq!(bench.runs("a"), ["hook a PostStart 600"]);
+    assert_eq!(bench.after(5), Vec::<String>::new());
+    assert_eq!(bench.hooked("a", Hook::PostStart, Ok(())), ["probe a Readiness"]);
+
+    let mut bench = Bench::new(hooking("postStart"));
+    bench.desired();
+    bench.sandbox_up();
+    bench.has_image("a");
+    bench.runs("a");
+    assert_eq!(bench.hooked("a", Hook::PostStart, Err("no")), ["stop a 30"]);
+    bench.exits("a", 143);
+    let last = &bench.status.container_statuses.as_ref().expect("one")[0];
+    let shown = last.state.as_ref().and_then(|state| state.terminated.as_ref());
+    assert_eq!(shown.and_then(|end| end.message.as_deref()), Some("PostStartHook failed: no"));
+}
+
+#[test]
+fn a_hook_before_the_stop_runs_within_the_grace() {
+    let mut bench = Bench::new(hooking("preStop"));
+    bench.all_run(&["a"]);
+    assert_eq!(bench.delete(30), ["hook a PreStop 30"]);
+    bench.now.boot = bench.now.boot.after(Duration::from_secs(10));
+    assert_eq!(bench.hooked("a", Hook::PreStop, Err("failed all the same")), ["stop a 20"]);
+    assert_eq!(bench.after(19), Vec::<String>::new());
+    assert_eq!(bench.after(1), ["kill a"]);
+    assert_eq!(bench.after(5), Vec::<String>::new());
+}
+
+#[test]
+fn a_hook_that_takes_all_of_the_grace_leaves_the_container_two_seconds() {
+    let mut bench = Bench::new(hooking("preStop"));
+    bench.all_run(&["a"]);
+    bench.delete(5);
+    assert_eq!(bench.after(5), ["stop a 2"]);
+    assert_eq!(bench.after(1), Vec::<String>::new());
+    // Too late to matter.
+    assert_eq!(bench.hooked("a", Hook::PreStop, Ok(())), Vec::<String>::new());
+    assert_eq!(bench.after(1), ["kill a"]);
+
+    let mut bench = Bench::new(hooking("preStop"));
+    bench.all_run(&["a"]);
+    assert_eq!(bench.delete(0), ["stop a 0", "kill a"]);
+}
+
+#[test]
+fn a_daemon_that_comes_back_runs_no_hook_a_second_time() {
+    let mut bench = Bench::adopt(pod(hooking("postStart"), json!({})), found(vec![running(0)]));
+    assert_eq!(bench.desired(), ["probe a Readiness"]);
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! One container of a pod, over all its starts.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
 
 use super::backoff::Backoff;
 use super::probe::Probes;
-use super::{Attempt, Exit, Image, ImageError, PullAttempt, PullPolicy, StartError};
+use super::{Attempt, Exit, Hook, Image, ImageError, PullAttempt, PullPolicy, StartError};
 use crate::resources::keeps_running;
 use crate::time::Instant;
 
@@ -22,6 +22,8 @@ pub(super) struct Unit {
     pub(super) pull_backoff: Backoff,
     pub(super) restart_backoff: Backoff,
     pub(super) probes: Probes,
+    /// Why the hook after this start failed.
+    pub(super) hook_error: Option<String>,
     /// The newest end, and the one before it.
     pub(super) ended: Option<Ended>,
     pub(super) ended_before: Option<Ended>,
@@ -51,19 +53,31 @@ pub(super) enum Stage {
     Starting,
     /// It could not be started; another try later.
     StartWait { until: Instant, error: StartError },
-    /// It runs.
-    Running { started_at: Timestamp, since: Instant, stop: Option<Stop> },
+    /// It runs; `begun` once nothing is left to do before it counts as started.
+    Running { started_at: Timestamp, since: Instant, begun: bool, stop: Option<Stop> },
     /// It ended and starts again later.
     RestartWait { until: Instant, wait_seconds: u64 },
     /// It ended for good.
     Done,
 }
 
-/// It was asked to stop.
+/// It is on its way to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stop {
     pub(super) kill_at: Instant,
-    pub(super) killed: bool,
+    pub(super) step: Step,
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Its hook runs; it knows nothing yet.
+    Hook,
+    /// It was asked to stop.
+    Asked,
+    /// Its hook took all of the grace; it was asked to stop with a little more.
+    AskedLate,
+    Killed,
 }
 
 /// How a start ended.
@@ -96,6 +110,7 @@ impl Unit {
             pull_backoff: Backoff::default(),
             restart_backoff: Backoff::default(),
             probes: Probes::default(),
+            hook_error: None,
             ended: None,
             ended_before: None,
         }
@@ -130,21 +145,39 @@ impl Unit {
         self.is_done() && self.ended.as_ref().is_some_and(|ended| ended.exit.code == 0)
     }
 
-    /// True once its startup probe, if it has one, has passed.
+    /// True once its hook and its startup probe, if it has them, have passed.
     pub(super) fn is_started(&self) -> bool {
-        self.is_running() && self.probes.started(&self.spec)
+        self.has_begun() && self.probes.started(&self.spec)
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        matches!(self.stage, Stage::Running { begun: true, .. })
+    }
+
+    /// What is to be done at that moment of its life.
+    pub(super) fn handler(&self, hook: Hook) -> Option<Box<LifecycleHandler>> {
+        let hooks = self.spec.lifecycle.as_ref()?;
+        let handler = match hook {
+            Hook::PostStart => &hooks.post_start,
+            Hook::PreStop => &hooks.pre_stop,
+        };
+        handler.clone().map(Box::new)
     }
 
     /// True if it takes requests, or as an init container has done its work.
     pub(super) fn is_ready(&self) -> bool {
         match self.role {
             Role::Init => self.succeeded(),
-            Role::Sidecar | Role::Main => self.is_running() && self.probes.ready(&self.spec),
+            Role::Sidecar | Role::Main => self.has_begun() && self.probes.ready(&self.spec),
         }
     }
 
     /// Notes an end of the start that runs.
-    pub(super) fn end(&mut self, exit: Exit, how: How) {
+    pub(super) fn end(&mut self, mut exit: Exit, how: How) {
+        if let Some(error) = self.hook_error.take() {
+            // It was stopped for this; what it said in the end is of less use.
+            exit.message = Some(format!("PostStartHook failed: {error}"));
+        }
         let ended = Ended { attempt: self.attempt, exit, how };
         self.ended_before = self.ended.replace(ended);
         self.probes = Probes::default();
