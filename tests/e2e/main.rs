@@ -9,6 +9,7 @@ mod disk;
 mod failover;
 mod finding;
 mod formation;
+mod hooks;
 mod house;
 mod images;
 mod kubectl;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     let mut trials: Vec<Trial> = [
         formation::TESTS,
         pods::TESTS,
+        hooks::TESTS,
         images::TESTS,
         failover::TESTS,
         finding::TESTS,

@@ -9,6 +9,7 @@ mod files;
 mod limits;
 mod pull;
 mod security;
+mod unsupported;
 
 #[cfg(test)]
 mod tests;
@@ -17,7 +18,7 @@ pub use limits::{Limits, limits};
 pub use pull::{Credentials, pull_credentials};
 pub use security::{Seccomp, Security};
 
-use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec, Volume, VolumeMount};
 use std::collections::BTreeMap;
 
 use crate::meta;
@@ -61,6 +62,8 @@ pub struct ContainerPlan {
     pub termination_message_path: String,
     /// The end of its log stands in for them if it failed without any.
     pub termination_message_from_log: bool,
+    /// Replaces the signal by which the image wants to be stopped.
+    pub stop_signal: Option<String>,
 }
 
 /// One volume inside a container.
@@ -72,6 +75,8 @@ pub struct Mount {
     pub path: String,
     /// It may not be written to.
     pub read_only: bool,
+    /// What of the volume is seen; all of it unless given. Relative, and never out of it.
+    pub sub_path: Option<String>,
 }
 
 /// One volume of a pod, to be made before its first container.
@@ -222,9 +227,22 @@ pub enum Error {
         /// The field that was set.
         kind: String,
     },
-    /// A mount with `subPath`.
-    #[error("volumeMount {0} uses subPath, which this cluster cannot mount yet; mount the whole volume")]
-    SubPath(String),
+    /// A `subPathExpr` that names what the environment does not hold.
+    #[error("subPathExpr of volumeMount {path} names variable {variable}, which the container does not have")]
+    NoVariable {
+        /// Where it would appear.
+        path: String,
+        /// The name.
+        variable: String,
+    },
+    /// Something that would otherwise be passed over in silence.
+    #[error("{field} is not supported on this cluster yet; {instead}")]
+    Unsupported {
+        /// The field, with the value that matters.
+        field: String,
+        /// What to do.
+        instead: &'static str,
+    },
     /// A mount of a volume that the pod does not have.
     #[error("volumeMount names volume \"{0}\", which the pod does not have")]
     NoVolume(String),
@@ -255,6 +273,7 @@ impl Error {
 pub fn plan(view: &View, pod: &Pod, name: &str, facts: &Facts) -> Result<ContainerPlan, Error> {
     let spec = pod.spec.as_ref().ok_or_else(|| Error::NoContainer(name.to_owned()))?;
     let container = find(spec, name).ok_or_else(|| Error::NoContainer(name.to_owned()))?;
+    unsupported::check(spec, container)?;
     let look = Lookup { view, pod, spec, facts };
     let env = env::plan(&look, container)?;
     let expand = |words: &Option<Vec<String>>| {
@@ -264,7 +283,7 @@ pub fn plan(view: &View, pod: &Pod, name: &str, facts: &Facts) -> Result<Contain
         command: expand(&container.command).filter(|words| !words.is_empty()),
         args: expand(&container.args).filter(|words| !words.is_empty()),
         working_dir: container.working_dir.clone().filter(|path| !path.is_empty()),
-        mounts: mounts(spec, container)?,
+        mounts: mounts(spec, container, &env)?,
         limits: limits::of_container(spec, container, look.node()),
         security: security::plan(spec, container)?,
         tty: container.tty.unwrap_or(false),
@@ -276,6 +295,7 @@ pub fn plan(view: &View, pod: &Pod, name: &str, facts: &Facts) -> Result<Contain
             .unwrap_or_else(|| "/dev/termination-log".to_owned()),
         termination_message_from_log: container.termination_message_policy.as_deref()
             == Some("FallbackToLogsOnError"),
+        stop_signal: container.lifecycle.as_ref().and_then(|hooks| hooks.stop_signal.clone()),
         env,
     })
 }
@@ -340,13 +360,9 @@ fn find<'a>(spec: &'a PodSpec, name: &str) -> Option<&'a Container> {
     spec.init_containers.iter().flatten().chain(&spec.containers).find(|container| container.name == name)
 }
 
-fn mounts(spec: &PodSpec, container: &Container) -> Result<Vec<Mount>, Error> {
+fn mounts(spec: &PodSpec, container: &Container, env: &[(String, String)]) -> Result<Vec<Mount>, Error> {
     let mut mounts = Vec::new();
     for mount in container.volume_mounts.iter().flatten() {
-        let some = |path: &Option<String>| path.as_ref().is_some_and(|path| !path.is_empty());
-        if some(&mount.sub_path) || some(&mount.sub_path_expr) {
-            return Err(Error::SubPath(mount.mount_path.clone()));
-        }
         let volume = spec.volumes.iter().flatten().find(|volume| volume.name == mount.name);
         let volume = volume.ok_or_else(|| Error::NoVolume(mount.name.clone()))?;
         // Files that the cluster writes belong to the cluster: a container's changes would be lost anyway.
@@ -358,9 +374,29 @@ fn mounts(spec: &PodSpec, container: &Container) -> Result<Vec<Mount>, Error> {
             volume: mount.name.clone(),
             path: mount.mount_path.clone(),
             read_only: ours || mount.read_only.unwrap_or(false),
+            sub_path: sub_path(mount, env)?,
         });
     }
     // A mount inside another one must come after it.
     mounts.sort_by_key(|mount| mount.path.matches('/').count());
     Ok(mounts)
+}
+
+fn sub_path(mount: &VolumeMount, env: &[(String, String)]) -> Result<Option<String>, Error> {
+    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let path = match (given(&mount.sub_path), given(&mount.sub_path_expr)) {
+        (Some(path), _) => path,
+        (None, Some(expression)) => {
+            if let Some(variable) = env::missing(&expression, env) {
+                return Err(Error::NoVariable { path: mount.mount_path.clone(), variable });
+            }
+            env::expand(&expression, env)
+        }
+        (None, None) => return Ok(None),
+    };
+    // Also what a variable made of it.
+    if path.starts_with('/') || path.split('/').any(|part| part == "..") || path.contains('\0') {
+        return Err(Error::PathEscapes(path));
+    }
+    Ok(Some(path))
 }

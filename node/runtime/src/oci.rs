@@ -74,6 +74,10 @@ pub(crate) struct Mount {
     pub(crate) kind: String,
     pub(crate) source: PathBuf,
     pub(crate) options: Vec<String>,
+    /// Only for ours: the source lies below this directory, in which others may put links at any moment. It is
+    /// opened from there without following any.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) beneath: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -38,8 +38,7 @@ impl<T, E: std::fmt::Display> Step<T> for Result<T, E> {
 /// Makes the root file system and steps into it.
 ///
 /// The caller is alone in a new mount namespace and already in the container's other namespaces.
-/// `volumes` is where the pod's volumes lie: sources below it are opened without following links.
-pub(crate) fn enter(spec: &oci::Spec, layers: &overlay::Layers, volumes: &Path) -> Result<(), Failure> {
+pub(crate) fn enter(spec: &oci::Spec, layers: &overlay::Layers) -> Result<(), Failure> {
     // Nothing we mount may appear on the machine, nothing the machine mounts later may appear here.
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
@@ -50,7 +49,7 @@ pub(crate) fn enter(spec: &oci::Spec, layers: &overlay::Layers, volumes: &Path) 
     let root = overlay::mount_at(layers, &spec.root.path)?;
     for entry in &spec.mounts {
         let what = || format!("mount {:?}", entry.destination);
-        mounts::add(root.as_fd(), entry, volumes).step(what)?;
+        mounts::add(root.as_fd(), entry).step(what)?;
     }
     if spec.mounts.iter().any(|entry| entry.destination == "/dev" && entry.kind == "tmpfs") {
         devices::fill(root.as_fd())?;

@@ -58,8 +58,6 @@ const OOM_SCORE_ADJ: &str = "-998";
 pub(crate) struct Config {
     pub(crate) version: u32,
     pub(crate) layers: Layers,
-    /// The pod's volumes: mount sources below are opened without following links.
-    pub(crate) volumes: PathBuf,
     pub(crate) log: PathBuf,
     /// The groups of the container, one per hierarchy.
     pub(crate) cgroups: Vec<PathBuf>,

@@ -46,8 +46,8 @@ pub(super) struct Surroundings<'a> {
 pub(super) fn container(plan: ContainerPlan, around: Surroundings<'_>) -> ContainerSpec {
     let mounts = plan.mounts.iter().map(|mount| Mount {
         source: match around.volumes.get(&mount.volume) {
-            Some(path) => MountSource::Machine(path.clone()),
-            None => MountSource::Volume { name: mount.volume.clone(), sub_path: None },
+            Some(path) => MountSource::Machine { path: path.clone(), sub_path: mount.sub_path.clone() },
+            None => MountSource::Volume { name: mount.volume.clone(), sub_path: mount.sub_path.clone() },
         },
         destination: mount.path.clone(),
         read_only: mount.read_only,
@@ -70,6 +70,7 @@ pub(super) fn container(plan: ContainerPlan, around: Surroundings<'_>) -> Contai
             uid: id(security.run_as_user),
             gid: id(security.run_as_group),
             groups: security.groups.iter().filter_map(|group| u32::try_from(*group).ok()).collect(),
+            only_these_groups: security.only_these_groups,
         },
         mounts: mounts.collect(),
         network_files: NetworkFiles {
@@ -87,12 +88,13 @@ pub(super) fn container(plan: ContainerPlan, around: Surroundings<'_>) -> Contai
             read_only_root: security.read_only_root,
             seccomp: match security.seccomp {
                 Seccomp::Unconfined => skein_runtime::Seccomp::Unconfined,
-                // Profiles of the node are refused by validation of the API; the default is the safe side.
-                Seccomp::RuntimeDefault | Seccomp::Localhost(_) => skein_runtime::Seccomp::RuntimeDefault,
+                Seccomp::RuntimeDefault => skein_runtime::Seccomp::RuntimeDefault,
             },
             run_as_non_root: security.must_be_non_root,
+            unmasked_proc: security.unmasked_proc,
         },
         oom_score_adj: Some(plan.limits.oom_score_adj),
+        stop_signal: plan.stop_signal,
         termination_message_path: Some(plan.termination_message_path),
         labels: BTreeMap::from([(IMAGE.to_owned(), around.image.to_owned())]),
     }
@@ -109,7 +111,8 @@ pub(super) fn volume(plan: VolumePlan) -> Result<Volume, (PathBuf, HostPathKind)
             let file = |file: skein_control::container::File| {
                 (file.path, VolumeFile { content: file.bytes, mode: file.mode })
             };
-            Ok(Volume::Files { files: files.into_iter().map(file).collect(), secret })
+            let group = plan.fs_group.and_then(|group| u32::try_from(group).ok());
+            Ok(Volume::Files { files: files.into_iter().map(file).collect(), secret, group })
         }
         VolumeSource::Host { path, kind } => Err((path.into(), kind)),
     }

@@ -68,6 +68,21 @@ pub(super) fn expand(text: &str, env: &[(String, String)]) -> String {
     out
 }
 
+/// The first variable that `text` names and `env` does not have.
+pub(super) fn missing(text: &str, env: &[(String, String)]) -> Option<String> {
+    let mut rest = text;
+    while let Some((_, after)) = rest.split_once('$') {
+        rest = after.strip_prefix('$').unwrap_or(after);
+        if let Some((name, behind)) = after.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
+            if !env.iter().any(|(known, _)| known == name) {
+                return Some(name.to_owned());
+            }
+            rest = behind;
+        }
+    }
+    None
+}
+
 /// Where programs of every Kubernetes client library look for the API server.
 fn api_server(look: &Lookup<'_>) -> Vec<(String, String)> {
     let service =

@@ -17,6 +17,8 @@ pub struct Security {
     pub must_be_non_root: bool,
     /// Further groups, the volumes' group among them.
     pub groups: Vec<i64>,
+    /// Those that the image gives its user do not count.
+    pub only_these_groups: bool,
     /// Capabilities beyond the default set; `ALL` for every one.
     pub capabilities_add: Vec<String>,
     /// Capabilities taken away; `ALL` for every one.
@@ -39,8 +41,6 @@ pub enum Seccomp {
     RuntimeDefault,
     /// All.
     Unconfined,
-    /// A profile of the node, by its relative path.
-    Localhost(String),
 }
 
 pub(super) fn plan(spec: &PodSpec, container: &Container) -> Result<Security, Error> {
@@ -72,6 +72,7 @@ pub(super) fn plan(spec: &PodSpec, container: &Container) -> Result<Security, Er
         run_as_group,
         must_be_non_root,
         groups,
+        only_these_groups: of_pod.and_then(|pod| pod.supplemental_groups_policy.as_deref()) == Some("Strict"),
         capabilities_add: names(capabilities.and_then(|held| held.add.as_ref())),
         capabilities_drop: names(capabilities.and_then(|held| held.drop.as_ref())),
         read_only_root: own.and_then(|own| own.read_only_root_filesystem).unwrap_or(false),
@@ -82,9 +83,9 @@ pub(super) fn plan(spec: &PodSpec, container: &Container) -> Result<Security, Er
 }
 
 fn seccomp(profile: Option<&SeccompProfile>) -> Seccomp {
-    match profile.map(|profile| (profile.type_.as_str(), profile.localhost_profile.clone())) {
-        Some(("Unconfined", _)) => Seccomp::Unconfined,
-        Some(("Localhost", Some(path))) => Seccomp::Localhost(path),
+    match profile.map(|profile| profile.type_.as_str()) {
+        Some("Unconfined") => Seccomp::Unconfined,
+        // Profiles of the node were refused before.
         _ => Seccomp::RuntimeDefault,
     }
 }

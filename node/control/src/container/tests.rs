@@ -280,12 +280,65 @@ fn mounts_are_shallow_first_and_refuse_what_cannot_be_mounted() {
         volume: volume.to_owned(),
         path: path.to_owned(),
         read_only,
+        sub_path: None,
     };
     assert_eq!(got, Ok(vec![mount("v", "/data", false), mount("s", "/data/keys", true)]));
     let missing = mounts(json!([{"name": "none", "mountPath": "/x"}]));
     assert_eq!(missing, Err("volumeMount names volume \"none\", which the pod does not have".to_owned()));
-    let sub_path = mounts(json!([{"name": "v", "mountPath": "/x", "subPath": "y"}]));
-    assert!(sub_path.expect_err("refused").contains("subPath"));
+}
+
+#[test]
+fn a_part_of_a_volume_is_named_by_words_or_by_variables_and_never_leaves_it() {
+    let seen = |mount: Value| {
+        let mut mount = mount;
+        mount["name"] = json!("v");
+        mount["mountPath"] = json!("/x");
+        let pod = pod(json!({
+            "containers": [{"name": "c", "volumeMounts": [mount], "env": [
+                {"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                {"name": "UP", "value": "../up"},
+            ]}],
+            "volumes": [{"name": "v", "emptyDir": {}}],
+        }));
+        let plan = plan(&view(), &pod, "c", &facts());
+        plan.map(|plan| plan.mounts[0].sub_path.clone()).map_err(|error| error.to_string())
+    };
+    assert_eq!(seen(json!({})), Ok(None));
+    assert_eq!(seen(json!({"subPath": "a/b"})), Ok(Some("a/b".to_owned())));
+    assert_eq!(seen(json!({"subPath": "$(POD)"})), Ok(Some("$(POD)".to_owned())));
+    assert_eq!(seen(json!({"subPathExpr": "logs/$(POD)"})), Ok(Some("logs/web".to_owned())));
+    assert_eq!(seen(json!({"subPathExpr": "$$(POD)"})), Ok(Some("$(POD)".to_owned())));
+    assert!(seen(json!({"subPathExpr": "$(NONE)"})).is_err_and(|error| error.contains("NONE")));
+    assert!(seen(json!({"subPathExpr": "$(UP)"})).is_err_and(|error| error.contains("leads out")));
+}
+
+#[test]
+fn what_would_be_passed_over_in_silence_is_refused_by_name() {
+    let refusal = |spec: Value, container: Value| {
+        let mut container = container;
+        container["name"] = json!("c");
+        let mut spec = spec;
+        spec["containers"] = json!([container]);
+        plan(&view(), &pod(spec), "c", &facts()).map(drop).map_err(|error| error.to_string())
+    };
+    let local = json!({"type": "Localhost", "localhostProfile": "p.json"});
+    for (spec, container, word) in [
+        (json!({"hostPID": true}), json!({}), "hostPID"),
+        (json!({"hostIPC": true}), json!({}), "hostIPC"),
+        (json!({"shareProcessNamespace": true}), json!({}), "shareProcessNamespace"),
+        (json!({"hostUsers": false}), json!({}), "hostUsers"),
+        (json!({"runtimeClassName": "gvisor"}), json!({}), "runtimeClassName"),
+        (json!({"securityContext": {"seccompProfile": local}}), json!({}), "seccompProfile"),
+        (json!({}), json!({"securityContext": {"appArmorProfile": local}}), "appArmorProfile"),
+        (json!({}), json!({"ports": [{"containerPort": 80, "hostPort": 80}]}), "hostPort: 80"),
+        (json!({}), json!({"volumeDevices": [{"name": "d", "devicePath": "/dev/d"}]}), "volumeDevices"),
+    ] {
+        let refused = refusal(spec, container).expect_err(word);
+        assert!(refused.starts_with(word) && refused.contains("; "), "{refused}");
+    }
+    let usual = json!({"hostNetwork": true, "hostPID": false, "hostUsers": true,
+        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}});
+    assert_eq!(refusal(usual, json!({"ports": [{"containerPort": 80, "hostPort": 80}]})), Ok(()));
 }
 
 #[test]

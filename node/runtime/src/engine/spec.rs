@@ -104,6 +104,8 @@ pub struct ContainerSpec {
     pub security: Security,
     /// -1000 to 1000, who is killed first when the machine is out of memory; done as far as allowed.
     pub oom_score_adj: Option<i32>,
+    /// Replaces the image's signal, by name or number.
+    pub stop_signal: Option<String>,
     /// File in the container whose content becomes [`Exit::message`](super::Exit::message).
     pub termination_message_path: Option<String>,
     /// The caller's own notes; come back from `list`.
@@ -119,6 +121,8 @@ pub struct User {
     pub gid: Option<u32>,
     /// `supplementalGroups` and `fsGroup`, on top of those in the image's `/etc/group`.
     pub groups: BTreeSet<u32>,
+    /// Those of the image's `/etc/group` do not count (`supplementalGroupsPolicy: Strict`).
+    pub only_these_groups: bool,
 }
 
 /// Something of this machine seen inside a container.
@@ -143,7 +147,12 @@ pub enum MountSource {
         sub_path: Option<String>,
     },
     /// A file or directory of the machine (`hostPath`), which must exist.
-    Machine(PathBuf),
+    Machine {
+        /// Where it lies.
+        path: PathBuf,
+        /// As for a volume.
+        sub_path: Option<String>,
+    },
 }
 
 /// What a volume of a pod consists of.
@@ -162,6 +171,8 @@ pub enum Volume {
         files: BTreeMap<String, VolumeFile>,
         /// Whether the content must never reach a disk.
         secret: bool,
+        /// The group that may read all of them (`fsGroup`), whatever their permissions say.
+        group: Option<u32>,
     },
 }
 
@@ -202,6 +213,8 @@ pub struct Security {
     pub seccomp: Seccomp,
     /// Refuse to start as uid 0.
     pub run_as_non_root: bool,
+    /// Nothing of `/proc` and `/sys` is hidden or made read-only (`procMount: Unmasked`).
+    pub unmasked_proc: bool,
 }
 
 impl Default for Security {
@@ -214,6 +227,7 @@ impl Default for Security {
             read_only_root: false,
             seccomp: Seccomp::RuntimeDefault,
             run_as_non_root: false,
+            unmasked_proc: false,
         }
     }
 }

@@ -81,10 +81,11 @@ impl Bundle {
             let why = "runAsNonRoot is set and this is uid 0; set runAsUser or use another image";
             return Err(refused(format!("user {:?}", image.user), why));
         }
-        let stop_signal = image.stop_signal.as_deref().map_or(Some(libc::SIGTERM), parse_signal);
+        let stop_signal = spec.stop_signal.as_ref().or(image.stop_signal.as_ref());
+        let stop_signal = stop_signal.map(String::as_str).map_or(Some(libc::SIGTERM), parse_signal);
         let stop_signal = stop_signal.ok_or_else(|| {
             refused(
-                format!("stop signal {:?} of the image", image.stop_signal),
+                format!("stop signal {:?}", spec.stop_signal.as_ref().or(image.stop_signal.as_ref())),
                 "Linux has no signal of that name",
             )
         })?;
@@ -198,7 +199,6 @@ impl Places {
                 links: self.dir.join("links"),
                 user_attributes: inner.user_namespace,
             },
-            volumes: self.volumes.clone(),
             log: inner.log(sandbox, &spec.id.name, spec.id.attempt),
             cgroups: inner.cgroups.container(&spec.id),
             shim_cgroups: inner.cgroups.shims(),
@@ -261,7 +261,10 @@ fn process(
     }
     let workdir = spec.workdir.as_ref().unwrap_or(&image.workdir);
     let cwd = if workdir.starts_with('/') { workdir.clone() } else { format!("/{workdir}") };
-    let mut groups = &identity.groups | &spec.user.groups;
+    let mut groups = spec.user.groups.clone();
+    if !spec.user.only_these_groups {
+        groups.extend(&identity.groups);
+    }
     groups.remove(&identity.gid);
     Ok(oci::Process {
         terminal: false,
@@ -323,6 +326,7 @@ fn mounts(
         kind: kind.to_owned(),
         source: PathBuf::from(kind),
         options: options.iter().map(|option| (*option).to_owned()).collect(),
+        beneath: None,
     };
     let sys_access = if spec.security.privileged { "rw" } else { "ro" };
     let mut terminals = vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
@@ -349,7 +353,8 @@ fn mounts(
     mounts.push(bind(etc.join("resolv.conf"), "/etc/resolv.conf", &[]));
     for mount in &spec.mounts {
         let access = if mount.read_only { "ro" } else { "rw" };
-        mounts.push(bind(source(mount, places)?, &mount.destination, &[access]));
+        let (source, beneath) = source(mount, places)?;
+        mounts.push(oci::Mount { beneath, ..bind(source, &mount.destination, &[access]) });
     }
     if let (Some(path), Some(source)) = (&spec.termination_message_path, places.termination_message(spec)) {
         mounts.push(bind(source, path, &[]));
@@ -359,30 +364,50 @@ fn mounts(
 
 fn bind(source: PathBuf, destination: &str, options: &[&str]) -> oci::Mount {
     let options = ["rbind", "rprivate"].iter().chain(options).map(|option| (*option).to_owned()).collect();
-    oci::Mount { destination: destination.to_owned(), kind: "bind".to_owned(), source, options }
+    oci::Mount {
+        destination: destination.to_owned(),
+        kind: "bind".to_owned(),
+        source,
+        options,
+        beneath: None,
+    }
 }
 
-fn source(mount: &Mount, places: &Places) -> Result<PathBuf, Error> {
+/// Where the mount comes from, and the directory from which no link may be followed on the way there.
+fn source(mount: &Mount, places: &Places) -> Result<(PathBuf, Option<PathBuf>), Error> {
     match &mount.source {
-        MountSource::Machine(path) if path.is_absolute() => Ok(path.clone()),
-        MountSource::Machine(path) => Err(refused(format!("host path {path:?}"), "it must be absolute")),
+        MountSource::Machine { path, .. } if !path.is_absolute() => {
+            Err(refused(format!("host path {path:?}"), "it must be absolute"))
+        }
+        MountSource::Machine { path, sub_path: None } => Ok((path.clone(), None)),
+        MountSource::Machine { path, sub_path: Some(part) } => {
+            check_sub_path(part)?;
+            Ok((super::volume::make_sub_path(path, Path::new(part))?, Some(path.clone())))
+        }
         MountSource::Volume { name, sub_path } => {
             crate::engine::check_name(name)
                 .map_err(|error| refused(format!("volume {name:?}"), &error.to_string()))?;
             let volume = places.volumes.join(name);
             match sub_path {
-                None => Ok(volume),
-                Some(path) if path.starts_with('/') || leads_up(path) || path.contains('\0') => {
-                    Err(refused(format!("sub path {path:?}"), "it must be relative and without .."))
+                None => Ok((volume, Some(places.volumes.clone()))),
+                Some(part) => {
+                    check_sub_path(part)?;
+                    Ok((super::volume::make_sub_path(&volume, Path::new(part))?, Some(volume)))
                 }
-                Some(path) => super::volume::make_sub_path(&places.volumes, &Path::new(name).join(path)),
             }
         }
     }
 }
 
+fn check_sub_path(path: &str) -> Result<(), Error> {
+    if path.starts_with('/') || leads_up(path) || path.contains('\0') {
+        return Err(refused(format!("sub path {path:?}"), "it must be relative and without .."));
+    }
+    Ok(())
+}
+
 fn hidden(spec: &ContainerSpec, paths: &[&str]) -> Vec<String> {
-    let shown = spec.security.privileged;
+    let shown = spec.security.privileged || spec.security.unmasked_proc;
     paths.iter().filter(|_| !shown).map(|path| (*path).to_owned()).collect()
 }
 

@@ -2,8 +2,8 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Component, Path, PathBuf};
 
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
@@ -28,29 +28,37 @@ pub(super) fn put(volumes: &Path, name: &str, volume: &Volume) -> Result<PathBuf
             mount_memory(&dir, "mode=1777", *size_bytes).doing(doing)?;
             open_to_all(&dir).doing(doing)?;
         }
-        Volume::Files { files, secret } => {
+        Volume::Files { files, secret, group } => {
             files.keys().try_for_each(|path| check_path(path))?;
             if *secret {
                 mount_memory(&dir, "mode=755", None).doing(doing)?;
             }
-            replace_files(&dir, files).doing(doing)?;
+            replace_files(&dir, files, *group).doing(doing)?;
         }
     }
     Ok(dir)
 }
 
-/// Makes a directory inside of a volume, without following links that programs of the pod put there.
-pub(super) fn make_sub_path(volumes: &Path, path: &Path) -> Result<PathBuf, Error> {
+/// Makes a directory inside of a volume, as open as the volume itself, without following links that programs
+/// put there. What is there already stays as it is, also a file.
+pub(super) fn make_sub_path(volume: &Path, part: &Path) -> Result<PathBuf, Error> {
+    let path = volume.join(part);
     let doing = || format!("make sub path {}", path.display());
-    let root = File::open(volumes).doing(doing)?;
-    match destination::open_without_links(root.as_fd(), path) {
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            destination::open_or_make(root.as_fd(), path, Kind::Directory).doing(doing)?;
+    let root = File::open(volume).doing(doing)?;
+    let mode = root.metadata().doing(doing)?.permissions().mode() & 0o7777;
+    let mut above = PathBuf::new();
+    for name in part.components().filter(|name| matches!(name, Component::Normal(_))) {
+        above.push(name);
+        match destination::open_without_links(root.as_fd(), &above) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let made = destination::open_or_make(root.as_fd(), &above, Kind::Directory).doing(doing)?;
+                let open = format!("/proc/self/fd/{}", made.as_raw_fd());
+                fs::set_permissions(open, fs::Permissions::from_mode(mode)).doing(doing)?;
+            }
+            other => drop(other.doing(doing)?),
         }
-        Err(error) => return Err(error).doing(doing),
     }
-    Ok(volumes.join(path))
+    Ok(path)
 }
 
 /// As everybody's directory: the programs of a pod may be different users.
@@ -67,7 +75,6 @@ fn mount_memory(dir: &Path, mode: &str, size_bytes: Option<u64>) -> io::Result<(
 }
 
 fn is_mount_point(dir: &Path) -> io::Result<bool> {
-    use std::os::unix::fs::MetadataExt as _;
     let above = dir.parent().unwrap_or(Path::new("/"));
     Ok(fs::metadata(dir)?.dev() != fs::metadata(above)?.dev())
 }
@@ -82,29 +89,40 @@ fn check_path(path: &str) -> Result<(), Error> {
 }
 
 /// Each file is replaced in one step; those that are not wanted any more go last.
-fn replace_files(dir: &Path, files: &std::collections::BTreeMap<String, VolumeFile>) -> io::Result<()> {
+fn replace_files(
+    dir: &Path,
+    files: &std::collections::BTreeMap<String, VolumeFile>,
+    group: Option<u32>,
+) -> io::Result<()> {
     let incoming = dir.join(INCOMING);
     for (path, file) in files {
         let target = dir.join(path);
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent)?;
         }
-        if is_unchanged(&target, file) {
+        // Whoever is in the volume's group may read what its owner may.
+        let mode = file.mode & 0o777 | if group.is_some() { 0o440 } else { 0 };
+        if is_unchanged(&target, file, mode, group) {
             continue;
         }
         let mut written =
             File::options().write(true).create(true).truncate(true).mode(0o600).open(&incoming)?;
         written.write_all(&file.content)?;
-        fs::set_permissions(&incoming, fs::Permissions::from_mode(file.mode & 0o777))?;
+        if let Some(group) = group {
+            chown(&incoming, None, Some(group))?;
+        }
+        fs::set_permissions(&incoming, fs::Permissions::from_mode(mode))?;
         fs::rename(&incoming, target)?;
     }
     remove_others(dir, dir, files)
 }
 
-fn is_unchanged(path: &Path, file: &VolumeFile) -> bool {
-    let same_mode = fs::symlink_metadata(path)
-        .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o777 == file.mode & 0o777);
-    same_mode && fs::read(path).is_ok_and(|content| content == file.content)
+fn is_unchanged(path: &Path, file: &VolumeFile, mode: u32, group: Option<u32>) -> bool {
+    let same = fs::symlink_metadata(path).is_ok_and(|found| {
+        let same_group = group.is_none_or(|group| found.gid() == group);
+        found.is_file() && found.permissions().mode() & 0o777 == mode && same_group
+    });
+    same && fs::read(path).is_ok_and(|content| content == file.content)
 }
 
 fn remove_others(
@@ -143,7 +161,7 @@ mod tests {
             .iter()
             .map(|(path, content)| ((*path).to_owned(), file(content)))
             .collect::<BTreeMap<_, _>>();
-        Volume::Files { files, secret: false }
+        Volume::Files { files, secret: false, group: None }
     }
 
     #[test]

@@ -13,10 +13,10 @@ use crate::oci;
 use crate::sys::mount::{Attributes, NewFileSystem, add_attributes, attach, clone_tree, clone_tree_of};
 
 /// Adds one mount to the tree at `root`.
-pub(super) fn add(root: BorrowedFd<'_>, entry: &oci::Mount, volumes: &Path) -> io::Result<()> {
+pub(super) fn add(root: BorrowedFd<'_>, entry: &oci::Mount) -> io::Result<()> {
     let options = Options::parse(&entry.options);
     let (mount, kind) = match entry.kind.as_str() {
-        "bind" => bind(entry, &options, volumes)?,
+        "bind" => bind(entry, &options)?,
         "sysfs" => (system_files(&options)?, Kind::Directory),
         kind => (new_file_system(kind, &options)?, Kind::Directory),
     };
@@ -61,17 +61,16 @@ impl<'a> Options<'a> {
     }
 }
 
-fn bind(entry: &oci::Mount, options: &Options<'_>, volumes: &Path) -> io::Result<(OwnedFd, Kind)> {
-    let mount = match entry.source.strip_prefix(volumes) {
-        // Programs of this pod write in here at this moment: a link must not make us mount the machine.
-        Ok(inside) => {
-            let volumes = File::open(volumes)?;
-            clone_tree_of(
-                destination::open_without_links(volumes.as_fd(), inside)?.as_fd(),
-                options.recursive,
-            )?
+fn bind(entry: &oci::Mount, options: &Options<'_>) -> io::Result<(OwnedFd, Kind)> {
+    let mount = match &entry.beneath {
+        // Programs may write in there at this moment: a link must not make us mount the machine.
+        Some(beneath) => {
+            let inside = entry.source.strip_prefix(beneath).map_err(io::Error::other)?;
+            let beneath = File::open(beneath)?;
+            let source = destination::open_without_links(beneath.as_fd(), inside)?;
+            clone_tree_of(source.as_fd(), options.recursive)?
         }
-        Err(_) => clone_tree(&entry.source, options.recursive)?,
+        None => clone_tree(&entry.source, options.recursive)?,
     };
     if options.attributes != Attributes::default() {
         add_attributes(mount.as_fd(), options.attributes, options.recursive)?;

@@ -84,7 +84,7 @@ fn steps(
     if has_new(spec, "cgroup") {
         unshare(CloneFlags::CLONE_NEWCGROUP).step(|| "make a cgroup namespace".to_owned())?;
     }
-    rootfs::enter(spec, &config.layers, &config.volumes)?;
+    rootfs::enter(spec, &config.layers)?;
 
     nix::unistd::dup2_stdout(&ends.stdout).step(|| "set standard output".to_owned())?;
     nix::unistd::dup2_stderr(&ends.stderr).step(|| "set standard error".to_owned())?;

@@ -20,6 +20,8 @@ crate::tests![
     the_default_rights_are_few_and_filtered,
     escalation_and_capabilities_follow_the_manifest,
     files_of_a_volume_are_seen_and_read_only_ones_refuse,
+    a_part_of_a_volume_or_of_the_machine_is_seen_and_made_where_it_is_absent,
+    the_manifest_says_the_stop_signal_the_groups_and_what_is_hidden,
     a_link_in_the_image_never_leads_a_mount_out_of_it,
     a_link_in_a_volume_never_leads_a_sub_path_out_of_it,
     devices_beyond_the_usual_are_refused,
@@ -296,9 +298,11 @@ fn files_of_a_volume_are_seen_and_read_only_ones_refuse(world: &World) {
         ("key".to_owned(), file("value", 0o444)),
         ("deep/er".to_owned(), file("deeper", 0o600)),
     ]);
-    let put =
-        |files, secret| world.run(world.engine().put_volume(&pod, "config", Volume::Files { files, secret }));
-    put(files.clone(), true).expect("a volume");
+    let put = |files, group| {
+        let files = Volume::Files { files, secret: true, group };
+        world.run(world.engine().put_volume(&pod, "config", files)).expect("a volume");
+    };
+    put(files.clone(), None);
     let script = [
         "cat",
         "/config/key",
@@ -316,6 +320,72 @@ fn files_of_a_volume_are_seen_and_read_only_ones_refuse(world: &World) {
     spec.mounts =
         vec![volume("config", None, "/config", true), volume("config", Some("deep/er"), "/one", true)];
     assert_eq!(world.output(spec), "value\ndeeper\nread-only filesystem or storage medium\ndeep key\n");
+
+    // A file that only its owner may read, for a user who is in the volume's group, and for one who is not.
+    for (name, group, code) in [("stranger", None, 99), ("friend", Some(500), 0)] {
+        put(files.clone(), group);
+        let mut spec = world.container(&pod, name, &["cat", "/config/deep/er"]);
+        spec.mounts = vec![volume("config", None, "/config", true)];
+        spec.user = User { uid: Some(1234), groups: BTreeSet::from([500]), ..User::default() };
+        let id = spec.id.clone();
+        world.start(spec);
+        assert_eq!(world.end(&id).end, End::Exited { code, signal: None, oom: false }, "{name}");
+    }
+}
+
+fn a_part_of_a_volume_or_of_the_machine_is_seen_and_made_where_it_is_absent(world: &World) {
+    let pod = world.pod("a");
+    world.run(world.engine().put_volume(&pod, "v", Volume::Directory)).expect("a volume");
+    let machine = world.dir.path().join("machine");
+    fs::create_dir_all(machine.join("logs")).expect("a directory");
+    fs::write(machine.join("logs/old"), "from the machine").expect("a file");
+    let part = |sub_path: &str, destination: &str| Mount {
+        source: MountSource::Machine { path: machine.clone(), sub_path: Some(sub_path.to_owned()) },
+        destination: destination.to_owned(),
+        read_only: false,
+    };
+    let script =
+        ["cat", "/old", ";", "write", "/new/file", "1", ";", "write", "/v/file", "2", ";", "list", "/v"];
+    let mut spec = world.container(&pod, "main", &script);
+    spec.mounts =
+        vec![part("logs/old", "/old"), part("made/here", "/new"), volume("v", Some("deep/er"), "/v", false)];
+    // The volume is everybody's, and so is a part of it.
+    let other = ContainerSpec {
+        args: Some(["write", "/v/file", "3"].map(str::to_owned).to_vec()),
+        mounts: vec![volume("v", Some("made/for"), "/v", false)],
+        user: User { uid: Some(1234), ..User::default() },
+        ..world.container(&pod, "other", &[])
+    };
+    assert_eq!(world.output(spec), "from the machine\nfile\n");
+    assert_eq!(fs::read_to_string(machine.join("made/here/file")).expect("written"), "1");
+    world.output(other);
+
+    symlink("/etc", machine.join("way-out")).expect("a link");
+    let mut spec = world.container(&pod, "out", &["list", "/seen"]);
+    spec.mounts = vec![part("way-out/ssl", "/seen")];
+    let refused = world.run(world.engine().start(spec)).expect_err("a refusal");
+    assert!(matches!(refused, Error::Io { .. } | Error::Start { .. }), "{refused}");
+}
+
+fn the_manifest_says_the_stop_signal_the_groups_and_what_is_hidden(world: &World) {
+    let pod = world.pod("a");
+    let mut spec = world.container(&pod, "main", &["status", "Groups", ";", "wait"]);
+    spec.rootfs.config.user = "web".to_owned();
+    // Nobody catches it, and no first process of a pid namespace dies of what it does not catch.
+    spec.rootfs.config.stop_signal = Some("SIGUSR1".to_owned());
+    spec.stop_signal = Some("SIGTERM".to_owned());
+    spec.user = User { groups: BTreeSet::from([500]), only_these_groups: true, ..User::default() };
+    let id = spec.id.clone();
+    world.start(spec);
+    world.wait_for_output(&id, "500\nwaiting");
+    let exit = world.run(world.engine().stop(&id, PATIENCE)).expect("a stop");
+    assert_eq!(exit.end, End::Exited { code: 0, signal: None, oom: false });
+
+    // Whatever else lies there, this belongs to the pod.
+    let script = ["write", "/proc/sys/kernel/hostname", "renamed", ";", "hostname"];
+    let mut spec = world.container(&pod, "unmasked", &script);
+    spec.security.unmasked_proc = true;
+    assert_eq!(world.output(spec), "renamed\n");
 }
 
 fn a_link_in_the_image_never_leads_a_mount_out_of_it(world: &World) {

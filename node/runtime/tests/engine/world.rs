@@ -210,6 +210,7 @@ pub(crate) fn container(dir: &Path, pod: &PodUid, name: &str, args: &[&str]) -> 
         resources: Resources::default(),
         security: Security::default(),
         oom_score_adj: None,
+        stop_signal: None,
         termination_message_path: None,
         labels: BTreeMap::from([("shape".to_owned(), "round".to_owned())]),
     }
