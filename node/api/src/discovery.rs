@@ -210,8 +210,8 @@ mod tests {
         let (core, named) = (aggregated(true, "v2"), aggregated(false, "v2"));
         assert_eq!(core["apiVersion"], "apidiscovery.k8s.io/v2");
         assert_eq!(core["items"].as_array().unwrap().len(), 1);
-        let apps = &named["items"][0];
-        assert_eq!(apps["metadata"]["name"], "apps");
+        let mut groups = named["items"].as_array().unwrap().iter();
+        let apps = groups.find(|group| group["metadata"]["name"] == "apps").unwrap();
         let deployments = &apps["versions"][0]["resources"][0];
         assert_eq!(deployments["resource"], "deployments");
         assert_eq!(deployments["subresources"][0]["responseKind"]["group"], "autoscaling");

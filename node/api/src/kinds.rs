@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, Secret,
 
 use crate::key::{self, ObjectKey};
 use crate::names;
-use crate::rules::{Rules, rules};
+use crate::rules::{Definition, Rules, rules};
 
 /// One served kind.
 pub struct Kind {
@@ -179,6 +179,21 @@ pub static KINDS: &[Kind] = &[
     Kind {
         group: "coordination.k8s.io",
         ..core::<Lease>("Lease", "leases", "lease", names::Rule::Subdomain)
+    },
+    // Custom kinds cannot be defined here, so none is: clients that meet a kind they do not know look for it
+    // here, and explain a missing list worse than an empty one.
+    Kind {
+        group: "apiextensions.k8s.io",
+        short_names: &["crd", "crds"],
+        categories: &["api-extensions"],
+        namespaced: false,
+        verbs: &["get", "list", "watch"],
+        ..core::<Definition>(
+            "CustomResourceDefinition",
+            "customresourcedefinitions",
+            "customresourcedefinition",
+            names::Rule::Subdomain,
+        )
     },
     Kind {
         group: "authentication.k8s.io",

@@ -12,6 +12,7 @@ mod strategic;
 
 use serde_json::Value;
 
+pub(crate) use self::strategic::{List, list_strategy};
 use crate::kinds::Kind;
 use crate::limits::PATCH_NODES_MAX;
 use crate::status::{Reason, Status};

@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+pub(crate) use self::plain::Definition;
 use crate::field::Errors;
 
 /// The rules of one kind, over its typed struct.

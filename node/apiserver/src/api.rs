@@ -149,7 +149,9 @@ impl Api {
             Route::Discovery(segments) => {
                 read_only(&head.method, || discovery::answer(&segments, accept, host(head)))?
             }
-            Route::OpenApi(segments) => read_only(&head.method, || discovery::openapi(&segments, accept))?,
+            Route::OpenApi(segments) => {
+                read_only(&head.method, || discovery::openapi(segments, head, &query))?.await
+            }
             Route::Resource(resource) => {
                 let verb = Verb::of(&head.method, &resource, &query)?;
                 let class = verb.class(&query)?;
@@ -343,7 +345,8 @@ fn host(head: &Parts) -> &str {
     head.uri.authority().map(|authority| authority.as_str()).or(named).unwrap_or_default()
 }
 
-fn header(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+/// A header as text; one that is not counts as absent.
+pub(crate) fn header(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 

@@ -32,7 +32,7 @@ impl MediaType {
     }
 
     /// Whether JSON will do.
-    fn takes_json(&self) -> bool {
+    pub(crate) fn takes_json(&self) -> bool {
         matches!(self.essence.as_str(), "application/json" | "application/*" | "*/*")
     }
 }

@@ -397,7 +397,7 @@ mod tests {
 
     #[test]
     fn the_schema_has_every_served_kind_and_every_message_it_names() {
-        for kind in KINDS {
+        for kind in KINDS.iter().filter(|kind| kind.verbs.contains(&"create")) {
             assert!(SCHEMA.contains_key(kind.kind), "{kind:?}");
         }
         for (message, fields) in SCHEMA.iter() {

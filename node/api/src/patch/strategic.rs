@@ -36,7 +36,7 @@ pub(super) fn apply(
 
 /// How the elements of a list meet those of a patch.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum List {
+pub(crate) enum List {
     /// They do not: the patch's list replaces the other.
     Atomic,
     /// Plain values: those of the patch that are missing are added.
@@ -46,7 +46,7 @@ enum List {
 }
 
 /// The strategy of the list at this path, which names fields only: `spec.containers.ports`.
-fn strategy(kind: &Kind, path: &str) -> List {
+pub(crate) fn list_strategy(kind: &Kind, path: &str) -> List {
     let (owner, path) = match path.strip_prefix("spec.template.") {
         Some(path) if kind.group == "apps" => ("Pod", path),
         _ => (kind.kind, path),
@@ -145,7 +145,7 @@ impl Merge<'_> {
                     std::mem::take(elements),
                     list_of(ORDER, order)?,
                     before,
-                    strategy(self.kind, &below),
+                    list_strategy(self.kind, &below),
                 );
             }
         }
@@ -203,7 +203,7 @@ impl Merge<'_> {
     }
 
     fn list(&mut self, mut elements: Vec<Value>, changes: &[Value], path: &str) -> Result<Vec<Value>, Error> {
-        match strategy(self.kind, path) {
+        match list_strategy(self.kind, path) {
             List::Atomic => Ok(changes.to_vec()),
             List::Set => {
                 let mut there: BTreeSet<String> = elements.iter().map(Value::to_string).collect();

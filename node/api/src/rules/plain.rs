@@ -1,10 +1,14 @@
 //! Kinds with few rules: events, leases, service accounts; and those that are never kept.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::authorization::v1::{SelfSubjectAccessReview, SelfSubjectRulesReview};
 use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, ServiceAccount};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::KindRules;
 use crate::field::{Errors, Path};
@@ -49,6 +53,12 @@ impl KindRules for ServiceAccount {
         }
     }
 }
+
+/// The definition of a custom kind. There is none, so nothing needs to know its fields.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Definition(BTreeMap<String, Value>);
+
+impl KindRules for Definition {}
 
 impl KindRules for SelfSubjectReview {}
 

@@ -1,8 +1,9 @@
 //! What clients ask before anything else, as they were recorded.
 
+use http::Method;
 use serde_json::json;
 
-use crate::harness::{Client, PODS};
+use crate::harness::{Client, PODS, request};
 
 /// kubectl from 1.27 on asks `/api` and `/apis` so.
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json";
@@ -13,7 +14,7 @@ const OLD_OPENAPI: &str = "application/com.github.proto-openapi.spec.v2@v1.0+pro
 #[tokio::test]
 async fn one_answer_names_every_resource_to_those_who_ask_for_it() {
     let client = Client::new();
-    for (path, group) in [("/api", json!(null)), ("/apis", json!("apps"))] {
+    for (path, group) in [("/api", json!(null)), ("/apis", json!("apiextensions.k8s.io"))] {
         let reply = client.get_as(path, AGGREGATED).await;
         assert_eq!(
             reply.header("content-type"),
@@ -56,7 +57,8 @@ async fn an_old_kubectl_gets_the_protobuf_without_which_it_creates_nothing() {
     assert_eq!(reply.code, 200);
     // With dots: the form it asks with cannot be parsed as a media type.
     assert_eq!(reply.header("content-type"), "application/com.github.proto-openapi.spec.v2.v1.0+protobuf");
-    assert_eq!(reply.bytes, b"\x0a\x032.0");
+    // What is in it, real kubectl says: here only that it is the message, with its paths and definitions.
+    assert!(reply.bytes.starts_with(b"\x0a\x032.0") && reply.bytes.len() > 100_000);
     assert_eq!(client.get("/openapi/v2").await.ok()["swagger"], "2.0");
 }
 
@@ -70,9 +72,34 @@ async fn a_new_kubectl_finds_out_that_the_server_validates() {
         let validates = document["paths"].as_object().unwrap().values().any(|path| {
             ["patch", "post"].iter().any(|method| path[*method].to_string().contains("fieldValidation"))
         });
-        assert!(validates, "{path}");
+        assert_eq!(validates, path != "apis/apiextensions.k8s.io/v1", "{path}");
     }
     assert_eq!(client.get("/openapi/v3/apis/nobody/v1").await.code, 404);
+    assert_eq!(client.get_as("/openapi/v3", "text/html").await.code, 406);
+}
+
+#[tokio::test]
+async fn a_document_is_fetched_once_until_it_changes() {
+    let client = Client::new();
+    let index = client.get("/openapi/v3").await.ok();
+    let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap();
+    let (path, hash) = url.split_once("?hash=").unwrap();
+    let kept = client.get(url).await;
+    assert!(kept.header("cache-control").contains("immutable"), "{}", kept.header("cache-control"));
+    assert_eq!(kept.header("etag"), format!("\"{hash}\""));
+    let plain = client.get(path).await;
+    assert!(!plain.header("cache-control").contains("immutable"));
+    let old = client.get(&format!("{path}?hash=0")).await;
+    assert_eq!((old.code, old.header("location")), (301, url));
+    let mut again = request(Method::GET, path, "", "");
+    again.headers_mut().insert("if-none-match", plain.header("etag").parse().unwrap());
+    let again = client.send(again).await;
+    assert_eq!((again.code, again.bytes.len()), (304, 0));
+    let mut packed = request(Method::GET, path, "", "");
+    packed.headers_mut().insert("accept-encoding", "gzip".parse().unwrap());
+    let packed = client.send(packed).await;
+    assert_eq!(packed.header("content-encoding"), "gzip");
+    assert!(packed.bytes.len() < plain.bytes.len() / 3);
 }
 
 #[tokio::test]

@@ -223,11 +223,97 @@ async fn mistakes_are_explained() {
             kubectl.write("broken.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: Not_A_Name}\n");
         assert!(kubectl.fail(&["apply", "-f", &broken]).await.contains("metadata.name"));
         let unknown = kubectl.write("unknown.yaml", "apiVersion: v1\nkind: Unicorn\nmetadata: {name: a}\n");
-        assert!(kubectl.fail(&["apply", "-f", &unknown]).await.contains("Unicorn"));
+        let refused = kubectl.fail(&["apply", "-f", &unknown]).await;
+        assert!(refused.contains("no matches for kind \"Unicorn\" in version \"v1\""), "{refused}");
         kubectl.run(&["create", "configmap", "a"]).await;
         assert!(kubectl.fail(&["create", "configmap", "a"]).await.contains("already exists"));
         assert!(kubectl.fail(&["delete", "namespace", "default"]).await.contains("may not be deleted"));
         assert!(kubectl.fail(&["create", "configmap", "a", "-n", "nowhere"]).await.contains("not found"));
+    }
+}
+
+/// Every form that a field may have, so that no client finds fault with what the server would take.
+const FORMS: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: forms, creationTimestamp: null}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: forms}}
+  strategy: {rollingUpdate: {maxSurge: 25%, maxUnavailable: 1}}
+  template:
+    metadata: {labels: {app: forms}, creationTimestamp: null}
+    spec:
+      volumes:
+      - {name: scratch, emptyDir: {sizeLimit: 10Mi}}
+      - {name: settings, configMap: {name: settings, defaultMode: 420, items: [{key: a, path: a}]}}
+      containers:
+      - name: main
+        image: skein.dev/tiny
+        resources: {limits: {cpu: 1, memory: 64Mi}, requests: {cpu: 0.5}}
+        livenessProbe: {httpGet: {path: /, port: 80}}
+        readinessProbe: {httpGet: {path: /, port: web}}
+        ports: [{name: web, containerPort: 80}]
+        volumeMounts: [{name: scratch, mountPath: /scratch}]
+        securityContext: {runAsUser: 1000, capabilities: {drop: [ALL]}}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: forms}
+data: {a: YQ==}
+stringData: {b: b}
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_are_explained_and_checked() {
+    for kubectl in all().await {
+        let pod = kubectl.run(&["explain", "pod"]).await;
+        assert!(pod.contains("Pod is a collection of containers") && pod.contains("spec"), "{pod}");
+        let replicas = kubectl.run(&["explain", "deployment.spec.replicas"]).await;
+        assert!(replicas.contains("integer") && replicas.contains("Number of desired pods"), "{replicas}");
+        let limits = kubectl.run(&["explain", "pods.spec.containers.resources.limits"]).await;
+        assert!(limits.contains("map[string]"), "{limits}");
+        for kind in ["cm", "secret", "svc", "ns", "no", "sa", "ev", "rs", "lease"] {
+            assert!(kubectl.run(&["explain", kind, "--recursive"]).await.contains("metadata"), "{kind}");
+        }
+        assert!(kubectl.fail(&["explain", "pod.spec.unicorns"]).await.contains("unicorns"));
+
+        let file = kubectl.write("forms.yaml", FORMS);
+        assert_eq!(
+            kubectl.run(&["apply", "--dry-run=server", "-f", &file]).await.matches("created").count(),
+            2
+        );
+        kubectl.run(&["apply", "-f", &file]).await;
+        kubectl.run(&["apply", "-f", &file]).await;
+        assert_eq!(kubectl.run(&["get", "deploy", "forms", "-o=jsonpath={.metadata.generation}"]).await, "1");
+        kubectl.run(&["diff", "-f", &file]).await;
+        let changed = kubectl.write("changed.yaml", &FORMS.replace("replicas: 1", "replicas: 4"));
+        let (ok, shown, _) = kubectl.finish(&["diff", "-f", &changed]).await;
+        assert!(!ok && shown.contains("+  replicas: 4") && !shown.contains("-  resourceVersion"), "{shown}");
+
+        // Lists merge by their keys: what others added stays, what the manifest no longer has goes.
+        let port = r#"{"spec":{"template":{"spec":{"containers":[{"name":"main","ports":[{"containerPort":81}]},{"name":"other","image":"x"}]}}}}"#;
+        kubectl.run(&["patch", "deploy", "forms", "-p", port]).await;
+        let fewer = kubectl.write(
+            "fewer.yaml",
+            &FORMS.replace(
+                "ports: [{name: web, containerPort: 80}]",
+                "ports: [{name: web, containerPort: 82}]",
+            ),
+        );
+        kubectl.run(&["apply", "-f", &fewer]).await;
+        let ports = "-o=jsonpath={.spec.template.spec.containers[*].ports[*].containerPort} {.spec.template.spec.containers[*].name}";
+        assert_eq!(kubectl.run(&["get", "deploy", "forms", ports]).await, "82 81 main other");
+
+        for (from, to, complaint) in [
+            ("replicas: 1", "replicsa: 1", "replicsa"),
+            ("replicas: 1", "replicas: many", "replicas"),
+            ("image: skein.dev/tiny", "images: skein.dev/tiny", "images"),
+        ] {
+            let wrong = kubectl.write("wrong.yaml", &FORMS.replace(from, to));
+            let refused = kubectl.fail(&["apply", "-f", &wrong]).await;
+            assert!(refused.contains(complaint), "{to}: {refused}");
+        }
     }
 }
 
