@@ -30,6 +30,7 @@ use crate::admission::{Door, all_done};
 use crate::agent::ClusterImages;
 use crate::authority::Authority;
 use crate::disk;
+use crate::clients::{Clients, Which};
 use crate::home::{Home, Membership};
 use crate::members::{Members, Record};
 use crate::picture::Picture;
@@ -55,9 +56,16 @@ pub(crate) struct Admin {
     pub(crate) door: Door,
     pub(crate) authority: Authority,
     pub(crate) images: ClusterImages,
+    pub(crate) clients: Clients,
     pub(crate) membership: Membership,
     pub(crate) server: Server,
     pub(crate) stopping: CancellationToken,
+}
+
+/// Names that need no quoting in a certificate, in a path or in YAML.
+fn is_user_name(name: &str) -> bool {
+    let letter = |c: char| c.is_ascii_alphanumeric() || ".@_-".contains(c);
+    (1..=64).contains(&name.len()) && name.chars().all(letter)
 }
 
 /// Bounds of a load that somebody asks for.
@@ -141,7 +149,10 @@ impl Admin {
             (Method::POST, ("tokens", "")) => self.create_token(body(request).await?).await,
             (Method::GET, ("tokens", "")) => Ok(self.tokens()),
             (Method::DELETE, ("tokens", id)) => self.revoke(id).await,
-            (Method::GET, ("kubeconfig", "")) => self.kubeconfig().await,
+            (Method::GET, ("kubeconfig", "")) => self.kubeconfig(request.uri().query()).await,
+            (Method::GET, ("clients", "")) => Ok(self.list_clients()),
+            (Method::DELETE, ("clients", serial)) => self.revoke_client(Which::Serial(serial.into())).await,
+            (Method::DELETE, ("users", user)) => self.revoke_client(Which::User(user.into())).await,
             (Method::POST, ("images", "")) => self.load_image(request).await,
             (Method::GET, ("images", "")) => self.list_images().await,
             (Method::POST, ("leave", "")) => self.leave().await,
@@ -277,16 +288,58 @@ impl Admin {
         }
     }
 
-    /// A kubeconfig with a certificate of its own, and one context per node.
-    async fn kubeconfig(&self) -> Reply {
-        let user = format!("admin@{}", self.membership.name);
+    fn list_clients(&self) -> Value {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let clients = self.clients.list().into_iter().map(|client| {
+            let state = match () {
+                () if client.revoked => "revoked",
+                () if client.expires <= now => "expired",
+                () => "good",
+            };
+            let moment = |at: u64| seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(at));
+            json!({
+                "serial": client.serial,
+                "user": client.user,
+                "state": state,
+                "node": client.node,
+                "issued": moment(client.issued),
+                "expires": moment(client.expires),
+            })
+        });
+        json!({ "clients": clients.collect::<Vec<_>>() })
+    }
+
+    async fn revoke_client(&self, which: Which) -> Reply {
+        let revoked = self.clients.revoke(&self.store, &which).await;
+        let revoked = revoked.map_err(|error| (StatusCode::CONFLICT, error))?;
+        Ok(json!({
+            "revoked": revoked
+                .iter()
+                .map(|client| json!({ "serial": client.serial, "user": client.user }))
+                .collect::<Vec<_>>(),
+        }))
+    }
+
+    /// A kubeconfig with a certificate of its own, and one context per node. `query` may name the user.
+    async fn kubeconfig(&self, query: Option<&str>) -> Reply {
+        let named = query.and_then(|query| query.strip_prefix("user="));
+        if let Some(name) = named.filter(|name| !is_user_name(name)) {
+            let message = format!(
+                "{name:?} cannot be a user's name; use up to 64 letters, digits and .@_- and no other"
+            );
+            return Err((StatusCode::UNPROCESSABLE_ENTITY, message));
+        }
+        let user = named.map_or_else(|| format!("admin@{}", self.membership.name), str::to_owned);
         let here = |authority: &Authority, me: NodeId| authority.answer_client(me, &user);
         let client: Client = self
             .authority
             .ask(&Ask::CertifyClient(user.clone()), here, &self.store, &self.endpoint)
             .await
             .map_err(unavailable)?;
+        // Known before it is given out, so that it can be taken back.
+        self.clients.note(&self.store, &client.chain, &self.membership.name).await.map_err(unavailable)?;
         let cluster = &self.membership.public.cluster.name;
+        let entry = format!("{cluster}-{}", named.unwrap_or("admin"));
         let encode = |text: String| base64::engine::general_purpose::STANDARD.encode(text);
         let authority = encode(self.membership.public.members.to_pem());
         let gossiped = self.gossip.members().borrow().clone();
@@ -316,7 +369,7 @@ impl Admin {
                 },
             })).collect::<Vec<_>>(),
             "users": [{
-                "name": format!("{cluster}-admin"),
+                "name": entry,
                 "user": {
                     "client-certificate-data": encode(client.chain.to_pem()),
                     "client-key-data": encode(client.key_pem),
@@ -324,7 +377,7 @@ impl Admin {
             }],
             "contexts": servers.keys().map(|name| json!({
                 "name": context(name),
-                "context": { "cluster": context(name), "user": format!("{cluster}-admin") },
+                "context": { "cluster": context(name), "user": entry },
             })).collect::<Vec<_>>(),
             "current-context": current,
         }))

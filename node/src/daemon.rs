@@ -31,6 +31,7 @@ use crate::admin::Admin;
 use crate::admission::{Door, all_done};
 use crate::agent::{Agent, ClusterImages, Logs, Offer};
 use crate::authority::Authority;
+use crate::clients::Clients;
 use crate::clock::WallTime;
 use crate::cluster::Here;
 use crate::home::{ApiCertificate, Home, Membership};
@@ -124,6 +125,7 @@ impl Node {
         let me = identity.node();
         let tasks = TaskTracker::new();
         let members = Members::default();
+        let clients = Clients::default();
         let home = config.home.clone();
 
         let tls = Tls::new(
@@ -159,6 +161,7 @@ impl Node {
         let store: Handle<TokioRuntime> =
             skein_raft_store::start(store_config, files, Arc::new(wire::Lanes(endpoint.clone()))).await?;
         members.load(&store.state());
+        clients.load(&store.state());
         // A node that lost its power before it had kept what gossip told finds the others where they joined.
         for record in members.present().into_values().filter(|record| record.node != me) {
             if book.addresses(record.node).is_empty() {
@@ -238,7 +241,12 @@ impl Node {
         if membership.founding {
             found(&store, &door, &membership, &endpoint, &home).await?;
         }
-        tasks.spawn(picture.clone().follow(store.clone(), members.clone(), stopping.clone()));
+        tasks.spawn(picture.clone().follow(
+            store.clone(),
+            members.clone(),
+            clients.clone(),
+            stopping.clone(),
+        ));
         let known = members.present().into_keys().chain(book.nodes()).filter(|node| *node != me);
         gossip.introduce(known.collect()).await;
         tasks.spawn(watch.run(stopping.clone()));
@@ -324,7 +332,7 @@ impl Node {
                     resolver.clone(),
                     membership.public.clients.store(),
                 )?),
-                who_may: Arc::new(apiserver::identity::AnyValidCertificate),
+                who_may: Arc::new(clients.clone()),
                 settings: apiserver::Settings::default(),
                 limits: apiserver::limits::Limits::default(),
             },
@@ -363,6 +371,7 @@ impl Node {
             door: door.clone(),
             authority,
             images,
+            clients,
             membership: membership.clone(),
             server,
             stopping: stopping.clone(),

@@ -8,6 +8,7 @@ mod admission;
 mod agent;
 mod authority;
 mod cli;
+mod clients;
 mod clock;
 mod cluster;
 mod daemon;

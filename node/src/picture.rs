@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::clients::Clients;
 use crate::members::Members;
 
 /// The picture of this node's replica. Cheap to clone; all clones are one.
@@ -55,18 +56,19 @@ impl Picture {
         self.revision.subscribe()
     }
 
-    /// Follows the store until `stopping`; `members` follows along.
+    /// Follows the store until `stopping`; `members` and `clients` follow along.
     pub(crate) async fn follow(
         self,
         store: Handle<TokioRuntime>,
         members: Members,
+        clients: Clients,
         stopping: CancellationToken,
     ) {
         while !stopping.is_cancelled() {
             let state = store.state();
-            self.restart(&state, &members);
+            self.restart(&state, &members, &clients);
             let followed = tokio::select! {
-                followed = self.forward(&store, state.revision(), &members) => followed,
+                followed = self.forward(&store, state.revision(), &members, &clients) => followed,
                 () = stopping.cancelled() => return,
             };
             match followed {
@@ -77,8 +79,9 @@ impl Picture {
         }
     }
 
-    fn restart(&self, state: &skein_raft_store::State, members: &Members) {
+    fn restart(&self, state: &skein_raft_store::State, members: &Members, clients: &Clients) {
         members.load(state);
+        clients.load(state);
         let mut view = View::default();
         for (key, object) in state.range("", None) {
             view.apply(key, Some(&object.value), object.mod_rev);
@@ -95,7 +98,13 @@ impl Picture {
         self.revision.send_replace(state.revision());
     }
 
-    async fn forward(&self, store: &Handle<TokioRuntime>, after: u64, members: &Members) -> WatchError {
+    async fn forward(
+        &self,
+        store: &Handle<TokioRuntime>,
+        after: u64,
+        members: &Members,
+        clients: &Clients,
+    ) -> WatchError {
         let mut watcher = match store.watch("", after) {
             Ok(watcher) => watcher,
             Err(error) => return error,
@@ -109,6 +118,7 @@ impl Picture {
             let inner = &mut *inner;
             for event in &batch.events {
                 members.apply(&event.key, event.value.as_deref());
+                clients.apply(&event.key, event.value.as_deref());
                 let touched = inner.view.apply(&event.key, event.value.as_deref(), event.revision);
                 if let Some(changed) = &mut inner.changed {
                     changed.add(touched);

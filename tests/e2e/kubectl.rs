@@ -17,6 +17,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("logs_are_printed_and_followed", logs_are_printed_and_followed),
     ("mistakes_are_explained", mistakes_are_explained),
     ("a_namespace_goes_with_its_content", a_namespace_goes_with_its_content),
+    (
+        "a_certificate_that_is_taken_back_is_out_everywhere",
+        a_certificate_that_is_taken_back_is_out_everywhere,
+    ),
 ];
 
 /// A namespace for this test and this kubectl.
@@ -168,11 +172,10 @@ fn mistakes_are_explained(program: &Path) {
     let unknown = user.write("unknown.yaml", "apiVersion: v1\nkind: Unicorn\nmetadata: {name: a}\n");
     assert!(user.fail(&["apply", "-f", &unknown]).contains("Unicorn"));
     let misspelled = user.write("misspelled.yaml", &WEB.replace("replicas", "replicsa"));
-    // A new kubectl asks for strictness; an old one asks for nothing and gets a warning.
+    // A new kubectl asks the server for strictness; an old one checks by the server's schemas itself.
     let strict = user.say(&["apply", "-f", &misspelled]);
-    assert!(strict.err.contains("replicsa"), "{strict:?}");
+    assert!(strict.code != 0 && strict.err.contains("replicsa"), "{strict:?}");
     let asks = user.say(&["apply", "--validate=warn", "--dry-run=server", "-f", &misspelled]).code == 0;
-    assert_eq!(strict.code != 0, asks, "{strict:?}");
     if asks {
         let warned = user.say(&["apply", "--validate=warn", "-f", &misspelled]);
         assert!(warned.code == 0 && warned.err.contains("unknown field"), "{warned:?}");
@@ -197,4 +200,38 @@ fn a_namespace_goes_with_its_content(program: &Path) {
     user.run(&["delete", "namespace", &space.name]);
     assert!(user.fail(&["get", "namespace", &space.name]).contains("NotFound"));
     assert_eq!(user.run(&["get", "deploy,rs,pods,svc", "-o", "name"]), "");
+}
+
+fn a_certificate_that_is_taken_back_is_out_everywhere(program: &Path) {
+    let space = namespace("trust", program);
+    let house = &space.house;
+    let [ann, bob] = ["ann", "bob"].map(|name| format!("{name}@{}", space.name));
+    let user = |name: &str| {
+        let config = house.skein_ok("one", &["kubeconfig", "--user", name]);
+        User::with(house, program, "two", &space.name, &config)
+    };
+    let (of_ann, of_bob) = (user(&ann), user(&bob));
+    of_ann.run(&["get", "nodes"]);
+    let state = |name: &str| {
+        let listed = house.skein_ok("three", &["kubeconfig", "list"]);
+        let line = listed.lines().find(|line| line.contains(name)).unwrap_or_else(|| panic!("{listed}"));
+        if line.contains("revoked") { "revoked" } else { "good" }
+    };
+    assert_eq!((state(&ann), state(&bob)), ("good", "good"));
+
+    let mut watching = of_ann.start(&["get", "configmaps", "-w"]);
+    watching.line("kube-root-ca.crt");
+    let revoked = house.skein_ok("three", &["kubeconfig", "revoke", "--user", &ann]);
+    assert!(revoked.contains(&format!("of {ann} revoked")), "{revoked}");
+    watching.end();
+    let refused = of_ann.fail(&["get", "nodes"]);
+    assert!(refused.contains("must be logged in"), "{refused}");
+    of_bob.run(&["get", "nodes"]);
+    assert_eq!((state(&ann), state(&bob)), ("revoked", "good"));
+
+    let unknown = house.skein("two", &["kubeconfig", "revoke", "--user", "nobody"]);
+    assert!(unknown.code == 1 && unknown.err.contains("kubeconfig list"), "{unknown:?}");
+    let reserved = house.skein("two", &["kubeconfig", "--user", "system:masters"]);
+    assert_eq!(reserved.code, 1, "{reserved:?}");
+    assert_eq!(house.skein("two", &["kubeconfig", "revoke"]).code, 2);
 }

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::house::{House, PATIENCE, Said, said};
+use crate::house::{House, PATIENCE, Said, said, until};
 
 /// A kubectl of this machine.
 pub(crate) struct Program {
@@ -48,10 +48,20 @@ pub(crate) struct Running {
 impl<'a> User<'a> {
     /// A user of `program` who asks the machine `node` of a whole cluster.
     pub(crate) fn of(house: &'a House, program: &Path, node: &str, namespace: &str) -> User<'a> {
+        Self::with(house, program, node, namespace, &house.skein_ok(node, &["kubeconfig"]))
+    }
+
+    /// The same, with the kubeconfig that they were given.
+    pub(crate) fn with(
+        house: &'a House,
+        program: &Path,
+        node: &str,
+        namespace: &str,
+        config: &str,
+    ) -> User<'a> {
         let home = tempfile::tempdir_in(house.dir()).expect("a directory for the user");
-        let config = house.skein_ok(node, &["kubeconfig"]);
-        std::fs::write(home.path().join("kubeconfig"), &config).expect("the kubeconfig is written");
-        let parsed: Value = serde_norway::from_str(&config).expect("the kubeconfig is YAML");
+        std::fs::write(home.path().join("kubeconfig"), config).expect("the kubeconfig is written");
+        let parsed: Value = serde_norway::from_str(config).expect("the kubeconfig is YAML");
         let contexts = parsed["contexts"].as_array().cloned().unwrap_or_default();
         let named = contexts.iter().filter_map(|context| context["name"].as_str());
         let context = named.into_iter().find(|name| name.ends_with(&format!("-{node}")));
@@ -132,6 +142,13 @@ impl Running {
                 Err(error) => panic!("no line with {text:?}: {error}"),
             }
         }
+    }
+}
+
+impl Running {
+    /// Waits until it has ended, whatever it prints.
+    pub(crate) fn end(mut self) {
+        until("it ends", || self.child.try_wait().expect("it is ours")).expect("it ends");
     }
 }
 

@@ -3,6 +3,7 @@
 //! Before there is RBAC there are two answers: cluster administrators and nodes may everything,
 //! everybody else may only ask how the server is. DESIGN "Who may, before RBAC".
 
+use async_trait::async_trait;
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -62,6 +63,7 @@ impl Identity {
 pub struct Serial(pub Vec<u8>);
 
 /// Says who the holder of a verified client certificate is.
+#[async_trait]
 pub trait WhoMay: Send + Sync + 'static {
     /// `None`: the certificate says nothing we believe, its holder is anonymous.
     fn identify(&self, certificate: &CertificateDer<'_>) -> Option<(Identity, Serial)> {
@@ -71,15 +73,24 @@ pub trait WhoMay: Send + Sync + 'static {
     /// Whether the certificate of this serial was taken back. Asked before each request, so that it
     /// is effective on connections that are already open.
     fn is_revoked(&self, serial: &Serial) -> bool;
+
+    /// Ends when the certificate of this serial is taken back: what goes on without asking, a watch, must
+    /// end then.
+    async fn until_revoked(&self, serial: &Serial);
 }
 
 /// Believes what certificates say and takes none back.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AnyValidCertificate;
 
+#[async_trait]
 impl WhoMay for AnyValidCertificate {
     fn is_revoked(&self, _: &Serial) -> bool {
         false
+    }
+
+    async fn until_revoked(&self, _: &Serial) {
+        std::future::pending().await
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Limits {
     pub bookmark_every: Duration,
     /// What running requests get to end when the server stops.
     pub stop_time_max: Duration,
+    /// What requests under way get to end when their certificate is revoked.
+    pub revoked_time_max: Duration,
 }
 
 impl Default for Limits {
@@ -51,6 +53,7 @@ impl Default for Limits {
             watch_time: Duration::from_secs(45 * 60),
             bookmark_every: Duration::from_secs(60),
             stop_time_max: Duration::from_secs(5),
+            revoked_time_max: Duration::from_secs(1),
         }
     }
 }

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::api::{Api, Settings};
 use crate::cluster::Cluster;
@@ -157,7 +157,15 @@ impl Server {
             .keep_alive_interval(Some(Duration::from_secs(30)))
             .keep_alive_timeout(Duration::from_secs(20));
         let server = self.clone();
-        let address = peer.address;
+        let (address, user) = (peer.address, peer.identity.user.clone());
+        let (who_may, serial) = (self.who_may.clone(), peer.serial.clone());
+        let revoked = async move {
+            match &serial {
+                // Revoked before it was shown: each request is told so.
+                Some(serial) if !who_may.is_revoked(serial) => who_may.until_revoked(serial).await,
+                _ => std::future::pending().await,
+            }
+        };
         let service =
             service_fn(move |request| server.clone().answer(request, peer.clone()).map(Ok::<_, Infallible>));
         let mut connection = pin!(http.serve_connection_with_upgrades(TokioIo::new(stream), service));
@@ -166,6 +174,12 @@ impl Server {
             () = self.stopping.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 timeout(self.limits.stop_time_max, connection).await.unwrap_or(Ok(()))
+            }
+            () = revoked => {
+                info!(user, peer = ?address, "the certificate of an open connection was revoked, closing it");
+                connection.as_mut().graceful_shutdown();
+                // An answer on its way may come to its end; a watch does not.
+                timeout(self.limits.revoked_time_max, connection).await.unwrap_or(Ok(()))
             }
         };
         if let Err(error) = ended {

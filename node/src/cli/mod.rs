@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use skein_net::beacon::PeerName;
 
 use crate::report::Chain;
@@ -64,7 +64,14 @@ enum Verb {
     #[command(subcommand)]
     Image(ImageVerb),
     /// Print a kubeconfig that works from other machines, with one context per node.
-    Kubeconfig,
+    #[command(args_conflicts_with_subcommands = true)]
+    Kubeconfig {
+        /// For whom it is; the name stands in the certificate and in the cluster's logs.
+        #[arg(long, value_name = "NAME")]
+        user: Option<String>,
+        #[command(subcommand)]
+        verb: Option<KubeconfigVerb>,
+    },
     /// Drain this node, hand over its vote and leadership, and take it out of the cluster.
     Leave,
     /// Three real nodes on this one machine: a Deployment, a killed node, the pods back elsewhere.
@@ -122,6 +129,25 @@ enum TokenVerb {
 }
 
 #[derive(Debug, Subcommand)]
+enum KubeconfigVerb {
+    /// The certificates that were given out and have not expired.
+    List {
+        #[arg(short, long, default_value = "table")]
+        output: Output,
+    },
+    /// Take certificates back: effective at once on every node, on open connections too.
+    #[command(group(ArgGroup::new("which").required(true)))]
+    Revoke {
+        /// The serial of one, or its beginning.
+        #[arg(group = "which")]
+        serial: Option<String>,
+        /// All of one user.
+        #[arg(long, value_name = "NAME", group = "which")]
+        user: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum ImageVerb {
     /// Make the images of an OCI or `docker save` archive usable on every node.
     Load {
@@ -166,7 +192,13 @@ pub(crate) fn main() -> ExitCode {
         Verb::Token(TokenVerb::Revoke { id }) => verbs::revoke_token(&dir, &id),
         Verb::Image(ImageVerb::Load { file, here }) => verbs::load_image(&dir, &file, here),
         Verb::Image(ImageVerb::List { output }) => verbs::list_images(&dir, output),
-        Verb::Kubeconfig => verbs::kubeconfig(&dir),
+        Verb::Kubeconfig { verb: Some(KubeconfigVerb::List { output }), .. } => {
+            verbs::list_clients(&dir, output)
+        }
+        Verb::Kubeconfig { verb: Some(KubeconfigVerb::Revoke { serial, user }), .. } => {
+            verbs::revoke_clients(&dir, serial.as_deref(), user.as_deref())
+        }
+        Verb::Kubeconfig { user, verb: None } => verbs::kubeconfig(&dir, user.as_deref()),
         Verb::Leave => verbs::leave(&dir),
         Verb::Demo(demo) => demo::run(demo),
     };

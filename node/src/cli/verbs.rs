@@ -155,8 +155,50 @@ pub(super) fn list_images(dir: &Path, output: Output) -> Result<(), Failure> {
     }
 }
 
-pub(super) fn kubeconfig(dir: &Path) -> Result<(), Failure> {
-    print(&talk(dir, Method::GET, "kubeconfig", None)?, Output::Yaml)
+pub(super) fn kubeconfig(dir: &Path, user: Option<&str>) -> Result<(), Failure> {
+    let verb = match user {
+        Some(user) => format!("kubeconfig?user={}", in_path("user's name", user)?),
+        None => "kubeconfig".to_owned(),
+    };
+    print(&talk(dir, Method::GET, &verb, None)?, Output::Yaml)
+}
+
+pub(super) fn list_clients(dir: &Path, output: Output) -> Result<(), Failure> {
+    let listed = talk(dir, Method::GET, "clients", None)?;
+    let clients = listed["clients"].as_array().cloned().unwrap_or_default();
+    match output {
+        Output::Table => {
+            let rows = clients.iter().map(|client| {
+                ["serial", "user", "state", "issued", "expires", "node"]
+                    .iter()
+                    .map(|field| text(&client[*field]))
+                    .collect()
+            });
+            lines(table(&["SERIAL", "USER", "STATE", "ISSUED", "EXPIRES", "NODE"], rows))
+        }
+        Output::Name => lines(clients.iter().map(|client| text(&client["serial"]))),
+        _ => print(&listed["clients"], output),
+    }
+}
+
+pub(super) fn revoke_clients(dir: &Path, serial: Option<&str>, user: Option<&str>) -> Result<(), Failure> {
+    let verb = match (serial, user) {
+        (Some(serial), _) => format!("clients/{}", in_path("serial", serial)?),
+        (None, user) => format!("users/{}", in_path("user's name", user.unwrap_or_default())?),
+    };
+    let revoked = talk(dir, Method::DELETE, &verb, None)?;
+    lines(revoked["revoked"].as_array().into_iter().flatten().map(|client| {
+        format!("certificate {} of {} revoked", text(&client["serial"]), text(&client["user"]))
+    }))
+}
+
+/// A word that can stand in the path of a request to the daemon as it is.
+fn in_path<'w>(what: &str, word: &'w str) -> Result<&'w str, Failure> {
+    let harmless = |c: char| c.is_ascii_alphanumeric() || ".@_-".contains(c);
+    if word.is_empty() || !word.chars().all(harmless) {
+        return Err(format!("{word:?} is no {what}; see: skein kubeconfig list").into());
+    }
+    Ok(word)
 }
 
 pub(super) fn leave(dir: &Path) -> Result<(), Failure> {

@@ -102,9 +102,47 @@ async fn a_revoked_certificate_is_out_on_connections_that_are_open_already() {
     let first = sender.send_request(get(PODS)).await.unwrap();
     assert_eq!(first.status(), 200);
     first.into_body().collect().await.unwrap();
-    served.revoked.0.lock().unwrap().push(serial);
-    sender.ready().await.unwrap();
-    assert_eq!(sender.send_request(get(PODS)).await.unwrap().status(), 401);
+    served.revoked.0.send_modify(|revoked| revoked.push(serial.clone()));
+    // The connection ends, or answers this one with a refusal if it comes in between.
+    if sender.ready().await.is_ok()
+        && let Ok(refused) = sender.send_request(get(PODS)).await
+    {
+        assert_eq!(refused.status(), 401);
+    }
+    // A new connection is refused likewise.
+    let client = served.issue_client("bob", "system:masters");
+    let (_, serial) = Identity::of_certificate(&client.certificate).unwrap();
+    served.revoked.0.send_modify(|revoked| revoked.push(serial));
+    assert_eq!(code(&served, Some(client), PODS).await, 401);
+}
+
+#[tokio::test]
+async fn a_watch_ends_when_its_certificate_is_revoked_and_those_of_others_go_on() {
+    let served = served().await;
+    for alpn in [&b"http/1.1"[..], b"h2"] {
+        let (ann, bob) =
+            (served.issue_client("ann", "system:masters"), served.issue_client("bob", "system:masters"));
+        let (_, serial) = Identity::of_certificate(&ann.certificate).unwrap();
+        let path = format!("{PODS}?watch=1&resourceVersion=1");
+        let ended = watched(&served, ann, alpn, &path).await;
+        let goes_on = watched(&served, bob, alpn, &path).await;
+        served.revoked.0.send_modify(|revoked| revoked.push(serial));
+        timeout(PATIENCE, ended.into_body().collect()).await.expect("the watch ends").ok();
+        let goes_on = timeout(Duration::from_millis(200), goes_on.into_body().collect()).await;
+        assert!(goes_on.is_err(), "nobody took that one back");
+    }
+}
+
+/// The answer to a watch on a connection of its own.
+async fn watched(served: &Served, client: Issued, alpn: &[u8], path: &str) -> Response<Incoming> {
+    let stream = connect(served, Some(client), alpn).await.unwrap();
+    if alpn != b"h2" {
+        return ask(stream, path).await.unwrap();
+    }
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    sender.send_request(get(&format!("https://127.0.0.1{path}"))).await.unwrap()
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::RootCertStore;
@@ -15,6 +15,7 @@ use skein_apiserver::testing::MemoryCluster;
 use skein_apiserver::tls::{self, SwappableCertificate};
 use skein_apiserver::{Config, Server, Settings};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// A running server. Dropping it stops the server and removes the directory.
@@ -33,11 +34,16 @@ pub(crate) struct Served {
 
 /// The serials taken back.
 #[derive(Default)]
-pub(crate) struct Revoked(pub(crate) Mutex<Vec<Serial>>);
+pub(crate) struct Revoked(pub(crate) watch::Sender<Vec<Serial>>);
 
+#[async_trait::async_trait]
 impl WhoMay for Revoked {
     fn is_revoked(&self, serial: &Serial) -> bool {
-        self.0.lock().unwrap().contains(serial)
+        self.0.borrow().contains(serial)
+    }
+
+    async fn until_revoked(&self, serial: &Serial) {
+        self.0.subscribe().wait_for(|revoked| revoked.contains(serial)).await.unwrap();
     }
 }
 
