@@ -15,6 +15,7 @@ pub(crate) mod beside;
 mod dial;
 pub(crate) mod interfaces;
 mod link;
+mod strangers;
 #[cfg(test)]
 mod tests;
 
@@ -36,6 +37,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::{
     beside::Beside,
     link::{Link, Links},
+    strangers::Strangers,
 };
 use crate::{
     address_book::{AddressBook, plain},
@@ -188,6 +190,7 @@ struct Inner {
     admission: Option<Arc<dyn Admission>>,
     service: SetOnce<Arc<dyn Service>>,
     links: Mutex<Links>,
+    strangers: Strangers,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -230,6 +233,7 @@ impl Endpoint {
             admission: config.admission,
             service: SetOnce::new(),
             links: Mutex::default(),
+            strangers: Strangers::default(),
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
         }));

@@ -53,7 +53,10 @@ pub(super) async fn run(endpoint: Endpoint) {
                     drop(permit);
                     admit(&this, connection, &joins).await;
                 }
-                Ok(Err(error)) => tracing::debug!(%from, %error, "refused a connection"),
+                Ok(Err(error)) => {
+                    tracing::debug!(%from, %error, "refused a connection");
+                    this.0.strangers.meet(from, &error);
+                }
                 Err(_) => tracing::debug!(%from, "a handshake took too long"),
             }
         });

@@ -80,7 +80,10 @@ impl Endpoint {
             .quinn
             .connect_with(self.0.client.clone(), address, &tls::server_name(peer))
             .map_err(|error| describe(&error))?;
-        let connection = connecting.await.map_err(|error| describe(&error))?;
+        let connection = connecting.await.map_err(|error| {
+            self.0.strangers.meet(address, &error);
+            describe(&error)
+        })?;
         match tls::peer(&connection) {
             Some(found) if found == peer => Ok(connection),
             Some(found) => Err(format!("{address}: node {found} is there now")),
