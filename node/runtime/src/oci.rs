@@ -153,9 +153,12 @@ pub(crate) struct SeccompProfile {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct SeccompRule {
     pub(crate) names: Vec<&'static str>,
     pub(crate) action: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) errno_ret: Option<i32>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) args: Vec<SeccompArgument>,
 }

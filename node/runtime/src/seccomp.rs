@@ -74,7 +74,7 @@ impl Filters {
 
 /// The same list in the words of `config.json`.
 pub(crate) fn oci_profile(capabilities: u64) -> oci::SeccompProfile {
-    let allow = |names, args| oci::SeccompRule { names, action: "SCMP_ACT_ALLOW", args };
+    let allow = |names, args| oci::SeccompRule { names, action: "SCMP_ACT_ALLOW", errno_ret: None, args };
     let argument = |value, value_two, op| vec![oci::SeccompArgument { index: 0, value, value_two, op }];
     let mut syscalls = vec![allow(allowed(capabilities).map(|(name, _)| name).collect(), Vec::new())];
     if !has(capabilities, "SYS_ADMIN") {
@@ -84,6 +84,13 @@ pub(crate) fn oci_profile(capabilities: u64) -> oci::SeccompProfile {
         syscalls.push(allow(vec!["personality"], argument(value, 0, "SCMP_CMP_EQ")));
     }
     syscalls.push(allow(vec!["socket"], argument(AF_VSOCK, 0, "SCMP_CMP_NE")));
+    // Whoever is told EPERM gives up instead of falling back to `clone`.
+    syscalls.push(oci::SeccompRule {
+        names: vec!["clone3"],
+        action: "SCMP_ACT_ERRNO",
+        errno_ret: Some(libc::ENOSYS),
+        args: Vec::new(),
+    });
     oci::SeccompProfile { default_action: "SCMP_ACT_ERRNO", default_errno_ret: libc::EPERM, syscalls }
 }
 

@@ -9,6 +9,7 @@ mod contract;
 mod isolation;
 mod limits;
 mod logs;
+mod oracle;
 mod program;
 mod user;
 mod world;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         limits::TESTS,
         logs::TESTS,
         adoption::TESTS,
+        oracle::TESTS,
         user::TESTS,
     ]
     .concat();
