@@ -284,13 +284,13 @@ impl Watch {
     }
 
     fn step(&mut self) {
-        self.note_lone_node();
+        let names: BTreeMap<NodeId, String> =
+            self.members.present().into_iter().map(|(id, record)| (id, record.name)).collect();
+        self.note_lone_node(&names);
         let metrics = self.store.metrics();
         let Some(office) = self.office.as_mut() else { return };
         let term = office.term;
         let now = clock::boot();
-        let names: BTreeMap<NodeId, String> =
-            self.members.present().into_iter().map(|(id, record)| (id, record.name)).collect();
         let view = self.picture.view();
         let answers = &self.answers;
         office.judge.set_members(
@@ -342,8 +342,8 @@ impl Watch {
     }
 
     /// In a cluster of two nobody else says whose link is down, but perhaps the gateway.
-    fn note_lone_node(&mut self) {
-        let mut others = self.members.present().into_keys().filter(|id| *id != self.me);
+    fn note_lone_node(&mut self, members: &BTreeMap<NodeId, String>) {
+        let mut others = members.keys().copied().filter(|id| *id != self.me);
         let lone = others.next().filter(|_| others.next().is_none());
         if self.lone.as_ref().map(|(lone, _)| *lone) != lone {
             self.lone = lone.map(|lone| (lone, LinkProof::default()));
@@ -433,9 +433,13 @@ impl Watch {
         let Some(gateway) = self.api_of(lone).and_then(|api| Gateway::beside(api.ip())) else { return };
         let (back, began) = (self.back.clone(), clock::boot());
         tokio::spawn(async move {
-            // What this machine could not try is no try.
-            if let (Ok(answered), Some(back)) = (gateway.answers(limit).await, back.upgrade()) {
-                let _ = back.try_send(Input::GatewayTried { began, answered });
+            match (gateway.answers(limit).await, back.upgrade()) {
+                (Ok(answered), Some(back)) => {
+                    let _ = back.try_send(Input::GatewayTried { began, answered });
+                }
+                // What this machine could not try is no try.
+                (Err(error), _) => debug!(?gateway, %error, "could not try to reach the gateway"),
+                (Ok(_), None) => {}
             }
         });
     }

@@ -41,7 +41,11 @@ impl Hub {
         let hub = Hub { program: program.to_owned(), holder, namespace, address, is_gateway: false };
         hub.netlink("make the lab's bridge", async move |net| {
             net.link().set(LinkUnspec::new_with_name("lo").up().build()).execute().await?;
-            net.link().add(LinkBridge::new(BRIDGE).forward_delay(0).up().build()).execute().await?;
+            // A bridge without a card's address of its own takes that of a port, and another one when that
+            // port goes: machines would not reach their gateway for half a minute because another one died.
+            let card = vec![0x0a, 0x58, 0, 0, 0, 254];
+            let bridge = LinkBridge::new(BRIDGE).address(card).forward_delay(0).up();
+            net.link().add(bridge.build()).execute().await?;
             let bridge = index(&net, BRIDGE).await?;
             net.address().add(bridge, IpAddr::V4(address), 24).execute().await
         })?;

@@ -22,8 +22,9 @@ const ASK_AFTER: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Du
 const LISTEN: Duration = Duration::from_millis(800);
 /// After the first answer, for those of others: their addresses help whoever reads the refusal.
 const GATHER: Duration = Duration::from_millis(100);
-/// How long a machine that is just booting may take to get an address, if it has none yet.
-const NETWORK_MAX: Duration = Duration::from_secs(5);
+/// How long a machine that is just booting may take to get an address, if it has none yet: DHCP takes three
+/// to eight seconds.
+const NETWORK_MAX: Duration = Duration::from_secs(10);
 const NETWORK_EVERY: Duration = Duration::from_millis(100);
 /// Words of members that are looked at; each costs a signature's verification.
 const WORDS_MAX: usize = 16;
@@ -40,7 +41,7 @@ pub enum Around {
 }
 
 /// Asks for up to 0.8 s who is on the links of a socket that would listen at `listen`; `None` if nobody
-/// answers. A machine without an address waits up to five seconds for one first. Cluster nodes that listen
+/// answers. A machine without an address waits up to ten seconds for one first. Cluster nodes that listen
 /// at another port than this one and 7946 are not heard.
 ///
 /// Errors: this machine could not ask. Needs a tokio runtime.
@@ -104,13 +105,15 @@ fn bind(listen: SocketAddr) -> io::Result<std::net::UdpSocket> {
 /// The links, as soon as there are any.
 async fn network(listen: SocketAddr) -> Vec<interfaces::Link> {
     let end = Instant::now() + NETWORK_MAX;
-    loop {
-        let links = interfaces::links(listen);
-        if !links.is_empty() || Instant::now() >= end {
-            return links;
-        }
-        sleep(NETWORK_EVERY).await;
+    let mut links = interfaces::links(listen);
+    if links.is_empty() {
+        tracing::info!("this machine has no network yet; waiting a little, to ask it for a cluster");
     }
+    while links.is_empty() && Instant::now() < end {
+        sleep(NETWORK_EVERY).await;
+        links = interfaces::links(listen);
+    }
+    links
 }
 
 /// What was heard so far.
