@@ -12,6 +12,7 @@ mod logs;
 mod objects;
 mod patches;
 mod questions;
+mod recorded;
 mod refusals;
 mod services;
 mod watches;
