@@ -26,7 +26,7 @@ pub(crate) fn plan(draft: &mut Draft<'_>) {
             status::report(draft, &key);
             continue;
         }
-        sets::adopt(draft, &deployment);
+        sets::adopt_and_release(draft, &deployment);
         rollout::advance(draft, &key);
         status::report(draft, &key);
         sets::forget_old(draft, &key);

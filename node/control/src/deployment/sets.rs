@@ -104,8 +104,21 @@ fn without_hash(template: &PodTemplateSpec) -> PodTemplateSpec {
     template
 }
 
-/// Takes in ReplicaSets that match and have no controller.
-pub(super) fn adopt(draft: &mut Draft<'_>, deployment: &Deployment) {
+/// Takes in ReplicaSets that match and have no controller; lets go of owned ones that no longer match.
+pub(super) fn adopt_and_release(draft: &mut Draft<'_>, deployment: &Deployment) {
+    let uid = meta::uid(&deployment.metadata);
+    let strangers = owned(draft.view(), deployment)
+        .filter(|(_, set)| !meta::selects(&deployment.spec.selector, set.metadata.labels.as_ref()));
+    let strangers: Vec<Key> = strangers.map(|(key, _)| key.clone()).collect();
+    for key in strangers {
+        draft.edit::<ReplicaSet>(&key, |set| {
+            let owners = set.metadata.owner_references.get_or_insert_default();
+            owners.retain(|owner| owner.uid != uid);
+            if owners.is_empty() {
+                set.metadata.owner_references = None;
+            }
+        });
+    }
     let orphans = draft.view().orphans::<ReplicaSet>(meta::namespace(&deployment.metadata));
     let orphans = orphans.filter(|(_, set)| {
         !meta::is_ending(&set.metadata)

@@ -136,7 +136,10 @@ fn progress(
             now,
         );
     } else if held.is_none() {
-        let message = format!("Found new replica set {subject}");
+        let message = match &sets.new {
+            Some(new) => format!("Found new replica set \"{}\"", new.name()),
+            None => format!("{subject} has no replica set yet"),
+        };
         set_condition(status, condition(PROGRESSING, "True", "FoundNewReplicaSet", &message), now);
     }
     watch_deadline(draft, status, &subject, i64::from(deadline));

@@ -254,6 +254,25 @@ fn an_old_replica_set_of_the_same_template_is_adopted() {
 }
 
 #[test]
+fn a_replica_set_that_no_longer_matches_is_let_go_and_replaced() {
+    let mut world = World::with_nodes(&["a"]);
+    world.put(deployment("web", 2, json!({})));
+    world.live(|_| {});
+    let name = meta::name(&world.sets()[0].metadata).to_owned();
+    let key = format!("apps/replicasets/default/{name}");
+    world.edit::<k8s_openapi::api::apps::v1::ReplicaSet>(&key, |set| {
+        set.metadata.labels = Some([("app".to_owned(), "mine".to_owned())].into());
+    });
+    world.live(|_| {});
+    let sets = world.sets();
+    assert_eq!(sets.len(), 2);
+    let old = sets.iter().find(|set| meta::name(&set.metadata) == name).expect("it goes on by itself");
+    assert!(old.metadata.owner_references.is_none());
+    assert_eq!(numbers(&world), (2, 2, 2, 2), "the deployment has pods of its own again");
+    assert_eq!(world.pods().len(), 4);
+}
+
+#[test]
 fn shares_round_up_for_surplus_and_down_for_gaps_and_are_never_both_nothing() {
     fn check(replicas: i32, surge: serde_json::Value, unavailable: serde_json::Value, expect: (i32, i32)) {
         let strategy =
