@@ -10,6 +10,7 @@ use skein_api::decode::{self, Format, Validation};
 use skein_api::kinds::KINDS;
 use skein_api::object::{self, DeleteOptions};
 use skein_api::patch::{self, Type};
+use skein_api::selector::{FieldSelector, Selector};
 use skein_api::table::{self, Include};
 use skein_api::{binding, scale};
 
@@ -150,6 +151,14 @@ proptest! {
         let _ = scale::of(&value);
         let _ = scale::set(deployments, &pod, &value);
         let _ = binding::bind(&pod, &value, context(None).now);
+    }
+
+    #[test]
+    fn any_selector_is_read_or_refused(text in prop_oneof![".{0,20}", "[a-z!=,() ]{0,24}"]) {
+        let _ = Selector::parse(&text).map(|selector| selector.matches_object(&json!({ "metadata": { "labels": { "a": "b" } } })));
+        for kind in KINDS {
+            let _ = FieldSelector::parse(kind, &text).map(|selector| selector.matches(&json!({ "metadata": { "name": "a" } })));
+        }
     }
 
     #[test]

@@ -38,6 +38,9 @@ mod question;
 mod scale;
 mod update;
 
+#[cfg(test)]
+mod hostile;
+
 // For tests of whoever uses this crate.
 pub mod testing;
 

@@ -51,24 +51,7 @@ impl Api {
     }
 
     fn log_request(&self, query: &Query, pod: &Value, container: &str) -> Result<LogRequest, Status> {
-        let since = match (query.get("sinceTime"), query.number("sinceSeconds")?) {
-            (Some(_), Some(_)) => {
-                return Err(Status::new(
-                    Reason::Invalid,
-                    "at most one of sinceTime or sinceSeconds may be specified",
-                ));
-            }
-            (Some(text), None) => Some(text.parse().map_err(|_| {
-                Status::bad_request(format!(
-                    "cannot read sinceTime={text:?}; it must be a time as in RFC 3339"
-                ))
-            })?),
-            (None, Some(seconds)) => {
-                let ago = SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
-                Some(self.cluster.now().checked_sub(ago).unwrap_or(jiff::Timestamp::MIN))
-            }
-            (None, None) => None,
-        };
+        let since = since(query, self.cluster.now())?;
         Ok(LogRequest {
             namespace: object::namespace(pod).to_owned(),
             pod: object::name(pod).to_owned(),
@@ -81,6 +64,28 @@ impl Api {
             since,
             limit_bytes: query.number("limitBytes")?,
         })
+    }
+}
+
+/// From when on the client wants to see what was printed.
+pub(crate) fn since(query: &Query, now: jiff::Timestamp) -> Result<Option<jiff::Timestamp>, Status> {
+    match (query.get("sinceTime"), query.number("sinceSeconds")?) {
+        (Some(_), Some(_)) => {
+            Err(Status::new(Reason::Invalid, "at most one of sinceTime or sinceSeconds may be specified"))
+        }
+        (Some(text), None) => {
+            let refused = |_| {
+                Status::bad_request(format!(
+                    "cannot read sinceTime={text:?}; it must be a time as in RFC 3339"
+                ))
+            };
+            text.parse().map(Some).map_err(refused)
+        }
+        (None, Some(seconds)) => {
+            let ago = SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
+            Ok(Some(now.checked_sub(ago).unwrap_or(jiff::Timestamp::MIN)))
+        }
+        (None, None) => Ok(None),
     }
 }
 

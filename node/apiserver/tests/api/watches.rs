@@ -172,6 +172,23 @@ async fn a_version_to_come_is_waited_for() {
     assert_eq!(watch.change().await, change("ADDED", "b", start + 2));
 }
 
+/// What is not read is not kept for anybody: the client comes too late and is told so.
+#[tokio::test]
+async fn a_client_that_does_not_read_its_watch_costs_one_batch() {
+    let client = Client::new();
+    client.post(CONFIG_MAPS, &config_map("first")).await.ok();
+    let mut watch = client.open(&format!("{CONFIG_MAPS}?watch=1&allowWatchBookmarks=true")).await;
+    assert_eq!(watch.change().await.1, "first");
+    for number in 0..50 {
+        client.post(CONFIG_MAPS, &config_map(&format!("unread-{number}"))).await.ok();
+    }
+    // The ring is full meanwhile, and nothing waited in the stream.
+    client.cluster.compact();
+    let event = watch.event().await.unwrap();
+    assert_eq!((&event["type"], &event["object"]["code"]), (&json!("ERROR"), &json!(410)));
+    assert_eq!(watch.event().await, None);
+}
+
 #[tokio::test]
 async fn a_watch_of_tables_says_its_columns_once() {
     let client = Client::new();
