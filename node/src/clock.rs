@@ -24,6 +24,14 @@ pub(crate) fn now() -> Now {
     Now { boot: boot(), wall: wall() }
 }
 
+/// Sleeps until `at` on the boot clock; `None` never comes.
+pub(crate) async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep(at.since(boot())).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// The wall clock, as certificates are judged by it.
 #[derive(Debug)]
 pub(crate) struct WallTime;

@@ -130,10 +130,7 @@ impl Cluster for Here {
     }
 
     fn uid(&self) -> String {
-        // Version 4, variant 1 (RFC 9562 §5.4).
-        let bits = rand::random::<u128>() & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
-        let hex = format!("{bits:032x}");
-        format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+        uid()
     }
 
     fn suffix(&self) -> String {
@@ -151,6 +148,14 @@ impl Here {
              and writes are taken again a few seconds after there is space"
         )
     }
+}
+
+/// A new uid in the form of a random (version 4) UUID.
+pub(crate) fn uid() -> String {
+    // Version 4, variant 1 (RFC 9562 §5.4).
+    let bits = rand::random::<u128>() & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
+    let hex = format!("{bits:032x}");
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
 fn written(outcome: Outcome) -> Result<Written, Unavailable> {

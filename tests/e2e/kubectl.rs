@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::house::{House, Namespace};
+use crate::house::{House, Namespace, until};
 use crate::user::User;
 
 /// A test's name and what it does with a kubectl.
@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("objects_are_applied_changed_and_deleted", objects_are_applied_changed_and_deleted),
     ("a_deployment_rolls_out_and_back", a_deployment_rolls_out_and_back),
     ("logs_are_printed_and_followed", logs_are_printed_and_followed),
+    ("what_happens_to_a_pod_is_told", what_happens_to_a_pod_is_told),
     ("mistakes_are_explained", mistakes_are_explained),
     ("a_namespace_goes_with_its_content", a_namespace_goes_with_its_content),
     (
@@ -162,6 +163,51 @@ fn logs_are_printed_and_followed(program: &Path) {
     });
     user.run(&["logs", "again", "--previous"]);
     user.run(&["delete", "pod", "talks", "again"]);
+}
+
+fn what_happens_to_a_pod_is_told(program: &Path) {
+    let space = namespace("told", program);
+    let user = User::of(&space.house, program, "two", &space.name);
+    space.run(
+        "well",
+        json!({ "containers": [{
+            "name": "main", "image": "skein.dev/tiny", "args": ["serve", "80"],
+            "readinessProbe": { "tcpSocket": { "port": 81 }, "periodSeconds": 1 },
+        }] }),
+    );
+    space.run(
+        "ill",
+        json!({ "containers": [{ "name": "main", "image": "skein.dev/tiny", "args": ["exit", "3"] }] }),
+    );
+    space.run("nowhere", json!({ "nodeSelector": { "kubernetes.io/hostname": "mars" }, "containers": [{ "name": "main", "image": "x" }] }));
+    let tells = |pod: &str, words: &[&str]| {
+        let mut described = String::new();
+        let told = until("told", || {
+            described = user.run(&["describe", "pod", pod]);
+            let events = described.split("Events:").nth(1).unwrap_or_default();
+            words.iter().all(|word| events.contains(word)).then_some(())
+        });
+        told.unwrap_or_else(|| panic!("{pod}: not all of {words:?} in {described}"));
+    };
+    tells("well", &["Scheduled", "Pulled", "Created", "Started container main", "Readiness probe failed"]);
+    tells("ill", &["Back-off restarting failed container main"]);
+    tells("nowhere", &["FailedScheduling", "nodes are available"]);
+    // The same thing is one Event, with a count that goes up.
+    let unhealthy = || {
+        let events = user.json(&["get", "events", "--field-selector=reason=Unhealthy"]);
+        let events = events["items"].as_array().expect("a list").clone();
+        assert_eq!(events.len(), 1, "{events:?}");
+        events[0]["count"].as_u64().expect("a number")
+    };
+    let before = unhealthy();
+    until("counted", || (unhealthy() > before).then_some(())).expect("it is counted");
+    user.run(&["delete", "pod", "well", "ill", "nowhere"]);
+    tells_of_killing(&user);
+}
+
+fn tells_of_killing(user: &User<'_>) {
+    let killing = || user.run(&["get", "events", "--field-selector=reason=Killing"]);
+    until("told", || killing().contains("Stopping container main").then_some(())).expect("it is told");
 }
 
 fn mistakes_are_explained(program: &Path) {

@@ -173,6 +173,8 @@ impl Agent {
             Effect::Probe { container, attempt, kind, .. } => {
                 self.after(1..20, uid, move || Some(Input::Probed { container, attempt, kind, ok: true }))
             }
+            // Nobody reads what pods went through; the log has enough to do.
+            Effect::Tell { .. } => {}
             Effect::Report(status) => self.report(uid, Report::Status(status)),
             Effect::Gone { delete } => {
                 if delete {

@@ -4,13 +4,14 @@
 //! carry a verdict, the replacements that follow from it and their bindings.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Event, EventSource, Namespace, ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use skein_api::write::{Change, Expect, Write};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::chance::Chance;
+use crate::event::Notice;
 use crate::meta;
 use crate::time::{seconds_after, whole_seconds};
 use crate::view::{Changed, Key, Kind, Object, Touched, View};
@@ -185,50 +186,21 @@ impl<'a> Draft<'a> {
         reason: &str,
         message: &str,
     ) {
-        let metadata = about.metadata();
-        let namespace = match meta::namespace(metadata) {
-            "" => "default",
-            namespace => namespace,
-        };
+        let mut notice = Notice::about::<K>(about.metadata(), by, reason, message);
+        notice.warning = warning;
         // Nothing new comes into a namespace that is ending, or it would never end.
-        let held = self.view.named::<Namespace>("", namespace);
-        if held.is_none_or(|held| meta::is_ending(&held.metadata)) {
+        let namespace = self.view.named::<Namespace>("", notice.namespace());
+        if namespace.is_none_or(|held| meta::is_ending(&held.metadata)) {
             return;
         }
-        let subject = format!("{}/{reason}/{message}", meta::uid(metadata));
-        let mut draws = self.chance.of(&subject);
-        let uid = draws.uid();
-        // Upstream's form: the object's name, a dot and hex digits.
-        let name = format!("{}.{}{}", meta::name(metadata), &uid[..8], &uid[9..13]);
-        let key: Key = format!("core/events/{namespace}/{name}").into();
-        let now = Time(self.now);
-        let event = Event {
-            metadata: ObjectMeta {
-                name: Some(name),
-                namespace: Some(namespace.to_owned()),
-                uid: Some(uid),
-                creation_timestamp: Some(now.clone()),
-                ..ObjectMeta::default()
-            },
-            involved_object: ObjectReference {
-                api_version: Some(K::API_VERSION.to_owned()),
-                kind: Some(K::KIND.to_owned()),
-                name: metadata.name.clone(),
-                namespace: metadata.namespace.clone(),
-                uid: metadata.uid.clone(),
-                ..ObjectReference::default()
-            },
-            reason: Some(reason.to_owned()),
-            message: Some(message.to_owned()),
-            type_: Some(if warning { "Warning" } else { "Normal" }.to_owned()),
-            source: Some(EventSource { component: Some(by.to_owned()), host: None }),
-            reporting_component: Some(by.to_owned()),
-            reporting_instance: Some(String::new()),
-            first_timestamp: Some(now.clone()),
-            last_timestamp: Some(now),
-            count: Some(1),
-            ..Event::default()
-        };
+        let key = notice.key();
+        // Once more within one plan is the same once: the plan may be made twice, and is committed once.
+        let told = self.base.stored(&key).and_then(|stored| match &stored.object {
+            Object::Event(mark) => Some(&mark.told),
+            _ => None,
+        });
+        let uid = self.chance.of(&key).uid();
+        let event = notice.event(told, 1, uid, self.now);
         let bytes = serde_json::to_vec(&event).expect("an Event is made of strings and numbers");
         self.bytes += bytes.len();
         self.events.insert(key, bytes);
@@ -291,7 +263,7 @@ pub(crate) fn edit_metadata(object: &mut Object, edit: impl FnOnce(&mut ObjectMe
         Object::Secret(object) => edit(&mut Arc::make_mut(object).metadata),
         Object::Service(object) => edit(&mut Arc::make_mut(object).metadata),
         Object::ServiceAccount(object) => edit(&mut Arc::make_mut(object).metadata),
-        Object::Event(object) => edit(&mut Arc::make_mut(object).metadata),
+        Object::Event(object) => edit(&mut Arc::make_mut(object).told.metadata),
         Object::Other(object) => {
             let other = Arc::make_mut(object);
             edit(&mut other.metadata);

@@ -6,6 +6,7 @@
 
 // What deciding looks at, and what it is given.
 pub mod chance;
+pub mod event;
 pub mod resources;
 pub mod time;
 pub mod view;

@@ -101,6 +101,10 @@ fn mark_unreachable(draft: &mut Draft<'_>, key: &Key, node: &Arc<Node>) {
 }
 
 fn mark_reachable(draft: &mut Draft<'_>, key: &Key) {
+    if let Some(node) = draft.view().get::<Node>(key).cloned() {
+        let text = format!("Node {} status is now: NodeReady", meta::name(&node.metadata));
+        draft.event(&*node, WHO, false, "NodeReady", &text);
+    }
     draft.edit::<Node>(key, |node| {
         if let Some(spec) = &mut node.spec
             && let Some(taints) = &mut spec.taints

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::event::Told;
 use crate::resources::{self, Amounts};
 use crate::scheduler::apart;
 
@@ -78,8 +79,8 @@ pub enum Object {
 /// What the view keeps of an Event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EventMark {
-    /// The Event's own metadata.
-    pub metadata: ObjectMeta,
+    /// What is needed to tell the same again.
+    pub told: Told,
     /// When it last occurred.
     pub last: Timestamp,
 }
@@ -124,7 +125,7 @@ macro_rules! kinds {
             pub fn metadata(&self) -> &ObjectMeta {
                 match self {
                     $(Object::$kind(object) => &object.metadata,)+
-                    Object::Event(event) => &event.metadata,
+                    Object::Event(event) => &event.told.metadata,
                     Object::Other(other) => &other.metadata,
                 }
             }
@@ -530,7 +531,7 @@ impl EventMark {
             event.metadata.creation_timestamp.as_ref().map(|time| time.0),
         ];
         EventMark {
-            metadata: event.metadata,
+            told: Told::of(&event),
             last: last.into_iter().flatten().next().unwrap_or(Timestamp::MIN),
         }
     }

@@ -65,6 +65,12 @@ impl ClusterImages {
         self.local.ensure(reference, ask_registry, credentials).await
     }
 
+    /// Whether the image is on this machine.
+    pub(crate) async fn is_here(&self, reference: &str) -> bool {
+        let (here, wanted) = (self.local.clone(), reference.to_owned());
+        blocking(move || here.find(&wanted)).await.is_ok_and(|found| found.is_some())
+    }
+
     /// The image if it is on this machine or on another one, without any registry.
     pub(crate) async fn present(&self, reference: &str) -> Result<Option<Image>, Error> {
         if reference != BUILT_IN

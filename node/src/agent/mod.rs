@@ -5,6 +5,7 @@
 //! runs, the picture says what should.
 
 mod container;
+mod events;
 mod images;
 mod logs;
 mod node;
@@ -48,6 +49,7 @@ pub(crate) struct Tools {
     pub(crate) picture: Picture,
     pub(crate) status: status::Sender,
     pub(crate) endpoint: Endpoint,
+    pub(crate) events: events::Sender,
 }
 
 /// See the module.
@@ -70,6 +72,7 @@ impl Agent {
         let tasks = TaskTracker::new();
         let (status, reports) = status::channel();
         tasks.spawn(self.images.clone().follow(stopping.clone()));
+        let (events, notices) = events::channel();
         let tools = Tools {
             node: self.name.as_str().into(),
             engine: self.engine.clone(),
@@ -78,7 +81,9 @@ impl Agent {
             picture: self.picture.clone(),
             status,
             endpoint: self.endpoint.clone(),
+            events,
         };
+        tasks.spawn(events::write(self.store.clone(), notices, stopping.clone()));
         tasks.spawn(status::write(self.store.clone(), self.picture.clone(), reports, stopping.clone()));
         tasks.spawn(node::keep(
             self.store.clone(),

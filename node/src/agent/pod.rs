@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use skein_control::container::{self, Facts};
+use skein_control::event::{Notice, container_path};
 use skein_control::pod::{
     Attempt, ContainerState, Effect, Exit, Found, FoundContainer, Image, ImageError, Input, PodLife,
     PullPolicy, SandboxAttempt, StartError,
@@ -117,7 +118,7 @@ impl Worker {
                         Some(Message::Input(input)) => input,
                         Some(Message::Stop) | None => return,
                     },
-                    () = sleep_until(self.wake_at) => {
+                    () = clock::sleep_until(self.wake_at) => {
                         self.wake_at = None;
                         Input::Woken
                     }
@@ -142,7 +143,7 @@ impl Worker {
             Effect::PullImage { container, pull, image, policy } => {
                 let scene = self.scene();
                 self.spawn(async move {
-                    let result = have_image(&scene, &image, policy).await;
+                    let result = have_image(&scene, &container, &image, policy).await;
                     Some(Input::Image { container, pull, result })
                 });
             }
@@ -236,6 +237,9 @@ impl Worker {
                     }
                     Some(Input::Hooked { container, attempt, hook, result })
                 });
+            }
+            Effect::Tell { part, warning, reason, message } => {
+                self.scene().tell(part, warning, reason, &message);
             }
             Effect::Report(status) => self.report(Report::Status(status)),
             Effect::Gone { delete } => {
@@ -336,6 +340,15 @@ impl Scene {
         })
     }
 
+    /// An Event about the pod, or about a part of it.
+    fn tell(&self, part: Option<String>, warning: bool, reason: &str, message: &str) {
+        let mut notice = Notice::about::<Pod>(&self.pod.metadata, "kubelet", reason, message);
+        notice.about.field_path = part;
+        notice.host = Some(self.tools.node.to_string());
+        notice.warning = warning;
+        self.tools.events.tell(notice);
+    }
+
     fn facts(&self) -> Facts {
         Facts {
             pod_ips: self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone(),
@@ -391,13 +404,28 @@ async fn remove_sandbox(scene: &Scene) {
     }
 }
 
-async fn have_image(scene: &Scene, image: &str, policy: PullPolicy) -> Result<Image, ImageError> {
+async fn have_image(
+    scene: &Scene,
+    container: &str,
+    image: &str,
+    policy: PullPolicy,
+) -> Result<Image, ImageError> {
     if let Err(error) = Images::full_name(image).map(drop)
         && image != images::BUILT_IN
     {
         return Err(ImageError::InvalidName(error.to_string()));
     }
     let cluster = &scene.tools.images;
+    let tell = |reason: &str, message: &str| {
+        let init = scene.pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+        let part = container_path(init.into_iter().any(|init| init.name == container), container);
+        scene.tell(Some(part), false, reason, message);
+    };
+    let here = policy != PullPolicy::Always && cluster.is_here(image).await;
+    if !here && policy != PullPolicy::Never {
+        tell("Pulling", &format!("Pulling image {image:?}"));
+    }
+    let began = tokio::time::Instant::now();
     let had = match policy {
         PullPolicy::Never => match cluster.present(image).await {
             Ok(None) => return Err(ImageError::NeverPull),
@@ -414,6 +442,13 @@ async fn have_image(scene: &Scene, image: &str, policy: PullPolicy) -> Result<Im
         }
     };
     let had = had.map_err(|error| ImageError::Pull(Chain(&error).to_string()))?;
+    match here {
+        true => tell("Pulled", &format!("Container image {image:?} already present on machine")),
+        false => {
+            let took = began.elapsed().as_secs_f64();
+            tell("Pulled", &format!("Successfully pulled image {image:?} in {took:.3}s"));
+        }
+    }
     Ok(Image { id: had.digest.to_string() })
 }
 
@@ -524,11 +559,4 @@ fn state_of(exit: skein_runtime::Exit, output: Option<String>) -> ContainerState
 
 fn timestamp(time: SystemTime) -> Timestamp {
     Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH)
-}
-
-async fn sleep_until(at: Option<skein_control::time::Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep(at.since(clock::boot())).await,
-        None => std::future::pending().await,
-    }
 }

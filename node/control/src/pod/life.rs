@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::backoff::Backoff;
 use super::probe::{self, Finding};
+use super::tell::{self, tale};
 use super::unit::{How, Role, Stage, Step, Stop, Unit};
 use super::{
     Attempt, ContainerState, Effect, Exit, Found, Hook, Image, ImageError, Input, ProbeKind, PullAttempt,
@@ -47,6 +48,8 @@ pub struct PodLife {
     pub(super) over: Option<PodStatus>,
     reported: Option<PodStatus>,
     wake_at: Option<Instant>,
+    /// What users are still to be told; goes out with the other effects of the same input.
+    tales: Vec<Effect>,
     gone: bool,
 }
 
@@ -117,6 +120,7 @@ impl PodLife {
             over,
             reported: None,
             wake_at: None,
+            tales: Vec::new(),
             gone: false,
         };
         if life.over.is_some() {
@@ -156,6 +160,7 @@ impl PodLife {
             Input::Woken => self.wake_at = None,
         }
         self.advance(now, effects);
+        effects.append(&mut self.tales);
         self.report(now, effects);
         if self.is_gone() {
             self.gone = true;
@@ -229,7 +234,11 @@ impl PodLife {
                 self.addresses.clone_from(&sandbox.addresses);
                 SandboxStage::Up(sandbox)
             }
-            Err(message) => SandboxStage::Failed { until: now.after(RETRY), message },
+            Err(message) => {
+                let text = format!("Failed to create pod sandbox: {message}");
+                self.tales.push(tale(None, true, "FailedCreatePodSandBox", text));
+                SandboxStage::Failed { until: now.after(RETRY), message }
+            }
         };
     }
 
@@ -260,6 +269,7 @@ impl PodLife {
                 });
             }
             Err(error) => {
+                self.tales.extend(tell::no_image(unit, &error));
                 let wait = unit.pull_backoff.next_but_never_at_once(now);
                 unit.stage = Stage::PullWait { failed_at: now, until: now.after(wait), error };
             }
@@ -282,6 +292,7 @@ impl PodLife {
         match state {
             ContainerState::Running { started_at } => {
                 if matches!(unit.stage, Stage::Starting) {
+                    self.tales.extend(tell::started(unit));
                     let handler = unit.handler(Hook::PostStart);
                     let begun = handler.is_none();
                     unit.stage = Stage::Running { started_at, since: now.boot, begun, stop: None };
@@ -308,6 +319,7 @@ impl PodLife {
 
     /// What cannot be prepared is tried again; a program that cannot be executed counts as one that ended.
     fn start_failed(&mut self, at: usize, error: StartError, now: Now) {
+        self.tales.push(tell::not_started(&self.units[at], &error));
         if error.reason != "RunContainerError" {
             self.units[at].stage = Stage::StartWait { until: now.boot.after(RETRY), error };
             return;
@@ -338,12 +350,17 @@ impl PodLife {
         if unit.attempt != attempt || !unit.is_running() {
             return;
         }
+        if !ok {
+            self.tales.push(tell::probe_failed(unit, kind));
+        }
         if unit.probes.answered(&unit.spec, kind, ok) == Finding::Unhealthy {
             let probe =
                 if kind == ProbeKind::Startup { &unit.spec.startup_probe } else { &unit.spec.liveness_probe };
             let own = probe.as_ref().and_then(|probe| probe.termination_grace_period_seconds);
             let grace = own.and_then(|own| u64::try_from(own).ok()).map_or(grace, Duration::from_secs);
-            stop(unit, grace, now, effects);
+            if stop(unit, grace, now, effects) {
+                self.tales.push(tell::killed_by_probe(unit, kind));
+            }
         }
     }
 
@@ -365,17 +382,19 @@ impl PodLife {
         match (hook, result) {
             (Hook::PostStart, Ok(())) => *begun = true,
             (Hook::PostStart, Err(error)) => {
+                self.tales.push(tell::hook_failed(unit, hook, &error));
                 unit.hook_error = Some(error);
                 stop(unit, grace, now, effects);
             }
             // One that failed has had its chance, too.
-            (Hook::PreStop, _) => {
+            (Hook::PreStop, result) => {
                 if let Some(Stop { kill_at, step: step @ Step::Hook }) = stopping {
                     let left = kill_at.since(now).max(GRACE_AFTER_HOOK);
                     *step = if *kill_at < now.after(left) { Step::AskedLate } else { Step::Asked };
                     *kill_at = now.after(left);
                     effects.push(ask_to_stop(unit, left));
                 }
+                self.tales.extend(result.err().map(|error| tell::hook_failed(unit, hook, &error)));
             }
         }
     }
@@ -444,6 +463,9 @@ impl PodLife {
             return;
         }
         let wait = unit.restart_backoff.next(now);
+        if !wait.is_zero() {
+            self.tales.push(tell::waits_to_restart(unit, &self.pod));
+        }
         unit.attempt.0 += 1;
         unit.stage = if wait.is_zero() {
             Stage::Waiting
@@ -460,6 +482,8 @@ impl PodLife {
 
     fn watch_deadline(&mut self, now: Now) {
         if self.deadline().is_some_and(|deadline| deadline <= now.wall) {
+            let text = "Pod was active on the node longer than the specified deadline";
+            self.tales.push(tale(None, false, "DeadlineExceeded", text));
             self.end(Why::DeadlineExceeded, self.grace(), now.boot);
         }
     }
@@ -490,8 +514,9 @@ impl PodLife {
         let grace = ending.kill_at.since(now);
         let mut later_ones_live = false;
         for unit in self.units.iter_mut().rev() {
-            if unit.role != Role::Sidecar || !later_ones_live {
-                stop(unit, grace, now, effects);
+            let its_turn = unit.role != Role::Sidecar || !later_ones_live;
+            if its_turn && stop(unit, grace, now, effects) {
+                self.tales.push(tell::stops(unit));
             }
             later_ones_live |= unit.is_alive();
             if ending.kill_at <= now && unit.is_alive() {
@@ -632,16 +657,20 @@ fn ask_probes(unit: &mut Unit, now: Instant, effects: &mut Vec<Effect>) {
     }
 }
 
-/// Stops a running container, once, its hook first; a shorter grace than before brings its kill forward.
-fn stop(unit: &mut Unit, grace: Duration, now: Instant, effects: &mut Vec<Effect>) {
+/// Stops a running container, once, its hook first; a shorter grace than before brings its kill forward. Says
+/// whether this was the time it was asked.
+fn stop(unit: &mut Unit, grace: Duration, now: Instant, effects: &mut Vec<Effect>) -> bool {
     // In a hurry there is no time for hooks: a pod is forced to go, or its replacement may run already.
     let handler = unit.handler(Hook::PreStop).filter(|_| grace >= GRACE_AFTER_HOOK);
-    let Stage::Running { stop, .. } = &mut unit.stage else { return };
+    let Stage::Running { stop, .. } = &mut unit.stage else { return false };
     let kill_at = now.after(grace);
     match stop {
         // That little more is not taken back: the grace was over before.
-        Some(Stop { step: Step::AskedLate, .. }) => {}
-        Some(stop) => stop.kill_at = stop.kill_at.min(kill_at),
+        Some(Stop { step: Step::AskedLate, .. }) => false,
+        Some(stop) => {
+            stop.kill_at = stop.kill_at.min(kill_at);
+            false
+        }
         None => {
             let step = if handler.is_some() { Step::Hook } else { Step::Asked };
             *stop = Some(Stop { kill_at, step });
@@ -649,6 +678,7 @@ fn stop(unit: &mut Unit, grace: Duration, now: Instant, effects: &mut Vec<Effect
                 Some(handler) => run_hook(unit, Hook::PreStop, handler, grace),
                 None => ask_to_stop(unit, grace),
             });
+            true
         }
     }
 }

@@ -11,6 +11,7 @@ mod backoff;
 mod life;
 mod probe;
 mod status;
+mod tell;
 mod unit;
 
 #[cfg(test)]
@@ -281,6 +282,17 @@ pub enum Effect {
         handler: Box<LifecycleHandler>,
         /// After which it has failed.
         limit: Duration,
+    },
+    /// Tell users what happened: an Event about the pod, or about this part of it.
+    Tell {
+        /// `spec.containers{main}`; `None` for the whole pod.
+        part: Option<String>,
+        /// Something that should not be.
+        warning: bool,
+        /// One word, as kubelet says it.
+        reason: &'static str,
+        /// A sentence, as kubelet says it.
+        message: String,
     },
     /// The pod's status is now this; the latest one wins.
     Report(Box<PodStatus>),

@@ -9,6 +9,8 @@ struct Bench {
     life: PodLife,
     now: Now,
     status: PodStatus,
+    /// Reason and message of each Event.
+    told: Vec<String>,
 }
 
 impl Bench {
@@ -20,7 +22,7 @@ impl Bench {
         let now = Now { boot: Instant(0), wall: Timestamp::from_second(1_000_000).expect("in range") };
         let pod = Arc::new(pod);
         let life = PodLife::adopt(pod, vec!["192.0.2.1".to_owned()], found, now);
-        Bench { life, now, status: PodStatus::default() }
+        Bench { life, now, status: PodStatus::default(), told: Vec::new() }
     }
 
     fn give(&mut self, input: Input) -> Vec<String> {
@@ -45,6 +47,10 @@ impl Bench {
             }
             Effect::Report(status) => {
                 self.status = *status;
+                return None;
+            }
+            Effect::Tell { reason, message, .. } => {
+                self.told.push(format!("{reason}: {message}"));
                 return None;
             }
             Effect::Gone { delete } => format!("gone {delete}"),
@@ -640,4 +646,71 @@ fn the_scheduler_s_condition_stays_in_every_report() {
     let mut bench = Bench::adopt(pod(one("Always"), status), Found::default());
     bench.all_run(&["a"]);
     assert!(crate::meta::condition(Some(&bench.status), "PodScheduled").is_some());
+}
+
+#[test]
+fn users_are_told_in_kubelet_s_words() {
+    let mut bench = Bench::new(one("Always"));
+    bench.all_run(&["a"]);
+    assert_eq!(bench.told, ["Created: Created container: a", "Started: Started container a"]);
+    bench.told.clear();
+    bench.exits("a", 1);
+    bench.has_image("a");
+    bench.runs("a");
+    bench.exits("a", 1);
+    let backoff = "BackOff: Back-off restarting failed container a in pod ";
+    assert!(bench.told.last().is_some_and(|told| told.starts_with(backoff)), "{:?}", bench.told);
+    bench.told.clear();
+    bench.after(60);
+    bench.image("a", Err(ImageError::Pull("no route".to_owned())));
+    assert_eq!(
+        bench.told,
+        [
+            "Failed: Failed to pull image \"x:1\": no route",
+            "Failed: Error: ErrImagePull",
+            "BackOff: Back-off pulling image \"x:1\"",
+        ]
+    );
+    bench.told.clear();
+    bench.after(60);
+    bench.has_image("a");
+    bench.runs("a");
+    bench.told.clear();
+    bench.delete(30);
+    bench.after(1);
+    assert_eq!(bench.told, ["Killing: Stopping container a"], "once");
+}
+
+#[test]
+fn an_unhealthy_container_is_told_about_before_it_is_stopped() {
+    let mut bench = Bench::new(json!({"containers": [{"name": "a", "image": "x:1",
+        "livenessProbe": {"tcpSocket": {"port": 1}, "periodSeconds": 1, "failureThreshold": 2}}]}));
+    bench.all_run(&["a"]);
+    bench.told.clear();
+    for _ in 0..2 {
+        bench.after(1);
+        bench.give(Input::Probed {
+            container: "a".to_owned(),
+            attempt: Attempt(0),
+            kind: ProbeKind::Liveness,
+            ok: false,
+        });
+    }
+    assert_eq!(
+        bench.told,
+        [
+            "Unhealthy: Liveness probe failed",
+            "Unhealthy: Liveness probe failed",
+            "Killing: Container a failed liveness probe, will be restarted",
+        ]
+    );
+}
+
+#[test]
+fn a_sandbox_that_cannot_be_made_is_told_about() {
+    let mut bench = Bench::new(one("Always"));
+    bench.desired();
+    let result = Err("no address is left".to_owned());
+    bench.give(Input::Sandbox { attempt: SandboxAttempt(1), result });
+    assert_eq!(bench.told, ["FailedCreatePodSandBox: Failed to create pod sandbox: no address is left"]);
 }
