@@ -16,7 +16,7 @@ pub struct Watched {
 impl Watched {
     /// `count` watchers of the same prefix.
     pub fn new(count: usize, prefix: &str) -> Self {
-        let replica = Replica::new(State::default(), RingLimits::default());
+        let replica = Replica::new(State::default(), 0, RingLimits::default());
         let watcher = |_| replica.watch(prefix, 0).expect("nothing is compacted yet");
         let watchers = (0..count).map(watcher).collect();
         Watched { state: State::default(), replica, watchers }

@@ -1,25 +1,26 @@
 //! The plain handle by which the rest of the house uses the store.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use openraft::async_runtime::{Instant, Select2, WatchReceiver};
+use openraft::async_runtime::{Instant, Select2, Watch, WatchReceiver, WatchSender};
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::impls::EmptyNode;
-use openraft::metrics::RaftServerMetrics;
 use openraft::raft::Precondition;
 use openraft::raft::linearizable_read::LinearizerOption;
-use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{AsyncRuntime, ChangeMembers, LogIdOptionExt, Raft};
 
 use crate::calls::{CallError, Links};
 use crate::config::{Clock, Timings};
-use crate::log::Health;
 use crate::confirm::Rounds;
+use crate::feed::Confirmed;
+use crate::follow::Followed;
+use crate::log::Health;
 use crate::machine::Machine;
 use crate::replica::Replica;
+use crate::standing::{Changes, Own, Standing, is_outside};
 use crate::state::{OBJECT_BYTES_MAX, State, end_session, raise_level};
 use crate::transport::Lane;
 use crate::watch::{WatchError, Watcher};
@@ -71,6 +72,20 @@ pub(crate) struct Shared<Rt: AsyncRuntime> {
     pub(crate) health: Box<dyn Fn() -> Health + Send + Sync>,
     pub(crate) serials: Mutex<Serials>,
     pub(crate) stopping: AtomicBool,
+    /// Who leads and who votes, for those who wait for changes of it.
+    pub(crate) standing: Mutex<<Rt::Watch as Watch>::Sender<Standing>>,
+    /// When Raft here last heard a leader.
+    pub(crate) heard: Mutex<Option<Rt::Instant>>,
+    /// The leader that a quorum was last known to hear.
+    pub(crate) confirmed: Mutex<Option<Confirmed<Rt::Instant>>>,
+    /// What other stores told while Raft heard nothing.
+    pub(crate) followed: Mutex<Followed<Rt::Instant>>,
+    /// Stores that follow this one now.
+    pub(crate) followers: AtomicUsize,
+    /// A revision that exists somewhere, by an answer to this store.
+    pub(crate) known_revision: AtomicU64,
+    /// The task that follows.
+    pub(crate) following: Mutex<Option<Rt::JoinHandle<()>>>,
     /// Ends log and files, once.
     pub(crate) closing: Mutex<Option<Closing>>,
 }
@@ -220,6 +235,10 @@ pub struct Metrics {
     pub ring: (usize, usize),
     /// On the leader: how long ago a quorum last acknowledged it. A single voter is its own quorum.
     pub quorum_acked_age: Option<Duration>,
+    /// The store that this one follows, because its own Raft hears nothing.
+    pub follows: Option<VoterId>,
+    /// Stores that follow this one.
+    pub followers: usize,
     /// On the leader: up to which index each other member's log agrees.
     pub matched: BTreeMap<VoterId, u64>,
     /// Whether the disk under the log does its work.
@@ -232,20 +251,6 @@ impl Metrics {
     /// Whether this node leads.
     pub fn leads(&self) -> bool {
         self.leader == Some(self.voter)
-    }
-}
-
-/// Wakes when leader, term or membership change.
-pub struct Changes<Rt: AsyncRuntime>(WatchReceiverOf<TypeConfig<Rt>, RaftServerMetrics<TypeConfig<Rt>>>);
-
-impl<Rt: AsyncRuntime> Changes<Rt> {
-    /// Waits for the next change; several may come as one. `false` when the store has stopped.
-    pub async fn changed(&mut self) -> bool {
-        self.0.changed().await.is_ok()
-    }
-
-    fn leader(&self) -> Option<VoterId> {
-        self.0.borrow_watched().current_leader
     }
 }
 
@@ -263,8 +268,8 @@ pub(crate) enum Here<T> {
 
 impl<Rt: AsyncRuntime> Handle<Rt> {
     /// Proposes `ops` as one command and waits until it is applied on the leader (and, if this node
-    /// leads, here). Works on any voter or learner; retried through leader changes, and applied at
-    /// most once.
+    /// leads, here). Works on any voter, learner or follower; retried through leader changes, and applied
+    /// at most once.
     ///
     /// * The answer holds one outcome for each operation, in order.
     /// * After [`ProposeError::Unknown`] the command may still be applied, once.
@@ -312,7 +317,10 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
                 Asked::Answer(Response::Proposed(answer)) if answer.outcomes.is_empty() => {
                     return Err(ProposeError::SessionOver);
                 }
-                Asked::Answer(Response::Proposed(answer)) => return Ok(answer),
+                Asked::Answer(Response::Proposed(answer)) => {
+                    self.shared.known_revision.fetch_max(answer.revision, Ordering::Relaxed);
+                    return Ok(answer);
+                }
                 Asked::Answer(Response::Redirect(leader)) => retry.hint(leader),
                 Asked::Answer(Response::Full) if uncertain => {
                     return Err(ProposeError::Unknown(options.timeout));
@@ -350,6 +358,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             let leader = retry.leader();
             match retry.ask(leader, Request::ReadIndex).await {
                 Asked::Answer(Response::ReadIndex(revision)) => {
+                    self.shared.known_revision.fetch_max(revision, Ordering::Relaxed);
                     return match Rt::timeout_at(retry.deadline, self.shared.replica.wait(revision)).await {
                         Ok(true) => Ok(revision),
                         Ok(false) => Err(ReadError::Stopped),
@@ -384,22 +393,31 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     /// How the store stands, seen from here.
     pub fn metrics(&self) -> Metrics {
         let raft = self.shared.raft.metrics().borrow_watched().clone();
+        let standing = self.standing_with(Standing {
+            leader: raft.current_leader,
+            term: raft.current_term,
+            members: raft.membership_config.clone(),
+            committed: raft.membership_config == raft.committed_membership_config,
+            stopped: false,
+        });
         let state = self.state();
-        let members = raft.membership_config.membership();
+        let members = standing.members.membership();
         let voter = self.shared.voter;
-        let leads = raft.current_leader == Some(voter);
+        let leads = standing.leader == Some(voter);
         let alone = members.voter_ids().eq([voter]);
         let acked = raft.last_quorum_acked.map(|acked| acked.into_inner().elapsed());
         let matched = raft.replication.iter().flatten().filter(|(peer, _)| **peer != voter);
         Metrics {
             voter,
-            leader: raft.current_leader,
-            term: raft.current_term,
+            leader: standing.leader,
+            term: standing.term,
             voters: members.voter_ids().collect(),
             learners: members.learner_ids().collect(),
             joint: members.get_joint_config().len() > 1,
-            membership: *raft.membership_config.log_id(),
-            membership_committed: raft.membership_config == raft.committed_membership_config,
+            membership: *standing.members.log_id(),
+            membership_committed: standing.committed,
+            follows: self.followed().source,
+            followers: self.shared.followers.load(Ordering::Relaxed),
             applied: raft.last_applied.index().unwrap_or(0),
             last_log: raft.last_log_index.unwrap_or(0),
             revision: state.revision(),
@@ -420,7 +438,53 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
 
     /// Wakes when leader, term or membership change.
     pub fn on_change(&self) -> Changes<Rt> {
-        Changes(self.shared.raft.server_metrics())
+        Changes(self.seen().subscribe())
+    }
+
+    /// Who leads and who votes, as far as this store knows.
+    pub(crate) fn standing(&self) -> Standing {
+        let raft = self.shared.raft.server_metrics();
+        let own = Standing::by_raft::<Rt>(&raft.borrow_watched());
+        self.standing_with(own)
+    }
+
+    fn standing_with(&self, own: Standing) -> Standing {
+        let own = Own { lives: self.raft_lives(), standing: own };
+        let followed = self.followed();
+        Standing::of(self.shared.voter, own, followed.told(), followed.members.as_ref())
+    }
+
+    /// Tells those who wait when leader, term or membership are no longer what they were.
+    pub(crate) fn look(&self) {
+        // Under the lock, or of two that look at once the one who saw less might have the last word.
+        let seen = self.seen();
+        let standing = self.standing();
+        // Its old log may say that a store votes which is out: others would only refuse it.
+        self.shared.raft.runtime_config().elect(!is_outside(&standing.members, self.shared.voter));
+        seen.send_if_modified(|told| {
+            let changed = !told.stopped && *told != standing;
+            if changed {
+                *told = standing;
+            }
+            changed
+        });
+    }
+
+    /// Looks whenever Raft has something new, until it ends.
+    pub(crate) async fn mirror(self) {
+        let mut raft = self.shared.raft.server_metrics();
+        while raft.changed().await.is_ok() {
+            self.look();
+        }
+        self.seen().send_if_modified(|told| !std::mem::replace(&mut told.stopped, true));
+    }
+
+    fn seen(&self) -> MutexGuard<'_, <Rt::Watch as Watch>::Sender<Standing>> {
+        self.shared.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn followed(&self) -> MutexGuard<'_, Followed<Rt::Instant>> {
+        self.shared.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Under which name this store votes.
@@ -503,6 +567,11 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         }
         self.transfer_leader(None).await;
         self.shared.replica.stop();
+        let following = self.shared.following.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(following) = following {
+            // A panic of it has been reported where it happened.
+            let _ = following.await;
+        }
         // A task that had already ended by an error has nothing left to join.
         let _ = self.shared.raft.shutdown().await;
         self.shared.links.close();
@@ -624,7 +693,7 @@ impl<'a, Rt: AsyncRuntime> Retry<'a, Rt> {
     }
 
     fn leader(&mut self) -> Option<VoterId> {
-        self.hint.take().or_else(|| self.changes.leader())
+        self.hint.take().or_else(|| self.handle.standing().leader)
     }
 
     /// A refusing voter named the leader it knows; ask that one at once.

@@ -13,7 +13,9 @@ mod command;
 mod config;
 mod confirm;
 mod disk_files;
+mod feed;
 mod files;
+mod follow;
 mod handle;
 pub mod log;
 mod machine;
@@ -27,6 +29,7 @@ pub mod sim;
 #[cfg(feature = "sim")]
 pub mod sim_files;
 mod snapshot_file;
+mod standing;
 mod state;
 mod store;
 pub mod store_id;
@@ -55,13 +58,14 @@ pub use config::{Clock, Compaction, Config, Timings};
 pub use disk_files::{DirectoryError, DiskFiles};
 pub use files::{Files, Listed, Pending, is_full};
 pub use handle::{
-    COMMAND_BYTES_MAX, ChangeError, Changes, Handle, KEY_BYTES_MAX, MemberChange, Metrics, OPS_MAX, Options,
+    COMMAND_BYTES_MAX, ChangeError, Handle, KEY_BYTES_MAX, MemberChange, Metrics, OPS_MAX, Options,
     ProposeError, ReadError,
 };
 pub use log::Log;
 pub use openraft_rt_tokio::TokioRuntime;
 pub use shelf::LoadError;
 pub use snapshot_file::{SnapshotError, SnapshotReader, SnapshotWriter, Snapshots};
+pub use standing::Changes;
 pub use state::{Event, Members, OBJECT_BYTES_MAX, Object, STORE_BYTES_MAX, State};
 pub use store::{StartError, start};
 pub use sync_times::{SyncTimes, measure};

@@ -72,9 +72,13 @@ const SNAPSHOT_EVERY_BYTES: u64 = 64 << 20;
 const KEEP_BYTES: u64 = 32 << 20;
 
 impl Machine {
-    /// Starts from the state that `replica` shows: that of the latest snapshot, or an empty one.
-    pub(crate) fn new(replica: Arc<Replica>, shelf: Arc<dyn Shelf>, heavy: mpsc::Sender<Heavy>) -> Self {
-        let state = replica.state();
+    /// Starts from `state`: that of the latest snapshot, or an empty one.
+    pub(crate) fn new(
+        state: State,
+        replica: Arc<Replica>,
+        shelf: Arc<dyn Shelf>,
+        heavy: mpsc::Sender<Heavy>,
+    ) -> Self {
         let latest = state.applied().map(|_| Snapshot { meta: meta(&state), snapshot: state.clone() });
         let weight = Weight { total: 0, marks: VecDeque::new(), tell: heavy, told: 0 };
         Machine { state, replica, shelf, latest: Arc::new(Mutex::new(latest)), weight }

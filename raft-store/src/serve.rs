@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use openraft::AsyncRuntime;
-use openraft::async_runtime::{Mpsc, MpscReceiver, MpscSender};
+use openraft::async_runtime::{Mpsc, MpscReceiver, MpscSender, WatchReceiver};
 use openraft::raft::AppendEntriesRequest;
 use openraft::storage::Snapshot;
 
@@ -35,7 +35,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             Lane::Control | Lane::Forward => self.serve_calls(from, lane, pipe).await,
             Lane::Append => self.serve_appends(from, pipe).await,
             Lane::Snapshot => self.serve_snapshot(from, pipe).await,
-            Lane::Follow => Err("replicas without a log are not served yet".into()),
+            Lane::Follow => self.serve_follower(pipe).await,
         };
         if let Err(error) = served {
             tracing::debug!(?lane, error, "a pipe of another store ended");
@@ -79,7 +79,11 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             }
             (Lane::Control, Request::Heartbeat(request)) if own(&request.vote) => {
                 let mut results = Box::pin(raft.stream_append(futures::stream::once(async { request })));
-                results.next().await.and_then(|result| result.ok()).map(Response::Heartbeat)
+                let result = results.next().await.and_then(|result| result.ok());
+                if matches!(result, Some(Ok(_))) {
+                    self.heard();
+                }
+                result.map(Response::Heartbeat)
             }
             (Lane::Control, Request::TransferLeader(request)) if own(request.from_leader()) => {
                 raft.handle_transfer_leader(request).await.map(Response::TransferLeader).ok()
@@ -100,6 +104,11 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
                 Here::Elsewhere(leader) => Response::Redirect(leader),
                 Here::Full | Here::Uncertain | Here::Stopped => Response::Redirect(None),
             }),
+            (Lane::Forward, Request::Confirm { term }) => {
+                let raft = raft.server_metrics().borrow_watched().clone();
+                let leads = raft.current_leader == Some(self.voter()) && raft.vote.leader_id.term == term;
+                Some(Response::Confirmed(leads && self.has_quorum()))
+            }
             _ => None,
         };
         response.unwrap_or(Response::Refused)
@@ -121,6 +130,9 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         let mut results = Box::pin(self.raft().stream_append(requests));
         while let Some(result) = results.next().await {
             let result = result.map_err(|fatal| fatal.to_string())?;
+            if result.is_ok() {
+                self.heard();
+            }
             tx.send(frame(&result)).await.map_err(|Broken(why)| why)?;
         }
         tx.finish();

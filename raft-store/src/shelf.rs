@@ -14,7 +14,7 @@ use crate::machine::Shelf;
 use crate::snapshot_file::{SnapshotError, Snapshots};
 use crate::state::State;
 use crate::wire::Meta;
-use crate::{DecodeError, VALUE_BYTES_MAX};
+use crate::{CommittedLeaderId, DecodeError, LogId, VALUE_BYTES_MAX};
 
 /// Why the latest snapshot could not be loaded. The files are as they were.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +48,14 @@ pub(crate) fn meta(state: &State) -> Meta {
 
 /// The state of the latest snapshot, if there is one.
 pub(crate) async fn load<F: Files>(snapshots: &Snapshots<F>) -> Result<Option<State>, LoadError> {
+    load_named(snapshots, State::applied).await
+}
+
+/// The same for snapshots that are named by `name`.
+async fn load_named<F: Files>(
+    snapshots: &Snapshots<F>,
+    name: impl Fn(&State) -> Option<LogId>,
+) -> Result<Option<State>, LoadError> {
     let Some(last) = snapshots.list().await?.into_iter().next() else {
         return Ok(None);
     };
@@ -68,7 +76,7 @@ pub(crate) async fn load<F: Files>(snapshots: &Snapshots<F>) -> Result<Option<St
             state.add_record(&record).map_err(|source| LoadError::Record { index, source })?;
         }
     }
-    match unread.is_empty() && state.applied() == Some(last) {
+    match unread.is_empty() && name(&state) == Some(last) {
         true => Ok(Some(state)),
         false => Err(LoadError::NotWhole { index }),
     }
@@ -80,15 +88,61 @@ impl<F: Files> Shelf for Snapshots<F> {
         let Some(last) = state.applied() else {
             return Err(io::Error::other("a state without entries needs no snapshot"));
         };
-        let mut writer = self.write(last).await.map_err(io_error)?;
-        // A record at a time: encoding all at once would take the memory of the store once more.
-        for record in state.records() {
-            let length = u32::try_from(record.len()).expect("a record is a little over 1 MiB");
-            writer.write(&length.to_le_bytes()).await.map_err(io_error)?;
-            writer.write(&record).await.map_err(io_error)?;
-        }
-        writer.finish().await.map_err(io_error)
+        write(self, last, state).await.map_err(io_error)
     }
+}
+
+async fn write<F: Files>(snapshots: &Snapshots<F>, last: LogId, state: &State) -> Result<(), SnapshotError> {
+    let mut writer = snapshots.write(last).await?;
+    // A record at a time: encoding all at once would take the memory of the store once more.
+    for record in state.records() {
+        let length = u32::try_from(record.len()).expect("a record is a little over 1 MiB");
+        writer.write(&length.to_le_bytes()).await?;
+        writer.write(&record).await?;
+    }
+    writer.finish().await
+}
+
+/// Where copies of what a store without a log has followed are kept, apart from Raft's snapshots.
+#[async_trait]
+pub(crate) trait Copies: Send + Sync + 'static {
+    /// Makes `state` the only copy, durably.
+    async fn save(&self, state: &State) -> Result<(), SnapshotError>;
+
+    /// Removes every copy.
+    async fn clear(&self) -> Result<(), SnapshotError>;
+}
+
+/// The copies in one store directory. They have no place in the log, so the revision is their number.
+pub(crate) struct Followed<F>(Snapshots<F>);
+
+impl<F: Files> Followed<F> {
+    /// Opens the copies and returns what the latest holds. One that is damaged is passed over: all that
+    /// it stood for is fetched again from the others.
+    pub(crate) async fn open(files: F) -> Result<(Self, Option<State>), SnapshotError> {
+        let snapshots = Snapshots::open_in(files, "follow").await?;
+        let state = load_named(&snapshots, |state| Some(number(state))).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "a copy of what was followed is not used");
+            None
+        });
+        Ok((Followed(snapshots), state))
+    }
+}
+
+#[async_trait]
+impl<F: Files> Copies for Followed<F> {
+    async fn save(&self, state: &State) -> Result<(), SnapshotError> {
+        write(&self.0, number(state), &state.for_followers()).await?;
+        self.0.prune(1).await
+    }
+
+    async fn clear(&self) -> Result<(), SnapshotError> {
+        self.0.prune(0).await
+    }
+}
+
+fn number(state: &State) -> LogId {
+    LogId::new(CommittedLeaderId::new(0), state.revision())
 }
 
 /// Keeps the kind: a full disk is waited for, a broken one is not.
@@ -98,4 +152,63 @@ fn io_error(error: SnapshotError) -> io::Error {
         SnapshotError::Damaged { .. } | SnapshotError::NewerFormat { .. } => io::ErrorKind::InvalidData,
     };
     io::Error::new(kind, error)
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use bytes::Bytes;
+    use openraft::AsyncRuntime;
+    use openraft_rt_sim::SimRuntime;
+
+    use super::*;
+    use crate::feed::Step;
+    use crate::sim_files::SimDisk;
+
+    fn state(revision: u64) -> State {
+        let mut state = State::default();
+        for revision in 1..=revision {
+            let value = Some(Bytes::from_static(b"value"));
+            state.follow(Step { revision, key: "key".into(), value, stamp_ms: revision });
+        }
+        state
+    }
+
+    async fn open(disk: &SimDisk) -> (Followed<crate::sim_files::SimFiles<SimRuntime>>, Option<u64>) {
+        let (followed, state) = Followed::open(disk.files()).await.unwrap();
+        (followed, state.map(|state| state.revision()))
+    }
+
+    #[test]
+    fn the_latest_copy_is_found_again_and_is_the_only_one() {
+        SimRuntime::run(async {
+            let disk = SimDisk::new(0);
+            let (followed, none) = open(&disk).await;
+            assert_eq!(none, None);
+            for revision in [3, 7] {
+                followed.save(&state(revision)).await.unwrap();
+            }
+            assert_eq!((open(&disk).await.1, disk.names().len()), (Some(7), 1));
+            let (followed, _) = open(&disk).await;
+            followed.clear().await.unwrap();
+            assert_eq!((open(&disk).await.1, disk.names().len()), (None, 0));
+        });
+    }
+
+    #[test]
+    fn a_damaged_copy_is_none_and_stops_nobody() {
+        SimRuntime::run(async {
+            let disk = SimDisk::new(0);
+            open(&disk).await.0.save(&state(3)).await.unwrap();
+            let name = disk.names().remove(0);
+            let whole = disk.bytes(&name).unwrap();
+            for at in 0..whole.len() {
+                let mut flipped = whole.clone();
+                flipped[at] ^= 0x40;
+                disk.put(&name, flipped);
+                assert_eq!(open(&disk).await.1, None, "flipped at {at}");
+            }
+            disk.put(&name, whole);
+            assert_eq!(open(&disk).await.1, Some(3));
+        });
+    }
 }

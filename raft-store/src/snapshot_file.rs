@@ -1,6 +1,6 @@
 //! Snapshots on disk: written whole or not at all, verified to the last byte when read.
 //!
-//! `snap/<index>-<term>.snap`, little endian, crc32c:
+//! `snap/<index>-<term>.snap` (or another directory, for other snapshots than Raft's), little endian, crc32c:
 //!
 //! ```text
 //! header   "SKEINSNP" | format u32 | index u64 | term u64 | crc u32
@@ -24,6 +24,7 @@ use crate::type_config::{CommittedLeaderId, LogId};
 /// What this build writes, and the newest it reads.
 const FORMAT: u32 = 1;
 const MAGIC: &[u8; 8] = b"SKEINSNP";
+/// Where Raft's snapshots are.
 const DIRECTORY: &str = "snap";
 const HEADER: usize = 32;
 const CHUNK_HEAD: usize = 8;
@@ -73,6 +74,7 @@ pub enum SnapshotError {
 #[derive(Clone, Debug)]
 pub struct Snapshots<F> {
     files: F,
+    directory: &'static str,
     /// Tells two snapshots apart that are written at the same time.
     begun: Arc<AtomicU64>,
 }
@@ -83,20 +85,25 @@ impl<F: Files> Snapshots<F> {
     /// `files` should be a handle [beside](Files::beside) the log's: a snapshot of 256 MiB keeps the
     /// disk busy for seconds, and a vote must not wait for it.
     pub async fn open(files: F) -> Result<Self, SnapshotError> {
-        let failed = io_error(&files, DIRECTORY);
-        files.make_directory(DIRECTORY).await.map_err(&failed)?;
+        Self::open_in(files, DIRECTORY).await
+    }
+
+    /// The same for the snapshots in `directory`.
+    pub(crate) async fn open_in(files: F, directory: &'static str) -> Result<Self, SnapshotError> {
+        let failed = io_error(&files, directory);
+        files.make_directory(directory).await.map_err(&failed)?;
         files.sync_directory("").await.map_err(&failed)?;
-        for file in files.list(DIRECTORY).await.map_err(&failed)? {
+        for file in files.list(directory).await.map_err(&failed)? {
             if file.name.ends_with(".tmp") {
-                files.remove(&format!("{DIRECTORY}/{}", file.name)).await.map_err(&failed)?;
+                files.remove(&format!("{directory}/{}", file.name)).await.map_err(&failed)?;
             }
         }
-        Ok(Snapshots { files, begun: Arc::default() })
+        Ok(Snapshots { files, directory, begun: Arc::default() })
     }
 
     /// The last entry of each snapshot, newest first.
     pub async fn list(&self) -> Result<Vec<LogId>, SnapshotError> {
-        let listed = self.files.list(DIRECTORY).await.map_err(io_error(&self.files, DIRECTORY))?;
+        let listed = self.files.list(self.directory).await.map_err(io_error(&self.files, self.directory))?;
         let mut known: Vec<LogId> = listed.iter().filter_map(|file| log_id_of(&file.name)).collect();
         known.sort_by_key(|log_id| std::cmp::Reverse((log_id.index, log_id.leader_id.term)));
         Ok(known)
@@ -104,7 +111,7 @@ impl<F: Files> Snapshots<F> {
 
     /// Begins the snapshot whose last entry is `last`.
     pub async fn write(&self, last: LogId) -> Result<SnapshotWriter<F>, SnapshotError> {
-        let name = file_name(last);
+        let name = self.file_name(last);
         let number = self.begun.fetch_add(1, Ordering::Relaxed);
         let temporary = format!("{name}.{number}.tmp");
         let header = header(last);
@@ -125,7 +132,7 @@ impl<F: Files> Snapshots<F> {
 
     /// Opens the snapshot whose last entry is `last`, one of [`list`](Self::list).
     pub async fn read(&self, last: LogId) -> Result<SnapshotReader<F>, SnapshotError> {
-        let name = file_name(last);
+        let name = self.file_name(last);
         let mut reader = SnapshotReader {
             files: self.files.clone(),
             name,
@@ -149,13 +156,17 @@ impl<F: Files> Snapshots<F> {
         Ok(reader)
     }
 
-    /// Removes all but the newest two.
-    async fn prune(&self) -> Result<(), SnapshotError> {
-        for old in self.list().await?.into_iter().skip(KEPT) {
-            let name = file_name(old);
+    /// Removes all but the newest `kept`.
+    pub(crate) async fn prune(&self, kept: usize) -> Result<(), SnapshotError> {
+        for old in self.list().await?.into_iter().skip(kept) {
+            let name = self.file_name(old);
             self.files.remove(&name).await.map_err(io_error(&self.files, &name))?;
         }
         Ok(())
+    }
+
+    fn file_name(&self, last: LogId) -> String {
+        format!("{}/{}", self.directory, file_name(last))
     }
 }
 
@@ -203,8 +214,8 @@ impl<F: Files> SnapshotWriter<F> {
         files.sync(&self.temporary).await.map_err(&failed)?;
         files.rename(&self.temporary, &self.name).await.map_err(&failed)?;
         self.done = true;
-        files.sync_directory(DIRECTORY).await.map_err(&failed)?;
-        self.snapshots.prune().await
+        files.sync_directory(self.snapshots.directory).await.map_err(&failed)?;
+        self.snapshots.prune(KEPT).await
     }
 
     async fn write_chunk(&mut self) -> Result<(), SnapshotError> {
@@ -321,14 +332,14 @@ fn sum(salt: u32, at: u64, length: u32, bytes: &[u8]) -> u32 {
 }
 
 fn file_name(last: LogId) -> String {
-    format!("{DIRECTORY}/{:020}-{:020}.snap", last.index, last.leader_id.term)
+    format!("{:020}-{:020}.snap", last.index, last.leader_id.term)
 }
 
 fn log_id_of(name: &str) -> Option<LogId> {
     let (index, term) = name.strip_suffix(".snap")?.split_once('-')?;
     let log_id = LogId::new(CommittedLeaderId::new(term.parse().ok()?), index.parse().ok()?);
     // Only names that are ours to the letter.
-    (file_name(log_id).strip_prefix("snap/") == Some(name)).then_some(log_id)
+    (file_name(log_id) == name).then_some(log_id)
 }
 
 fn io_error<F: Files>(files: &F, file: &str) -> impl Fn(io::Error) -> SnapshotError + use<F> {
@@ -412,7 +423,7 @@ mod tests {
             let snapshots = shelf(&disk).await;
             let content = [5; 300];
             write(&snapshots, at(4), &content).await.unwrap();
-            let name = file_name(at(4));
+            let name = format!("snap/{}", file_name(at(4)));
             let whole = disk.bytes(&name).unwrap();
             let mut damaged: Vec<Vec<u8>> = (0..whole.len()).map(|end| whole[..end].to_vec()).collect();
             for at in 0..whole.len() {
@@ -446,7 +457,8 @@ mod tests {
             let disk = SimDisk::new(0);
             let snapshots = shelf(&disk).await;
             write(&snapshots, at(4), b"state").await.unwrap();
-            disk.put(&file_name(at(5)), disk.bytes(&file_name(at(4))).unwrap());
+            let [five, four] = [5, 4].map(|index| format!("snap/{}", file_name(at(index))));
+            disk.put(&five, disk.bytes(&four).unwrap());
             assert!(matches!(read(&snapshots, at(5)).await, Err(SnapshotError::Damaged { offset: 0, .. })));
         });
     }
@@ -502,7 +514,7 @@ mod tests {
     #[test]
     fn only_names_of_snapshots_are_snapshots() {
         let name = file_name(at(7));
-        assert_eq!(log_id_of(name.strip_prefix("snap/").unwrap()), Some(at(7)));
+        assert_eq!(log_id_of(&name), Some(at(7)));
         for other in ["7-2.snap", "x-y.snap", "00000000000000000007.snap", "notes"] {
             assert_eq!(log_id_of(other), None, "{other}");
         }

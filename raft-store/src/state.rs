@@ -11,6 +11,7 @@ use openraft::StoredMembership;
 use openraft::impls::EmptyNode;
 use serde::{Deserialize, Serialize};
 
+use crate::feed::Step;
 use crate::sessions::{Ledger, Sessions, Standing};
 use crate::{
     Answer, Change, Command, CommittedLeaderId, DecodeError, Expect, LogId, Op, Outcome, Refusal, VoterId,
@@ -193,6 +194,50 @@ impl State {
             Change::Put(_) | Change::Check => {}
         }
         unchanged
+    }
+
+    /// Repeats a change that another store has applied and tells: the replica of a node without a log.
+    /// Must be the next one. Returns the event as that store had it.
+    pub(crate) fn follow(&mut self, step: Step) -> Event {
+        let Step { revision, key, value, stamp_ms } = step;
+        debug_assert_eq!(revision, self.head.revision + 1);
+        let before = self.objects.get(&*key);
+        let create_rev = before.map_or(revision, |object| object.create_rev);
+        let previous = before.map(|object| object.value.clone());
+        let freed = previous.as_ref().map_or(0, |value| charge(&key, value));
+        let needed = value.as_ref().map_or(0, |value| charge(&key, value));
+        self.bytes = self.bytes - freed + needed;
+        self.head.revision = revision;
+        self.head.stamp_ms = self.head.stamp_ms.max(stamp_ms);
+        match value.clone() {
+            Some(value) => {
+                self.objects.insert(key.clone(), Object { value, create_rev, mod_rev: revision });
+            }
+            None => {
+                self.objects.remove(&*key);
+            }
+        }
+        Event { revision, key, value, previous, stamp_ms }
+    }
+
+    /// Takes over what another store tells beside changes.
+    pub(crate) fn follow_head(&mut self, level: u32, stamp_ms: u64, members: &Arc<Members>) {
+        self.head.level = self.head.level.max(level);
+        self.head.stamp_ms = self.head.stamp_ms.max(stamp_ms);
+        if self.head.members.log_id() < members.log_id() {
+            self.head.members = members.clone();
+        }
+    }
+
+    /// The membership of the last membership entry applied, for sharing.
+    pub(crate) fn shared_members(&self) -> Arc<Members> {
+        self.head.members.clone()
+    }
+
+    /// The same without what only Raft's state machine needs: sessions and its place in the log.
+    pub(crate) fn for_followers(&self) -> State {
+        let head = Head { applied: None, ..self.head.clone() };
+        State { objects: self.objects.clone(), sessions: Sessions::default(), head, bytes: self.bytes }
     }
 
     pub(crate) fn set_applied(&mut self, log_id: LogId) {
@@ -502,6 +547,30 @@ mod tests {
         let copy = State::from_records(&records).unwrap();
         assert_eq!(copy, state);
         assert_eq!((copy.digest(), copy.level()), (state.digest(), 3));
+    }
+
+    #[test]
+    fn who_follows_the_events_holds_the_same_objects_and_sees_the_same_events() {
+        let mut leader = State::default();
+        let mut follower = State::default();
+        let changes = [
+            vec![put("a", "1"), put("b", "22"), put("c", "333")],
+            vec![put("a", "4444"), op("b", Expect::Present, Change::Delete)],
+            vec![op("c", Expect::Any, Change::Delete), put("c", "again"), put("a", "4444")],
+        ];
+        for (serial, ops) in changes.into_iter().enumerate() {
+            let (_, events) = leader.apply(1, command(serial as u64 + 1, false, ops));
+            for event in events {
+                let Event { revision, key, value, stamp_ms, .. } = event.clone();
+                assert_eq!(follower.follow(Step { revision, key, value, stamp_ms }), event);
+            }
+            assert_eq!(follower.objects, leader.objects);
+            let held = |state: &State| (state.digest(), state.bytes(), state.stamp_ms());
+            assert_eq!(held(&follower), held(&leader));
+        }
+        let whole = leader.for_followers();
+        assert_eq!((whole.digest(), whole.bytes()), (leader.digest(), leader.bytes()));
+        assert_eq!(whole.records().count(), 2, "a head and the objects, no sessions");
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Puts a store together: disk, state machine, network and Raft.
 
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
 use futures::channel::mpsc;
+use openraft::async_runtime::Watch;
 use openraft::storage::RaftLogStorage;
 use openraft::{AsyncRuntime, LogIdOptionExt, Raft};
 
@@ -13,13 +14,15 @@ use crate::calls::Links;
 use crate::config::Config;
 use crate::confirm::Rounds;
 use crate::files::Files;
+use crate::follow::{self, Followed};
 use crate::handle::{Closing, Core, Handle, Serials, Shared};
 use crate::log::{Health, Log};
 use crate::machine::{Heavy, Machine, Shelf};
 use crate::network::Network;
 use crate::replica::Replica;
-use crate::shelf::{LoadError, load};
+use crate::shelf::{self, Copies, LoadError, load};
 use crate::snapshot_file::Snapshots;
+use crate::standing::Standing;
 use crate::state::State;
 use crate::transport::Transport;
 
@@ -53,6 +56,7 @@ where
     let shelf_files = files.beside();
     let snapshots = Snapshots::open(shelf_files.clone()).await.map_err(LoadError::File)?;
     let state = load(&snapshots).await?.unwrap_or_default();
+    let (copies, copy) = shelf::Followed::open(shelf_files.clone()).await.map_err(LoadError::File)?;
     let log = Log::<Rt, F>::open(files, config.voter, config.log).await?;
     let open_log = log.clone();
     let closing: Closing = Box::new(move || {
@@ -64,7 +68,8 @@ where
     });
     let asked_log = log.clone();
     let health = Box::new(move || asked_log.health());
-    let disk = Disk { log, health, shelf: Arc::new(snapshots), state, closing };
+    let (shelf, copies) = (Arc::new(snapshots), Arc::new(copies));
+    let disk = Disk { log, health, shelf, state, copies, copy, closing };
     assemble(config, disk, transport).await.map_err(StartError::Raft)
 }
 
@@ -75,6 +80,9 @@ pub(crate) struct Disk<L> {
     pub(crate) shelf: Arc<dyn Shelf>,
     /// That of the latest snapshot, or an empty one.
     pub(crate) state: State,
+    /// What was kept of other stores' states while this one had no part in the log.
+    pub(crate) copies: Arc<dyn Copies>,
+    pub(crate) copy: Option<State>,
     /// Run after everything that writes has ended.
     pub(crate) closing: Closing,
 }
@@ -90,10 +98,15 @@ where
     Rt: AsyncRuntime,
     L: RaftLogStorage<TypeConfig<Rt>>,
 {
-    let replica = Replica::new(disk.state, config.ring);
+    // Readers begin with whichever is newer, Raft with its own.
+    let shown = disk.copy.filter(|copy| copy.revision() > disk.state.revision());
+    let members = shown.as_ref().map(State::shared_members);
+    let raft_revision = disk.state.revision();
+    let shown = shown.unwrap_or_else(|| disk.state.clone());
+    let replica = Replica::new(shown, raft_revision, config.ring);
     let links = Links::<Rt>::new(transport);
     let (tell, heavy) = mpsc::channel(1);
-    let machine = Machine::new(replica.clone(), disk.shelf, tell);
+    let machine = Machine::new(disk.state, replica.clone(), disk.shelf, tell);
     let network = Network::new(links.clone());
     let raft_config = Arc::new(config.timings.raft(config.compaction));
     let raft = Raft::new(config.voter, raft_config, network, disk.log, machine).await;
@@ -101,7 +114,8 @@ where
     // Until its core has taken a first question, Raft shows an empty membership and term 0.
     raft.with_raft_state(drop_state).await.map_err(|fatal| fatal.to_string())?;
     drop(Rt::spawn(keep_log_light::<Rt>(raft.clone(), heavy)));
-    Ok(Handle {
+    let (standing, _) = Rt::Watch::channel(Standing::default());
+    let handle = Handle {
         shared: Arc::new(Shared {
             voter: config.voter,
             session: config.session(),
@@ -114,9 +128,21 @@ where
             health: disk.health,
             serials: Mutex::new(Serials::default()),
             stopping: AtomicBool::new(false),
+            standing: Mutex::new(standing),
+            heard: Mutex::new(None),
+            confirmed: Mutex::new(None),
+            followed: Mutex::new(Followed { members, ..Followed::default() }),
+            followers: AtomicUsize::new(0),
+            known_revision: AtomicU64::new(0),
+            following: Mutex::new(None),
             closing: Mutex::new(Some(disk.closing)),
         }),
-    })
+    };
+    handle.look();
+    drop(Rt::spawn(handle.clone().mirror()));
+    let following = Rt::spawn(follow::run(handle.clone(), disk.copies));
+    *handle.shared.following.lock().unwrap_or_else(PoisonError::into_inner) = Some(following);
+    Ok(handle)
 }
 
 fn drop_state<C: openraft::RaftTypeConfig>(_: &openraft::RaftState<C>) {}

@@ -93,7 +93,7 @@ pub async fn load_or_create<F: Files>(
 }
 
 async fn holds_anything<F: Files>(files: &F) -> io::Result<bool> {
-    for directory in ["log", "snap"] {
+    for directory in ["log", "snap", "follow"] {
         match files.list(directory).await {
             Ok(listed) if listed.is_empty() => {}
             Ok(_) => return Ok(true),

@@ -62,7 +62,8 @@ pub struct Broken(pub String);
 /// Opens pipes to other stores. Cloned freely; one connection may carry many pipes.
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
-    /// Opens a pipe for `lane`. The other end hands its half to `Handle::serve` of the store `to`.
+    /// Opens a pipe for `lane`. The other end hands its half to `Handle::serve` of the store `to`; for
+    /// [`Lane::Follow`] to that of any store of that node.
     ///
     /// An open pipe must break by itself, within seconds, when the other end is gone.
     async fn open(&self, to: VoterId, lane: Lane) -> Result<Pipe, Unreachable>;

@@ -2,7 +2,7 @@
 //!
 //! On [`Lane::Control`](crate::Lane) and [`Lane::Forward`](crate::Lane) a frame is a batch of numbered
 //! requests or responses; on `Append` it is one request of openraft or the result of one; on `Snapshot`
-//! an [`Offer`] and then records of a state.
+//! an [`Offer`] and then records of a state; for `Follow` see [`crate::feed`].
 
 use bytes::Bytes;
 use openraft::AsyncRuntime;
@@ -31,6 +31,10 @@ pub(crate) enum Request<Rt: AsyncRuntime> {
     TransferLeader(TransferLeaderRequest<TypeConfig<Rt>>),
     Propose(Command),
     ReadIndex,
+    /// Whether the store asked leads in this term and a quorum hears it.
+    Confirm {
+        term: u64,
+    },
 }
 
 /// The answer to the request of the same number. Append-only.
@@ -53,6 +57,8 @@ pub(crate) enum Response<Rt: AsyncRuntime> {
     Refused,
     /// The leader's disk is full. Nothing was done, and nothing will be.
     Full,
+    /// Whether it leads in the term asked about, heard by a quorum.
+    Confirmed(bool),
 }
 
 /// The first frame of a snapshot.

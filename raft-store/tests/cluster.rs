@@ -87,6 +87,12 @@ impl House {
         machine.store = Some(store);
     }
 
+    /// Tells a store whom it may follow.
+    fn introduce(&self, number: usize) {
+        let others = (0..self.machines.len()).filter(|other| *other != number);
+        self.store(number).introduce(others.map(|other| self.machines[other].voter.node).collect());
+    }
+
     async fn stop(&mut self, number: usize) {
         if let Some(store) = self.machines[number].store.take() {
             store.shutdown().await;
@@ -292,6 +298,35 @@ async fn everything_is_there_after_all_have_been_off_and_the_ring_is_refilled() 
     }
     house.stop_all().await;
     assert_eq!(watcher.next().await, Err(WatchError::Stopped));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_without_a_log_works_as_any_and_starts_alone_from_what_it_kept() {
+    let mut house = House::of_voters(3).await;
+    for number in 0..200 {
+        house.write(number % 3, &format!("key{number}"), "value").await;
+    }
+    let number = house.add_machine().await;
+    house.introduce(number);
+    let revision = house.write(number, "through it", "1").await;
+    assert_eq!(house.store(number).read_index(PATIENCE).await.unwrap(), revision);
+    assert_eq!(house.store(number).state().digest(), house.store(0).state().digest());
+    let metrics = house.store(number).metrics();
+    assert!(metrics.follows.is_some() && metrics.last_log == 0 && metrics.voters.len() == 3);
+
+    for number in 0..4 {
+        house.stop(number).await;
+    }
+    house.start(number).await;
+    assert_eq!(house.store(number).state().revision(), revision);
+    // Whom to follow it knows as well.
+    assert_eq!(house.store(number).metrics().voters, metrics.voters);
+    for number in 0..3 {
+        house.start(number).await;
+    }
+    let revision = house.write(number, "again", "1").await;
+    assert!(house.store(number).wait_revision(revision, PATIENCE).await);
+    house.stop_all().await;
 }
 
 /// A follower that restarted used to get heartbeats but no entries, for ever: the append stream had

@@ -31,6 +31,8 @@ pub enum Mutation {
     NoSyncBetweenSegments,
     /// What a start finds is not synced before it is relied on.
     NoSyncAtOpen,
+    /// Raft shows what it has applied although a followed store has shown more.
+    ShownAlthoughBehind,
 }
 
 thread_local! {

@@ -215,6 +215,9 @@ impl<Rt: AsyncRuntime> Transport for SimTransport<Rt> {
             Rt::sleep(there + back).await;
         }
         let unreachable = |reason: &str| Unreachable { to, reason: reason.into() };
+        // Any store of the node may be followed.
+        let named = |id: &&VoterId| **id == to || (lane == Lane::Follow && id.node == to.node);
+        let to = network.lock().listening.keys().find(named).copied().unwrap_or(to);
         if network.is_dead(self.voter, to) {
             Rt::sleep(Duration::from_secs(1)).await;
             return Err(unreachable("no answer"));

@@ -18,7 +18,15 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 fn plan() -> Plan {
     let timings = Timings::default();
-    Plan { seed: 7, nodes: 3, clients: 0, faults_for: Duration::ZERO, faults: Faults::None, timings }
+    Plan {
+        seed: 7,
+        nodes: 3,
+        followers: 0,
+        clients: 0,
+        faults_for: Duration::ZERO,
+        faults: Faults::None,
+        timings,
+    }
 }
 
 fn put(key: &str, bytes: usize) -> Vec<Op> {

@@ -3,6 +3,7 @@
 //! `SKEIN_SEED=n cargo test -p skein-raft-store --test sim_store one_seed` runs one seed again,
 //! `SKEIN_SEEDS=n .. no_fault_breaks_an_invariant` the first n.
 
+mod follow;
 mod full;
 mod history;
 mod traps;
@@ -20,6 +21,7 @@ fn plan(seed: u64) -> Plan {
     Plan {
         seed,
         nodes,
+        followers: 0,
         clients: 4,
         faults_for: Duration::from_secs(15),
         faults: Faults::All,

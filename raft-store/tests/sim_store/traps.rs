@@ -9,7 +9,15 @@ use skein_raft_store::{Metrics, Timings};
 use crate::world::{Faults, Plan, World};
 
 fn plan(timings: Timings) -> Plan {
-    Plan { seed: 7, nodes: 3, clients: 0, faults_for: Duration::ZERO, faults: Faults::None, timings }
+    Plan {
+        seed: 7,
+        nodes: 3,
+        followers: 0,
+        clients: 0,
+        faults_for: Duration::ZERO,
+        faults: Faults::None,
+        timings,
+    }
 }
 
 /// Whether a cluster whose disks all take `sync` elects a leader within 30 s of a full restart.

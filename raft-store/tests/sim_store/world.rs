@@ -25,7 +25,10 @@ pub(crate) type Now = <SimRt as AsyncRuntime>::Instant;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
+    /// Those that vote.
     pub(crate) nodes: usize,
+    /// Those that have no part in the log.
+    pub(crate) followers: usize,
     pub(crate) clients: usize,
     /// Virtual time with faults.
     pub(crate) faults_for: Duration,
@@ -59,6 +62,8 @@ pub(crate) struct World {
     counts: Arc<Mutex<BTreeMap<&'static str, u64>>>,
     began: Now,
     timings: Timings,
+    /// The first so many nodes vote.
+    voters: usize,
 }
 
 struct Node {
@@ -79,7 +84,7 @@ impl World {
     /// A cluster of voters in which nothing is broken yet.
     pub(crate) async fn formed(plan: Plan) -> Arc<World> {
         let mut chance = StdRng::seed_from_u64(plan.seed);
-        let nodes = (1..=plan.nodes as u8).map(|number| {
+        let nodes = (1..=(plan.nodes + plan.followers) as u8).map(|number| {
             Arc::new(Mutex::new(Node {
                 voter: VoterId { node: [number; 16], store: [1; 8] },
                 disk: fast_disk(plan.seed ^ u64::from(number) << 32),
@@ -96,6 +101,7 @@ impl World {
             counts: Arc::default(),
             began: Now::now(),
             timings: plan.timings,
+            voters: plan.nodes,
         });
         world.form().await;
         world
@@ -125,7 +131,7 @@ impl World {
         }
         let first = self.running(0).await;
         first.bootstrap().await.expect("an empty store");
-        let voters: BTreeSet<VoterId> = self.nodes.iter().map(|node| node.lock().unwrap().voter).collect();
+        let voters: BTreeSet<VoterId> = (0..self.voters).map(|number| self.voter(number)).collect();
         for voter in &voters {
             if *voter != first.voter() {
                 until_ok(|| first.add_learner(*voter)).await;
@@ -238,6 +244,12 @@ impl World {
         config.timings = self.timings;
         // So few that snapshots are taken and installed in every run.
         config.compaction = Compaction { every_entries: 60, keep_entries: 20 };
+        if self.voters < self.nodes.len() {
+            // And so few events that followers need snapshots.
+            config.ring.events_max = 60;
+        }
+        let others = self.nodes.iter().filter(|other| !Arc::ptr_eq(other, &self.nodes[number]));
+        let others: Vec<[u8; 16]> = others.map(|other| other.lock().unwrap().voter.node).collect();
         config.clock = Arc::new(move || offset + began.elapsed().as_millis() as u64);
         drop(node);
         let world = self.clone();
@@ -246,6 +258,7 @@ impl World {
                 Ok(store) => store,
                 Err(error) => return world.wrong(format!("node {number} did not start: {error:?}")),
             };
+            store.introduce(others);
             world.nodes[number].lock().unwrap().store = Some(store.clone());
             drop(SimRt::spawn(world.observe(number, store.clone())));
             while let Some((from, lane, pipe)) = incoming.next().await {
@@ -282,13 +295,24 @@ impl World {
         }
     }
 
-    /// I8: two never lead in one term, and nobody leads after a restart in the term of before.
+    /// I5: what a node shows never goes back while it runs. I8: two never lead in one term, and nobody
+    /// leads after a restart in the term of before.
     async fn watch_leaders(self: Arc<Self>, until: Now) {
         let mut leader_of: BTreeMap<u64, (VoterId, u64)> = BTreeMap::new();
+        let mut shown: BTreeMap<(usize, u64), u64> = BTreeMap::new();
         while Now::now() < until {
             for (number, node) in self.nodes.iter().enumerate() {
                 let Some(store) = self.store(number) else { continue };
                 let metrics = store.metrics();
+                let generation = node.lock().unwrap().generation;
+                let before = shown.insert((number, generation), metrics.revision).unwrap_or(0);
+                if before > metrics.revision {
+                    let now = metrics.revision;
+                    self.wrong(format!("I5: node {number} showed revision {before} and then {now}"));
+                }
+                if metrics.follows.is_some() {
+                    self.count("followed");
+                }
                 if !metrics.leads() {
                     continue;
                 }
@@ -413,7 +437,7 @@ impl World {
             let world = self.clone();
             match fault {
                 // A minority is down at once, whatever the reason; the others see the rest.
-                0..=4 if self.down() >= (self.nodes.len() - 1) / 2 => {}
+                0..=4 if number < self.voters && self.down() >= (self.voters - 1) / 2 => {}
                 0 | 1 => {
                     self.stop(number, "killed");
                     healing.push(SimRt::spawn(async move {
@@ -491,7 +515,7 @@ impl World {
     }
 
     fn down(&self) -> usize {
-        self.nodes.iter().filter(|node| node.lock().unwrap().store.is_none()).count()
+        self.nodes[..self.voters].iter().filter(|node| node.lock().unwrap().store.is_none()).count()
     }
 
     fn stop(&self, number: usize, how: &'static str) -> bool {
@@ -517,6 +541,12 @@ impl World {
                 self.count("torn tail");
             }
         }
+    }
+
+    /// Cuts both directions between two nodes.
+    pub(crate) fn cut(&self, a: usize, b: usize) {
+        self.network.cut(self.voter(a), self.voter(b));
+        self.network.cut(self.voter(b), self.voter(a));
     }
 
     pub(crate) fn isolate(&self, number: usize, hears: bool, is_heard: bool, cut: bool) {
