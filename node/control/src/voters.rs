@@ -61,7 +61,7 @@ pub struct Membership<Id> {
 pub enum Change<Id> {
     /// Let it copy the log, so that it can become a voter.
     AddLearner(Id),
-    /// Stop copying to it: it left, or died as a learner.
+    /// Stop copying to it: it left, died as a learner, or is one too many.
     RemoveLearner(Id),
     /// Make exactly these the voters; those that go are removed, not kept as learners.
     Voters {
@@ -89,7 +89,8 @@ pub fn failures_survived(voters: usize) -> usize {
 /// The next change of the voters, if one is due.
 ///
 /// * `members`: everybody admitted and not removed, the leader included.
-/// * `learners_max`: how many members without a vote may copy the log.
+/// * `learners_max`: how many members without a vote copy the log, so that one of them can take a lost
+///   voter's place at once. While voters are missing there may be as many as are missing.
 /// * `last_voluntary`: when the last voluntary change was made.
 ///
 /// Cost: a few passes over the members.
@@ -116,7 +117,7 @@ pub fn plan<Id: Copy + Ord>(
         .or_else(|| picture.grow(voluntary_now))
         .or_else(|| picture.shrink())
         .and_then(|change| picture.allowed(change))
-        .or_else(|| picture.learn(learners_max))
+        .or_else(|| picture.learn(picture.room(learners_max)))
 }
 
 struct Picture<'a, Id> {
@@ -189,25 +190,52 @@ impl<Id: Copy + Ord> Picture<'_, Id> {
         let voters = &self.membership.voters;
         let up: BTreeSet<Id> = voters.iter().copied().filter(|id| self.is_up(id)).collect();
         let rest_is_lost = voters.difference(&up).all(|id| self.is_lost(id));
-        let five_to_three = voters.len() == 5 && up.len() == 3 && rest_is_lost;
+        // Who only has to copy the log first is a spare as well.
+        let copied =
+            |member: &Member| self.is_trusted(&Member { caught_up: true, ..member.clone() }, SPARE_UP_MIN);
+        let nobody_waits = !self.waiting().iter().any(|id| copied(&self.members[id]));
+        let five_to_three = voters.len() == 5 && up.len() == 3 && rest_is_lost && nobody_waits;
         five_to_three.then_some(Change::Voters { voters: up, voluntary: false })
     }
 
-    /// A member that copies nothing yet, if there is room; dead learners make room.
-    fn learn(&self, learners_max: usize) -> Option<Change<Id>> {
-        let learners = &self.membership.learners;
-        let waiting = self.members.iter().find(|(id, member)| {
-            member.up && !member.leaving && !self.membership.voters.contains(id) && !learners.contains(id)
-        });
-        let (id, _) = waiting?;
-        if learners.len() < learners_max {
-            return Some(Change::AddLearner(*id));
-        }
-        learners.iter().find(|learner| self.is_lost(learner)).map(|learner| Change::RemoveLearner(*learner))
+    /// How many may copy the log now. In a formation all missing voters learn at once.
+    fn room(&self, learners_max: usize) -> usize {
+        let members = self.members.values().filter(|member| !member.leaving).count();
+        learners_max.max(target(members).saturating_sub(self.membership.voters.len()))
     }
 
-    /// Learners that may become voters, best first: another failure domain than the voters', longest up.
+    /// The best member that copies nothing yet, if there is room; dead learners make room. Learners beyond
+    /// that go, the worst first: an older build let everybody copy.
+    fn learn(&self, room: usize) -> Option<Change<Id>> {
+        let learners = &self.membership.learners;
+        let lost = learners.iter().find(|learner| self.is_lost(learner)).copied();
+        if learners.len() > room {
+            let worst = || self.spares(|_, _| true).pop();
+            return lost.or_else(worst).map(Change::RemoveLearner);
+        }
+        let best = self.waiting().first().copied()?;
+        if learners.len() < room {
+            return Some(Change::AddLearner(best));
+        }
+        lost.map(Change::RemoveLearner)
+    }
+
+    /// Members that neither vote nor copy the log and could begin to, best first.
+    fn waiting(&self) -> Vec<Id> {
+        let Membership { voters, learners, .. } = self.membership;
+        let idle = |id: &Id| !voters.contains(id) && !learners.contains(id);
+        self.best_first(|id, member| member.up && !member.leaving && idle(id))
+    }
+
+    /// Learners that may become voters, best first.
     fn spares(&self, may: impl Fn(&Id, &Member) -> bool) -> Vec<Id> {
+        self.best_first(|id, member| {
+            self.membership.learners.contains(id) && !member.leaving && may(id, member)
+        })
+    }
+
+    /// Up before down, another failure domain than the voters', seldom removed, longest so.
+    fn best_first(&self, may: impl Fn(&Id, &Member) -> bool) -> Vec<Id> {
         let taken: BTreeSet<&str> = self
             .membership
             .voters
@@ -216,15 +244,12 @@ impl<Id: Copy + Ord> Picture<'_, Id> {
             .map(|member| member.domain.as_str())
             .filter(|domain| !domain.is_empty())
             .collect();
-        let mut spares: Vec<(&Id, &Member)> = self
-            .members
-            .iter()
-            .filter(|(id, member)| {
-                self.membership.learners.contains(id) && !member.leaving && may(id, member)
-            })
-            .collect();
-        spares.sort_by_key(|(id, member)| (taken.contains(member.domain.as_str()), member.since, **id));
-        spares.into_iter().map(|(id, _)| *id).collect()
+        let mut found: Vec<(&Id, &Member)> =
+            self.members.iter().filter(|(id, member)| may(id, member)).collect();
+        found.sort_by_key(|(id, member)| {
+            (!member.up, taken.contains(member.domain.as_str()), member.removals, member.since, **id)
+        });
+        found.into_iter().map(|(id, _)| *id).collect()
     }
 
     /// Up for `hold`, doubled by each removal of the last day, and in possession of the log.

@@ -255,3 +255,78 @@ fn a_spare_of_another_failure_domain_is_taken_first() {
     cluster.pass(40);
     assert!(cluster.membership.voters.contains(&4));
 }
+
+#[test]
+fn once_the_voters_are_complete_two_more_copy_the_log_and_the_rest_do_not() {
+    for members in [8, 9, 50] {
+        let mut cluster = Cluster::new();
+        for id in 1..members {
+            cluster.members.insert(id, member(cluster.now));
+        }
+        cluster.pass(60);
+        assert_eq!((cluster.membership.voters.len(), cluster.membership.learners.len()), (5, 2));
+    }
+}
+
+/// Each round is a membership change, and each voter is a loss that the cluster survives sooner.
+#[test]
+fn eight_that_join_at_once_form_as_quickly_as_five() {
+    let rounds = |members: u8| {
+        let mut cluster = Cluster::new();
+        for id in 1..members {
+            cluster.members.insert(id, member(cluster.now));
+        }
+        (1..).find(|_| {
+            cluster.pass(1);
+            cluster.membership.voters.len() == 5
+        })
+    };
+    assert_eq!(rounds(8), rounds(5));
+    assert_eq!(rounds(5), Some(6), "two learn and vote, and two more");
+}
+
+#[test]
+fn learners_of_an_older_build_are_let_go_the_worst_first() {
+    let mut cluster = Cluster::formed(5);
+    for id in 5..9 {
+        cluster.members.insert(id, member(cluster.now));
+        cluster.membership.learners.insert(id);
+    }
+    cluster.members.get_mut(&5).unwrap().removals = 1;
+    cluster.members.get_mut(&6).unwrap().up = false;
+    cluster.pass(1);
+    assert_eq!(cluster.membership.learners, [5, 7, 8].into(), "who is down goes before who was removed");
+    cluster.pass(1);
+    assert_eq!(cluster.membership.learners, [7, 8].into());
+    cluster.pass(600);
+    assert_eq!(cluster.membership.learners, [7, 8].into());
+}
+
+#[test]
+fn a_lost_learner_makes_room_for_who_only_followed() {
+    let mut cluster = Cluster::formed(8);
+    assert_eq!(cluster.membership.learners, [5, 6].into());
+    cluster.lose(5);
+    cluster.pass(29);
+    assert_eq!(cluster.membership.learners, [5, 6].into());
+    cluster.pass(3);
+    assert_eq!(cluster.membership.learners, [6, 7].into());
+    cluster.bring_back(5);
+    cluster.pass(3600);
+    assert_eq!(cluster.membership.learners, [6, 7].into(), "nobody changes places for nothing");
+}
+
+#[test]
+fn five_stay_five_while_somebody_can_still_learn() {
+    let mut cluster = Cluster::formed(8);
+    for id in [5, 6] {
+        cluster.lose(id);
+    }
+    cluster.pass(1);
+    for id in [3, 4] {
+        cluster.lose(id);
+    }
+    cluster.pass(40);
+    assert_eq!(cluster.membership.voters.len(), 5);
+    assert!(cluster.membership.voters.contains(&7), "{:?}", cluster.membership);
+}
