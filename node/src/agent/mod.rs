@@ -99,29 +99,55 @@ impl Agent {
             self.gossiped,
             stopping.clone(),
         ));
-        picture_is_settled(&self.store, &self.picture, &stopping).await;
-        pods(tools, &stopping).await;
-        tasks.close();
-        tasks.wait().await;
+        let settled = tokio::select! {
+            settled = picture_is_settled(&self.store, &self.picture) => settled,
+            () = stopping.cancelled() => return tasks_end(tasks).await,
+        };
+        pods(tools, &self.store, settled, &stopping).await;
+        tasks_end(tasks).await;
     }
+}
+
+async fn tasks_end(tasks: TaskTracker) {
+    tasks.close();
+    tasks.wait().await;
 }
 
 /// Waits until the picture shows what was committed before this start, or, without a quorum, for a
-/// while: then what was bound here last time is bound here still.
-async fn picture_is_settled(store: &Handle<TokioRuntime>, picture: &Picture, stopping: &CancellationToken) {
-    let settled = async {
-        if let Ok(revision) = store.read_index(SETTLE_MAX).await {
+/// while: then what was bound here last time is bound here still. Returns whether the picture is complete.
+async fn picture_is_settled(store: &Handle<TokioRuntime>, picture: &Picture) -> bool {
+    match store.read_index(SETTLE_MAX).await {
+        Ok(revision) => {
             picture.reach(revision).await;
+            true
         }
-    };
-    tokio::select! {
-        () = settled => {}
-        () = stopping.cancelled() => {}
+        Err(_) => false,
     }
 }
 
-/// One task for each pod bound here or found here.
-async fn pods(tools: Tools, stopping: &CancellationToken) {
+/// Waits for as long as that takes.
+async fn settle(store: Handle<TokioRuntime>, picture: Picture) {
+    while !picture_is_settled(&store, &picture).await {
+        // It took its time already, unless the store has stopped.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Whether this node's own log holds everything that its pods were started by.
+fn has_log(store: &Handle<TokioRuntime>) -> bool {
+    let metrics = store.metrics();
+    metrics.voters.contains(&metrics.voter) || metrics.learners.contains(&metrics.voter)
+}
+
+/// One task for each pod bound here or found here. Until the picture is `settled` nothing that runs is
+/// removed for not being in it: pods go on without a quorum. A node without a log may have an old picture
+/// then, and starts nothing by it either.
+async fn pods(tools: Tools, store: &Handle<TokioRuntime>, settled: bool, stopping: &CancellationToken) {
+    let mut settled = settled;
+    let mut settling = Box::pin(settle(store.clone(), tools.picture.clone()));
+    if !settled {
+        warn!("without a quorum: what runs goes on, and nothing is removed until there is one");
+    }
     let mut exits = tools.engine.exits();
     let mut found = match tools.engine.list().await {
         Ok(found) => found.into_iter().map(|sandbox| (sandbox.spec.pod.clone(), sandbox)).collect(),
@@ -145,7 +171,10 @@ async fn pods(tools: Tools, stopping: &CancellationToken) {
     let (gone, mut ended) = mpsc::unbounded_channel::<PodUid>();
     let mut revisions = tools.picture.revisions();
     loop {
-        let bound = bound_here(&tools);
+        let mut bound = bound_here(&tools);
+        if !settled && !has_log(store) {
+            bound.retain(|uid, _| running.contains_key(uid) || found.contains_key(uid));
+        }
         for (uid, pod) in &bound {
             let sender = running.entry(uid.clone()).or_insert_with(|| {
                 let worker = pod::Worker::new(uid.clone(), pod.clone(), found.remove(uid), tools.clone());
@@ -165,13 +194,14 @@ async fn pods(tools: Tools, stopping: &CancellationToken) {
         }
         // What runs here and is bound to no node, or to another one, runs nowhere else under this uid:
         // it was replaced while this node was away.
-        for (uid, _) in std::mem::take(&mut found) {
+        for (uid, _) in if settled { std::mem::take(&mut found) } else { BTreeMap::new() } {
             info!(%uid, "removes a pod that is not bound here any more");
             let tools = tools.clone();
             tasks.spawn(async move { remove_stray(&tools, &uid).await });
         }
         tokio::select! {
             () = stopping.cancelled() => break,
+            () = &mut settling, if !settled => settled = true,
             _ = revisions.changed() => {}
             Some(uid) = ended.recv() => drop(running.remove(&uid)),
             Some((id, exit)) = exits.next() => {
