@@ -35,6 +35,7 @@ use crate::home::{Home, Membership};
 use crate::members::{Members, Record};
 use crate::picture::Picture;
 use crate::pieces;
+use crate::watchfulness;
 use crate::wire::{self, Answer, Ask, Client};
 
 /// How long pods of a leaving node may take to end before it goes anyway.
@@ -57,6 +58,7 @@ pub(crate) struct Admin {
     pub(crate) authority: Authority,
     pub(crate) images: ClusterImages,
     pub(crate) clients: Clients,
+    pub(crate) watchful: watchfulness::Inbox,
     pub(crate) membership: Membership,
     pub(crate) server: Server,
     pub(crate) stopping: CancellationToken,
@@ -193,6 +195,12 @@ impl Admin {
                 });
                 let running = view.pods_on(&record.name).count();
                 let voter = record.voter();
+                // Of a log in entries; of a node without one in revisions, by its own word.
+                let behind = |shown: u64| metrics.revision.saturating_sub(shown);
+                let lag = match metrics.matched.get(&voter) {
+                    Some(at) => Some(metrics.last_log.saturating_sub(*at)),
+                    None => self.watchful.shown(record.node).map(behind),
+                };
                 let says_full = member.and_then(|member| member.metadata.as_ref()).is_some_and(|data| disk::is_full(data));
                 let full = if record.node == me { metrics.disk == Health::Full } else { says_full };
                 json!({
@@ -207,7 +215,7 @@ impl Admin {
                     "disk": if full { "full" } else { "ok" },
                     "pods": running,
                     "podNetwork": record.subnet.to_string(),
-                    "lag": metrics.matched.get(&voter).map(|at| metrics.last_log.saturating_sub(*at)),
+                    "lag": lag,
                 })
             })
             .collect();

@@ -220,7 +220,7 @@ impl Node {
             members: members.clone(),
             store: store.clone(),
             gossip: gossip.clone(),
-            watchful,
+            watchful: watchful.clone(),
             door: door.clone(),
             authority: authority.clone(),
             logs: Logs(engine.clone()),
@@ -248,7 +248,9 @@ impl Node {
             stopping.clone(),
         ));
         let known = members.present().into_keys().chain(book.nodes()).filter(|node| *node != me);
-        gossip.introduce(known.collect()).await;
+        let known: Vec<NodeId> = known.collect();
+        store.introduce(known.iter().map(|node| node.0).collect());
+        gossip.introduce(known).await;
         tasks.spawn(watch.run(stopping.clone()));
         tasks.spawn(part_with_removed(
             store.clone(),
@@ -372,6 +374,7 @@ impl Node {
             authority,
             images,
             clients,
+            watchful,
             membership: membership.clone(),
             server,
             stopping: stopping.clone(),
@@ -587,7 +590,7 @@ impl Service for Dispatch {
         if let Some(lane) = wire::lane(kind) {
             let store = self.store.clone();
             tokio::spawn(async move {
-                if let Some(pipe) = wire::accept(stream, store.voter()).await {
+                if let Some(pipe) = wire::accept(stream, lane, store.voter()).await {
                     store.serve(peer.0, lane, pipe).await;
                 }
             });
@@ -656,10 +659,13 @@ impl Answering {
             Ask::Blobs(digest) => wire::encode(&self.images.answer_blobs(&digest).await),
             Ask::HaveLeft => {
                 let metrics = self.store.metrics();
+                // Who follows others may know the record and not yet the membership.
+                let has_log =
+                    metrics.voters.contains(&metrics.voter) || metrics.learners.contains(&metrics.voter);
                 let out = self.members.get(peer).is_some_and(|record| {
                     let voter = record.voter();
                     let follows = metrics.voters.contains(&voter) || metrics.learners.contains(&voter);
-                    record.leaving && !follows && !metrics.joint
+                    has_log && record.leaving && !follows && !metrics.joint
                 });
                 let out: Answer<bool> = Ok(out);
                 wire::encode(&out)

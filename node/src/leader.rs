@@ -31,8 +31,8 @@ use crate::watchfulness::Verdicts;
 
 /// How often the voters are looked at.
 const VOTERS_EVERY: Duration = Duration::from_millis(250);
-/// Members beyond the voters that copy the log. The rest would follow events; until they do, all copy.
-const LEARNERS_MAX: usize = 250;
+/// Members beyond the voters that copy the log, to take a lost voter's place. The rest follow events.
+const LEARNERS_MAX: usize = 2;
 /// Entries a learner may lag and still count as caught up.
 const LAG_MAX: u64 = 64;
 /// A wake-up that a plan asked for is never further away than this: clocks jump.

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use skein_api::scheduling::UNREACHABLE;
@@ -51,7 +51,13 @@ pub(crate) type Verdicts = Arc<BTreeMap<String, Verdict>>;
 
 /// The way in. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Inbox(mpsc::Sender<Input>);
+pub(crate) struct Inbox {
+    inputs: mpsc::Sender<Input>,
+    shown: Shown,
+}
+
+/// On the leader: the revision each node showed when it last said that it is here.
+type Shown = Arc<Mutex<BTreeMap<NodeId, u64>>>;
 
 enum Input {
     Message { from: NodeId, message: Watchfulness },
@@ -65,13 +71,18 @@ impl Inbox {
     /// A datagram of kind [`WATCHFULNESS`]. One that does not parse, or comes when too many wait, is dropped.
     pub(crate) fn datagram(&self, from: NodeId, bytes: &[u8]) {
         if let Ok(message) = wire::decode(bytes) {
-            let _ = self.0.try_send(Input::Message { from, message });
+            let _ = self.inputs.try_send(Input::Message { from, message });
         }
     }
 
     /// `node` said that it restarts.
     pub(crate) fn announced(&self, node: NodeId) {
-        let _ = self.0.try_send(Input::Announced(node));
+        let _ = self.inputs.try_send(Input::Announced(node));
+    }
+
+    /// The revision that `node` showed lately; only the leader is told.
+    pub(crate) fn shown(&self, node: NodeId) -> Option<u64> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied()
     }
 }
 
@@ -96,6 +107,7 @@ pub(crate) struct Watch {
     /// The other one of two nodes, and what the gateway on the link to it says of this link.
     lone: Option<(NodeId, LinkProof)>,
     office: Option<Office>,
+    shown: Shown,
     /// The last leader that was another node, and when it was last heard here.
     last_leader: Option<(NodeId, Instant)>,
 }
@@ -116,6 +128,7 @@ impl Watch {
     ) -> (Watch, Inbox, watch::Receiver<Verdicts>) {
         let (sender, inbox) = mpsc::channel(INBOX_MAX);
         let (verdicts, seen) = watch::channel(Verdicts::default());
+        let shown = Shown::default();
         let watch = Watch {
             me: endpoint.node(),
             store,
@@ -132,9 +145,10 @@ impl Watch {
             answers: BTreeMap::new(),
             lone: None,
             office: None,
+            shown: shown.clone(),
             last_leader: None,
         };
-        (watch, Inbox(sender), seen)
+        (watch, Inbox { inputs: sender, shown }, seen)
     }
 
     /// One loop until `stopping`.
@@ -184,18 +198,19 @@ impl Watch {
     fn hear(&mut self, from: NodeId, message: Watchfulness) {
         let now = clock::boot();
         match message {
-            Watchfulness::Renewal { origin, term, tick } => {
+            Watchfulness::Renewal { origin, term, tick, revision } => {
                 let rtt = self.endpoint.rtt(origin).unwrap_or_default();
                 match &mut self.office {
                     Some(office) => {
                         let seen = tick.filter(|_| term == office.term).map(Instant);
                         office.judge.renewed(now, origin, seen, rtt);
+                        self.shown.lock().unwrap_or_else(PoisonError::into_inner).insert(origin, revision);
                         let grant = Watchfulness::Grant { origin, term: office.term, tick: now.0 };
                         self.send(from, &grant);
                     }
                     // Passed on once: a relayed one comes from somebody else than its origin.
                     None if from == origin => {
-                        let relayed = Watchfulness::Renewal { origin, term, tick };
+                        let relayed = Watchfulness::Renewal { origin, term, tick, revision };
                         self.send_to_leader(&relayed);
                     }
                     None => {}
@@ -234,7 +249,8 @@ impl Watch {
         let metrics = self.store.metrics();
         let term = metrics.term;
         let tick = self.granted.filter(|(granted, ..)| *granted == term).map(|(_, tick, _)| tick);
-        let renewal = Watchfulness::Renewal { origin: self.me, term, tick };
+        let revision = metrics.revision;
+        let renewal = Watchfulness::Renewal { origin: self.me, term, tick, revision };
         self.send_to_leader(&renewal);
         let missed = self.granted.is_none_or(|(.., at)| clock::boot().since(at) > GRANT_MISSED);
         if missed {
@@ -270,6 +286,7 @@ impl Watch {
             Some(office) if !metrics.leads() || office.term != metrics.term => {
                 info!(term = office.term, "no longer leads");
                 self.office = None;
+                self.shown.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 self.verdicts.send_replace(Verdicts::default());
             }
             _ => {}
@@ -291,6 +308,7 @@ impl Watch {
         let Some(office) = self.office.as_mut() else { return };
         let term = office.term;
         let now = clock::boot();
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).retain(|node, _| names.contains_key(node));
         let view = self.picture.view();
         let answers = &self.answers;
         office.judge.set_members(

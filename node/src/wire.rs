@@ -80,7 +80,8 @@ pub(crate) struct Client {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Watchfulness {
     /// "I am here." `tick` is the newest one heard of this leader; another voter may pass it on.
-    Renewal { origin: NodeId, term: u64, tick: Option<u64> },
+    /// `revision` is what the node shows.
+    Renewal { origin: NodeId, term: u64, tick: Option<u64>, revision: u64 },
     /// The leader's answer: its present moment.
     Grant { origin: NodeId, term: u64, tick: u64 },
     /// "Probe that node and tell me", from the leader.
@@ -165,7 +166,8 @@ pub(crate) struct Lanes(pub(crate) Endpoint);
 impl Transport for Lanes {
     async fn open(&self, to: VoterId, lane: Lane) -> Result<Pipe, Unreachable> {
         let unreachable = |reason: String| Unreachable { to, reason };
-        let class = if lane == Lane::Snapshot { Class::Bulk } else { Class::Prompt };
+        // A follower may need everything at once, and what it follows is never urgent.
+        let class = if matches!(lane, Lane::Snapshot | Lane::Follow) { Class::Bulk } else { Class::Prompt };
         let opened = self.0.open_class(NodeId(to.node), LANES + lane as u8, class).await;
         let mut stream = opened.map_err(|error| unreachable(error.to_string()))?;
         stream
@@ -180,10 +182,11 @@ impl Transport for Lanes {
     }
 }
 
-/// The accepting end: `None` if it was meant for another data directory.
-pub(crate) async fn accept(mut stream: Stream, voter: VoterId) -> Option<Pipe> {
+/// The accepting end: `None` if it was meant for another data directory. Only who wants to follow may not
+/// know which one a node has now.
+pub(crate) async fn accept(mut stream: Stream, lane: Lane, voter: VoterId) -> Option<Pipe> {
     let first = timeout(ANSWER_MAX, stream.rx.recv()).await.ok()?.ok()??;
-    (*first == voter.store).then(|| pipe(stream))
+    (*first == voter.store || lane == Lane::Follow).then(|| pipe(stream))
 }
 
 fn pipe(mut stream: Stream) -> Pipe {

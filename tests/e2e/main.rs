@@ -8,6 +8,7 @@ mod archive;
 mod disk;
 mod failover;
 mod finding;
+mod follow;
 mod formation;
 mod hooks;
 mod house;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         failover::TESTS,
         finding::TESTS,
         disk::TESTS,
+        follow::TESTS,
         watching::TESTS,
     ]
     .into_iter()

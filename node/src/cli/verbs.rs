@@ -62,7 +62,7 @@ pub(super) fn status(dir: &Path, output: Output) -> Result<(), Failure> {
             (Some(true), _) if node["name"] == status["leader"] => "leader",
             (Some(true), _) => "voter",
             (_, Some(true)) => "learner",
-            _ => "-",
+            _ => "follower",
         };
         vec![
             text(&node["name"]),
