@@ -85,8 +85,9 @@ fn parts_of_volumes_are_seen_by_a_busybox_image() {
     let space = space("parts");
     let data = json!({ "app.conf": "color=blue", "other.conf": "x" });
     space.create("configmaps", &json!({ "metadata": { "name": "settings" }, "data": data }));
-    let mut container =
-        shell("/bin/busybox cat /etc/app.conf; echo; echo mine > /logs/log; /bin/busybox ls /all");
+    let mut container = shell(
+        "/bin/busybox cat /etc/app.conf; echo; /bin/busybox cat /etc/resolv.conf; echo mine > /logs/log; /bin/busybox ls /all",
+    );
     container["env"] =
         json!([{ "name": "POD", "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } } }]);
     container["volumeMounts"] = json!([
@@ -95,9 +96,13 @@ fn parts_of_volumes_are_seen_by_a_busybox_image() {
         { "name": "scratch", "mountPath": "/all" },
     ]);
     let volumes = json!([{ "name": "settings", "configMap": { "name": "settings" } }, { "name": "scratch", "emptyDir": {} }]);
-    space.run("parts", json!({ "restartPolicy": "Never", "containers": [container], "volumes": volumes }));
+    let spec = json!({
+        "restartPolicy": "Never", "containers": [container], "volumes": volumes,
+        "dnsPolicy": "None", "dnsConfig": { "nameservers": ["192.0.2.53"], "searches": ["lan"] },
+    });
+    space.run("parts", spec);
     space.until("parts", "done", |status| status["phase"] == "Succeeded");
-    assert_eq!(space.logs("parts", ""), "color=blue\nparts\n");
+    assert_eq!(space.logs("parts", ""), "color=blue\nnameserver 192.0.2.53\nsearch lan\nparts\n");
 }
 
 fn what_is_not_supported_is_said() {

@@ -176,6 +176,21 @@ pub struct SandboxPlan {
     pub limits: Limits,
     /// Lines for its hosts file: address, names.
     pub host_aliases: Vec<(String, Vec<String>)>,
+    /// How its programs find others by name.
+    pub dns: Dns,
+}
+
+/// What a pod says about its resolver.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dns {
+    /// Name servers.
+    pub nameservers: Vec<String>,
+    /// Search domains.
+    pub searches: Vec<String>,
+    /// Options, such as `ndots:5`.
+    pub options: Vec<String>,
+    /// Nothing but these: the node's own do not count.
+    pub only: bool,
 }
 
 /// Why a plan cannot be made (yet). The text is kubelet's where it has one.
@@ -334,6 +349,25 @@ pub fn sandbox(pod: &Pod) -> SandboxPlan {
             .flatten()
             .map(|alias| (alias.ip.clone(), alias.hostnames.clone().unwrap_or_default()))
             .collect(),
+        dns: dns(spec),
+    }
+}
+
+fn dns(spec: &PodSpec) -> Dns {
+    let only = spec.dns_policy.as_deref() == Some("None");
+    let Some(config) = &spec.dns_config else { return Dns { only, ..Dns::default() } };
+    let option = |option: &k8s_openapi::api::core::v1::PodDNSConfigOption| {
+        let name = option.name.clone()?;
+        Some(match &option.value {
+            Some(value) => format!("{name}:{value}"),
+            None => name,
+        })
+    };
+    Dns {
+        nameservers: config.nameservers.clone().unwrap_or_default(),
+        searches: config.searches.clone().unwrap_or_default(),
+        options: config.options.iter().flatten().filter_map(option).collect(),
+        only,
     }
 }
 

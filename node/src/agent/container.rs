@@ -40,7 +40,7 @@ pub(super) struct Surroundings<'a> {
     pub(super) volumes: &'a BTreeMap<String, PathBuf>,
     pub(super) hostname: String,
     pub(super) pod_ip: Option<IpAddr>,
-    pub(super) host_aliases: &'a [(String, Vec<String>)],
+    pub(super) sandbox: &'a SandboxPlan,
 }
 
 pub(super) fn container(plan: ContainerPlan, around: Surroundings<'_>) -> ContainerSpec {
@@ -54,9 +54,11 @@ pub(super) fn container(plan: ContainerPlan, around: Surroundings<'_>) -> Contai
     });
     let own = around.pod_ip.map(|address| (address, vec![around.hostname.clone()]));
     let aliases = around
+        .sandbox
         .host_aliases
         .iter()
         .filter_map(|(address, names)| Some((address.parse().ok()?, names.clone())));
+    let dns = &around.sandbox.dns;
     let id = |id: Option<i64>| id.and_then(|id| u32::try_from(id).ok());
     let security = plan.security;
     ContainerSpec {
@@ -75,7 +77,10 @@ pub(super) fn container(plan: ContainerPlan, around: Surroundings<'_>) -> Contai
         mounts: mounts.collect(),
         network_files: NetworkFiles {
             hosts: own.into_iter().chain(aliases).collect(),
-            ..NetworkFiles::default()
+            nameservers: dns.nameservers.iter().filter_map(|address| address.parse().ok()).collect(),
+            beside_the_machines: !dns.only,
+            searches: dns.searches.clone(),
+            options: dns.options.clone(),
         },
         resources: resources(&plan.limits),
         security: Security {

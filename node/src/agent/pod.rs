@@ -489,9 +489,9 @@ async fn start(scene: &Scene, name: &str, attempt: Attempt, image: &Image) -> Re
         image: &image.id,
         rootfs: unpacked.rootfs,
         volumes: &host_paths,
-        hostname: sandbox.hostname,
+        hostname: sandbox.hostname.clone(),
         pod_ip: facts.pod_ips.first().and_then(|address| address.parse().ok()),
-        host_aliases: &sandbox.host_aliases,
+        sandbox: &sandbox,
     };
     let running = scene.tools.engine.start(super::container::container(plan, around)).await;
     let running = running.map_err(|error| match &error {

@@ -346,3 +346,23 @@ fn the_host_name_is_the_pod_s_name_unless_it_says_otherwise() {
     assert_eq!(sandbox(&pod(json!({"containers": []}))).hostname, "web");
     assert_eq!(sandbox(&pod(json!({"containers": [], "hostname": "other"}))).hostname, "other");
 }
+
+#[test]
+fn a_pod_finds_others_as_its_node_does_and_as_it_says_itself() {
+    let dns = |spec: Value| {
+        let mut spec = spec;
+        spec["containers"] = json!([]);
+        sandbox(&pod(spec)).dns
+    };
+    assert_eq!(dns(json!({})), Dns::default());
+    let config = json!({"nameservers": ["192.0.2.53"], "searches": ["lan"],
+        "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]});
+    let told = dns(json!({"dnsPolicy": "None", "dnsConfig": config}));
+    assert!(told.only);
+    assert_eq!(told.nameservers, ["192.0.2.53"]);
+    assert_eq!(
+        (told.searches, told.options),
+        (vec!["lan".to_owned()], vec!["ndots:2".into(), "edns0".into()])
+    );
+    assert!(!dns(json!({"dnsPolicy": "Default", "dnsConfig": config})).only);
+}

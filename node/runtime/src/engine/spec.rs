@@ -190,8 +190,10 @@ pub struct VolumeFile {
 pub struct NetworkFiles {
     /// Lines of `/etc/hosts` after those of the loopback: the pod's own addresses and its `hostAliases`.
     pub hosts: Vec<(IpAddr, Vec<String>)>,
-    /// Name servers; with none, `/etc/resolv.conf` is a copy of the machine's.
+    /// Name servers; with none, those of the machine.
     pub nameservers: Vec<IpAddr>,
+    /// What the machine's `/etc/resolv.conf` says comes first.
+    pub beside_the_machines: bool,
     /// Search domains.
     pub searches: Vec<String>,
     /// Resolver options, such as `ndots:5`.

@@ -129,7 +129,10 @@ impl Bundle {
             filters: confined.then(|| Filters::runtime_default(mask)),
             hosts: hosts(&spec.network_files, &hostname),
             hostname: format!("{hostname}\n"),
-            resolv_conf: resolv_conf(&spec.network_files),
+            resolv_conf: resolv_conf(
+                &spec.network_files,
+                &fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+            ),
             stop_signal,
         })
     }
@@ -442,20 +445,41 @@ fn hosts(files: &NetworkFiles, hostname: &str) -> String {
     text
 }
 
-fn resolv_conf(files: &NetworkFiles) -> String {
-    if files.nameservers.is_empty() {
-        return fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+/// The resolver's file of a pod on a machine whose own says `machine`. Of two lines `search` only the last would
+/// count (resolv.conf(5)), so what both say becomes one.
+fn resolv_conf(files: &NetworkFiles, machine: &str) -> String {
+    let machine = if files.beside_the_machines || files.nameservers.is_empty() { machine } else { "" };
+    if files.nameservers.is_empty() && files.searches.is_empty() && files.options.is_empty() {
+        return machine.to_owned();
     }
+    let of_machine = |word: &str| -> Vec<String> {
+        let lines = machine.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        lines
+            .filter(|line| line.first() == Some(&word))
+            .flat_map(|line| line[1..].iter().map(|v| (*v).to_owned()).collect::<Vec<_>>())
+            .collect()
+    };
+    let servers: Vec<String> = files.nameservers.iter().map(ToString::to_string).collect();
     let mut text = String::new();
-    for address in &files.nameservers {
-        let _ = writeln!(text, "nameserver {address}");
+    for server in distinct(of_machine("nameserver"), &servers) {
+        let _ = writeln!(text, "nameserver {server}");
     }
-    for (word, values) in [("search", &files.searches), ("options", &files.options)] {
-        if !values.is_empty() {
-            let _ = writeln!(text, "{word} {}", values.join(" "));
+    for (word, own) in [("search", &files.searches), ("options", &files.options)] {
+        let all = distinct(of_machine(word), own);
+        if !all.is_empty() {
+            let _ = writeln!(text, "{word} {}", all.join(" "));
         }
     }
     text
+}
+
+fn distinct(mut all: Vec<String>, more: &[String]) -> Vec<String> {
+    for value in more {
+        if !all.contains(value) {
+            all.push(value.clone());
+        }
+    }
+    all
 }
 
 /// `SIGQUIT`, `QUIT`, `3`, `RTMIN+3`.
@@ -508,9 +532,15 @@ mod tests {
             nameservers: vec![address],
             searches: vec!["default.svc.cluster.local".to_owned()],
             options: vec!["ndots:5".to_owned()],
+            ..NetworkFiles::default()
         };
         assert!(hosts(&files, "web-0").ends_with("10.1.2.3\tweb-0 web\n"));
         let expect = "nameserver 10.1.2.3\nsearch default.svc.cluster.local\noptions ndots:5\n";
-        assert_eq!(resolv_conf(&files), expect);
+        let machine = "# by hand\nnameserver 192.0.2.1\nsearch lan\noptions edns0";
+        assert_eq!(resolv_conf(&files, machine), expect);
+        let beside = NetworkFiles { beside_the_machines: true, ..files };
+        let both = "nameserver 192.0.2.1\nnameserver 10.1.2.3\nsearch lan default.svc.cluster.local\noptions edns0 ndots:5\n";
+        assert_eq!(resolv_conf(&beside, machine), both);
+        assert_eq!(resolv_conf(&NetworkFiles::default(), machine), machine);
     }
 }
