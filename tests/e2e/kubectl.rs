@@ -53,6 +53,9 @@ spec: {selector: {app: web}, ports: [{port: 80}]}
 fn objects_are_applied_changed_and_deleted(program: &Path) {
     let space = namespace("objects", program);
     let user = User::of(&space.house, program, "two", &space.name);
+    let serving = || space.house.get("two", "/api/v1/namespaces/default/endpoints/kubernetes");
+    let all = || serving()["subsets"][0]["addresses"].as_array().map(Vec::len) == Some(3);
+    until("every node serves the API", || all().then_some(())).unwrap_or_else(|| panic!("{}", serving()));
     let file = user.write("web.yaml", WEB);
     let applied = user.run(&["apply", "-f", &file]);
     assert!(applied.contains("deployment.apps/web created") && applied.contains("service/web created"));

@@ -156,6 +156,11 @@ impl Errors {
         self.push(path, Fault::TooLong, format!("may not be more than {max} bytes"));
     }
 
+    /// The list has more than `max` elements.
+    pub fn too_many(&mut self, path: &Path, found: usize, max: usize) {
+        self.push(path, Fault::TooMany(found.to_string()), format!("must have at most {max} items"));
+    }
+
     /// Nothing is wrong.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -6,7 +6,10 @@ use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::authorization::v1::{SelfSubjectAccessReview, SelfSubjectRulesReview};
 use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use crate::key::{self, ObjectKey};
 use crate::names;
@@ -77,6 +80,10 @@ pub static KINDS: &[Kind] = &[
     Kind {
         short_names: &["cm"],
         ..core::<ConfigMap>("ConfigMap", "configmaps", "configmap", names::Rule::Subdomain)
+    },
+    Kind {
+        short_names: &["ep"],
+        ..core::<Endpoints>("Endpoints", "endpoints", "endpoints", names::Rule::Subdomain)
     },
     Kind {
         short_names: &["ev"],
@@ -179,6 +186,10 @@ pub static KINDS: &[Kind] = &[
     Kind {
         group: "coordination.k8s.io",
         ..core::<Lease>("Lease", "leases", "lease", names::Rule::Subdomain)
+    },
+    Kind {
+        group: "discovery.k8s.io",
+        ..core::<EndpointSlice>("EndpointSlice", "endpointslices", "endpointslice", names::Rule::Subdomain)
     },
     // Custom kinds cannot be defined here, so none is: clients that meet a kind they do not know look for it
     // here, and explain a missing list worse than an empty one.

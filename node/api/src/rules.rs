@@ -3,6 +3,7 @@
 mod cluster;
 mod config;
 mod container;
+mod endpoints;
 pub(crate) mod metadata;
 mod plain;
 mod pod;

@@ -17,6 +17,7 @@ pub mod plan;
 pub mod node_health;
 
 mod deployment;
+mod endpoints;
 mod garbage;
 mod namespace;
 mod replicaset;

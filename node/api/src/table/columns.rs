@@ -32,6 +32,8 @@ pub(super) fn of(kind: &Kind) -> Sheet {
         ("", "ConfigMap") => Sheet { columns: CONFIG_MAP, cells: config_map },
         ("", "Secret") => Sheet { columns: SECRET, cells: secret },
         ("", "ServiceAccount") => Sheet { columns: SERVICE_ACCOUNT, cells: service_account },
+        ("", "Endpoints") => Sheet { columns: ENDPOINTS, cells: endpoints },
+        ("discovery.k8s.io", "EndpointSlice") => Sheet { columns: ENDPOINT_SLICE, cells: endpoint_slice },
         ("", "Event") => Sheet { columns: EVENT, cells: event },
         ("apps", "Deployment") => Sheet { columns: DEPLOYMENT, cells: deployment },
         ("apps", "ReplicaSet") => Sheet { columns: REPLICA_SET, cells: replica_set },
@@ -188,6 +190,60 @@ const SERVICE_ACCOUNT: &[Column] =
 
 fn service_account(object: &Value, now: Timestamp) -> Vec<Value> {
     vec![name(object), list(&object["secrets"]).len().into(), age(object, now)]
+}
+
+const ENDPOINTS: &[Column] = &[Column::narrow("Name"), Column::narrow("Endpoints"), Column::narrow("Age")];
+
+fn endpoints(object: &Value, now: Timestamp) -> Vec<Value> {
+    let all: Vec<String> = list(&object["subsets"])
+        .iter()
+        .flat_map(|subset| {
+            let ports = list(&subset["ports"]);
+            list(&subset["addresses"]).iter().flat_map(move |address| {
+                let ip = text(&address["ip"], "");
+                let with_port = |port: &Value| match ip.contains(':') {
+                    true => format!("[{ip}]:{}", port["port"]),
+                    false => format!("{ip}:{}", port["port"]),
+                };
+                if ports.is_empty() { vec![ip.to_owned()] } else { ports.iter().map(with_port).collect() }
+            })
+        })
+        .collect();
+    vec![name(object), some_of(all, NONE).into(), age(object, now)]
+}
+
+const ENDPOINT_SLICE: &[Column] = &[
+    Column::narrow("Name"),
+    Column::narrow("AddressType"),
+    Column::narrow("Ports"),
+    Column::narrow("Endpoints"),
+    Column::narrow("Age"),
+];
+
+fn endpoint_slice(object: &Value, now: Timestamp) -> Vec<Value> {
+    let ports = list(&object["ports"]).iter().map(|port| match port["port"].as_i64() {
+        Some(number) => number.to_string(),
+        None => "*".to_owned(),
+    });
+    let addresses = list(&object["endpoints"]).iter().flat_map(|endpoint| list(&endpoint["addresses"]));
+    let addresses = addresses.filter_map(|address| address.as_str().map(str::to_owned));
+    vec![
+        name(object),
+        text(&object["addressType"], "").into(),
+        some_of(ports.collect(), "<unset>").into(),
+        some_of(addresses.collect(), "<unset>").into(),
+        age(object, now),
+    ]
+}
+
+/// The first three, and how many more there are.
+fn some_of(all: Vec<String>, none: &str) -> String {
+    const SHOWN: usize = 3;
+    match all.len() {
+        0 => none.to_owned(),
+        many if many > SHOWN => format!("{} + {} more...", all[..SHOWN].join(","), many - SHOWN),
+        _ => all.join(","),
+    }
 }
 
 const EVENT: &[Column] = &[
@@ -396,6 +452,18 @@ mod tests {
         );
         assert_eq!(cells[6], "app=web");
         assert_eq!(service(&json!({ "spec": { "type": "LoadBalancer" } }), now)[3], "<pending>");
+    }
+
+    #[test]
+    fn endpoints_tell_the_first_three() {
+        let now = Timestamp::UNIX_EPOCH;
+        let address = |n: u8| json!({ "ip": format!("10.0.0.{n}") });
+        let object = |count: u8| json!({ "subsets": [{ "addresses": (1..=count).map(address).collect::<Vec<_>>(), "ports": [{ "port": 80 }] }] });
+        assert_eq!(endpoints(&object(0), now)[1], NONE);
+        assert_eq!(endpoints(&object(2), now)[1], "10.0.0.1:80,10.0.0.2:80");
+        assert_eq!(endpoints(&object(5), now)[1], "10.0.0.1:80,10.0.0.2:80,10.0.0.3:80 + 2 more...");
+        let slice = json!({ "addressType": "IPv4", "ports": [{ "port": 80 }], "endpoints": [{ "addresses": ["10.0.0.1"] }] });
+        assert_eq!(endpoint_slice(&slice, now)[1..4], [json!("IPv4"), json!("80"), json!("10.0.0.1")]);
     }
 
     #[test]
