@@ -179,6 +179,14 @@ pub fn verdict(silence: &Silence, settings: &Settings) -> Verdict {
     }
 }
 
+/// Bugs that tests put back on purpose, to see that they are noticed.
+#[cfg(feature = "mutations")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// One observer's word is enough.
+    OneObserver,
+}
+
 /// What the leader's shell must do after a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect<Id> {
@@ -214,6 +222,8 @@ pub struct Judge<Id> {
     heard_nothing_until: Instant,
     deaf_until: Instant,
     mass: bool,
+    #[cfg(feature = "mutations")]
+    mutation: Option<Mutation>,
 }
 
 #[derive(Debug)]
@@ -242,12 +252,20 @@ impl<Id: Copy + Ord> Judge<Id> {
             heard_nothing_until: Instant(0),
             deaf_until: Instant(0),
             mass: false,
+            #[cfg(feature = "mutations")]
+            mutation: None,
         };
         if let Some((leader, heard_at)) = previous {
             let earliest = Instant(now.0.saturating_sub(BEFORE_OFFICE.as_millis() as u64));
             judge.node(leader).heard_at = Some(heard_at.clamp(earliest, now));
         }
         judge
+    }
+
+    /// Puts a known bug back, for tests that prove it would be noticed.
+    #[cfg(feature = "mutations")]
+    pub fn mutate(&mut self, mutation: Option<Mutation>) {
+        self.mutation = mutation;
     }
 
     /// Makes the judged nodes exactly `members`: (node, declared lost in the log, whether probes reach it
@@ -350,7 +368,7 @@ impl<Id: Copy + Ord> Judge<Id> {
         let silence = Silence {
             lasts,
             reports: fresh.map(|(at, report)| report.older_by(now.since(*at))).collect(),
-            observers_needed: (1 + living).min(2),
+            observers_needed: self.observers_needed(living),
             rtt: node.rtt,
             probes_reach_it: node.probes_reach_it,
             announced: node.announced,
@@ -360,6 +378,15 @@ impl<Id: Copy + Ord> Judge<Id> {
         if let Verdict::Lost(cause) = verdict(&silence, &self.settings) {
             effects.push(Effect::Declare { node: id, cause, silent_for: lasts });
         }
+    }
+
+    /// Two, or all there are.
+    fn observers_needed(&self, others_that_live: usize) -> usize {
+        #[cfg(feature = "mutations")]
+        if self.mutation == Some(Mutation::OneObserver) {
+            return 1;
+        }
+        (1 + others_that_live).min(2)
     }
 
     /// Asks this node and every other one that lives, two of them in a large cluster: the same ones while

@@ -1,0 +1,374 @@
+//! Vigils that talk to each other over a perfect network, in steps of 25 ms.
+
+use std::cell::RefCell;
+
+use super::*;
+use crate::judge::{RENEWAL, STEP};
+
+/// What the nodes look up: one truth for all, except that a node may have missed an election.
+struct World {
+    nodes: u8,
+    leader: Option<u8>,
+    term: u64,
+    quorum_acked_age: Option<Duration>,
+    marked: BTreeSet<u8>,
+    /// Neither the daemon nor the kernel of these says anything.
+    off: BTreeSet<u8>,
+    down_in_gossip: BTreeSet<u8>,
+    /// Whether there is a gateway that answers who is not `unplugged`.
+    gateway: bool,
+    unplugged: BTreeSet<u8>,
+}
+
+impl World {
+    fn passes(&self, from: u8, to: u8) -> bool {
+        let cut = |node| self.unplugged.contains(&node);
+        !self.off.contains(&to) && (from == to || !cut(from) && !cut(to))
+    }
+}
+
+impl Sight<u8> for RefCell<World> {
+    fn leadership(&self) -> Leadership<u8> {
+        let world = self.borrow();
+        Leadership {
+            leader: world.leader,
+            term: world.term,
+            voters: (0..world.nodes).collect(),
+            revision: 7,
+            quorum_acked_age: world.quorum_acked_age,
+        }
+    }
+
+    fn members(&self) -> Vec<(u8, bool)> {
+        let world = self.borrow();
+        (0..world.nodes).map(|node| (node, world.marked.contains(&node))).collect()
+    }
+
+    fn gossip(&self, node: u8) -> Gossip {
+        if self.borrow().down_in_gossip.contains(&node) { Gossip::Down } else { Gossip::Alive }
+    }
+
+    fn rtt(&self, _: u8) -> Duration {
+        Duration::ZERO
+    }
+}
+
+struct Cluster {
+    now: Instant,
+    world: RefCell<World>,
+    vigils: Vec<Vigil<u8>>,
+    /// What was sent, in order, and what was said of nodes.
+    sent: Vec<(u8, u8, Message<u8>)>,
+    said: Vec<(u64, Effect<u8>)>,
+}
+
+impl Cluster {
+    fn new(leader: u8) -> Cluster {
+        Cluster::of(3, leader)
+    }
+
+    /// With a gateway.
+    fn of(nodes: u8, leader: u8) -> Cluster {
+        let world = World {
+            nodes,
+            leader: Some(leader),
+            term: 1,
+            quorum_acked_age: Some(Duration::ZERO),
+            marked: BTreeSet::new(),
+            off: BTreeSet::new(),
+            down_in_gossip: BTreeSet::new(),
+            gateway: true,
+            unplugged: BTreeSet::new(),
+        };
+        Cluster {
+            now: Instant(1_000_000),
+            world: RefCell::new(world),
+            vigils: (0..nodes).map(|node| Vigil::new(node, Settings::default())).collect(),
+            sent: Vec::new(),
+            said: Vec::new(),
+        }
+    }
+
+    fn elect(&mut self, leader: Option<u8>) {
+        let mut world = self.world.borrow_mut();
+        world.leader = leader;
+        world.term += 1;
+    }
+
+    fn pass(&mut self, time: Duration) {
+        for _ in 0..time.as_millis() / PROBE_STEP.as_millis() {
+            self.now = self.now.after(PROBE_STEP);
+            let due = |every: Duration| u128::from(self.now.0).is_multiple_of(every.as_millis());
+            let (renew, step, learn) = (due(RENEWAL), due(STEP), due(LEARN_EVERY));
+            let nodes = self.world.borrow().nodes;
+            for node in 0..nodes {
+                if self.world.borrow().off.contains(&node) {
+                    continue;
+                }
+                let mut effects = Vec::new();
+                let (vigil, now) = (&mut self.vigils[usize::from(node)], self.now);
+                if renew {
+                    vigil.renew(now, &self.world, &mut effects);
+                }
+                if step {
+                    vigil.step(now, &self.world, &mut effects);
+                }
+                vigil.probe(now, &self.world, &mut effects);
+                if learn {
+                    vigil.learn(now, &self.world, &mut effects);
+                }
+                self.perform(node, effects);
+            }
+        }
+    }
+
+    fn perform(&mut self, node: u8, effects: Vec<Effect<u8>>) {
+        for effect in effects {
+            let mut answers = Vec::new();
+            match effect {
+                Effect::Send { to, message } => {
+                    self.sent.push((node, to, message));
+                    if !self.world.borrow().passes(node, to) {
+                        continue;
+                    }
+                    let vigil = &mut self.vigils[usize::from(to)];
+                    vigil.hear(self.now, node, message, &self.world, &mut answers);
+                    self.perform(to, answers);
+                }
+                Effect::Try { about, began } => {
+                    let answer = self.world.borrow().passes(node, about).then_some(Answer::Accepts);
+                    let vigil = &mut self.vigils[usize::from(node)];
+                    vigil.tried(self.now, about, began, answer, &self.world, &mut answers);
+                    self.perform(node, answers);
+                }
+                Effect::TryGateway { began, .. } if self.world.borrow().gateway => {
+                    let answered = !self.world.borrow().unplugged.contains(&node);
+                    let vigil = &mut self.vigils[usize::from(node)];
+                    vigil.gateway_tried(began, answered, &mut answers);
+                    self.perform(node, answers);
+                }
+                said => self.said.push((self.now.0, said)),
+            }
+        }
+    }
+
+    /// When the node was called lost for the last time.
+    fn lost_at(&self, lost: u8) -> u64 {
+        let said = |said: &Effect<u8>| matches!(said, Effect::Lost { node, .. } if *node == lost);
+        self.said.iter().rev().find(|(_, effect)| said(effect)).expect("it was called lost").0
+    }
+
+    fn lost(&self) -> Vec<u8> {
+        let lost = |(_, effect): &(u64, Effect<u8>)| match effect {
+            Effect::Lost { node, .. } => Some(*node),
+            _ => None,
+        };
+        self.said.iter().filter_map(lost).collect()
+    }
+}
+
+fn ms(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+
+#[test]
+fn a_machine_that_is_off_is_lost_and_welcomed_when_it_renews() {
+    let mut cluster = Cluster::new(0);
+    cluster.pass(ms(5000));
+    assert!(cluster.lost().is_empty());
+    cluster.world.borrow_mut().off.insert(2);
+    cluster.pass(ms(2500));
+    assert!(cluster.lost().is_empty());
+    cluster.pass(ms(750));
+    assert_eq!(cluster.lost(), [2]);
+    assert_eq!(cluster.vigils[0].verdicts().collect::<Vec<_>>(), [(2, Verdict::Unreachable)]);
+    let mut world = cluster.world.borrow_mut();
+    world.marked.insert(2);
+    world.off.clear();
+    drop(world);
+    cluster.pass(ms(1000));
+    assert!(cluster.said.iter().any(|(_, said)| *said == Effect::Back(2)), "{:?}", cluster.said);
+    assert_eq!(cluster.vigils[0].verdicts().collect::<Vec<_>>(), [(2, Verdict::Alive)]);
+}
+
+/// A new leader would otherwise begin to try the old one's kernel at its election, a second too late.
+#[test]
+fn a_leader_that_grants_nothing_is_probed_before_anybody_asks() {
+    let mut cluster = Cluster::new(0);
+    cluster.pass(ms(3000));
+    cluster.world.borrow_mut().off.insert(0);
+    cluster.elect(None);
+    cluster.pass(ms(1000));
+    assert!(cluster.vigils[1].is_probing() && cluster.vigils[2].is_probing());
+    cluster.elect(Some(1));
+    let elected_at = cluster.now;
+    cluster.pass(ms(2500));
+    assert_eq!(cluster.lost(), [0]);
+    let at = cluster.lost_at(0);
+    assert!(at - elected_at.0 < 2300, "{} ms after the election", at - elected_at.0);
+}
+
+/// Openraft shows the quorum's acknowledgement only after the first heartbeat of a term; a judge that takes
+/// that for silence forgets what it has heard of the old leader.
+#[test]
+fn winning_the_election_was_contact_with_a_quorum() {
+    let mut cluster = Cluster::new(0);
+    cluster.pass(ms(3000));
+    cluster.world.borrow_mut().quorum_acked_age = None;
+    cluster.world.borrow_mut().off.insert(0);
+    cluster.elect(None);
+    cluster.pass(ms(1000));
+    cluster.elect(Some(1));
+    cluster.pass(ms(300));
+    cluster.world.borrow_mut().quorum_acked_age = Some(Duration::ZERO);
+    let at = cluster.now;
+    cluster.pass(ms(2000));
+    assert_eq!(cluster.lost(), [0]);
+    assert!(cluster.lost_at(0) - at.0 < 2300, "{:?}", cluster.said);
+}
+
+#[test]
+fn verdicts_end_with_the_office() {
+    let mut cluster = Cluster::new(0);
+    cluster.world.borrow_mut().off.insert(2);
+    cluster.pass(ms(4000));
+    assert_eq!(cluster.vigils[0].verdicts().count(), 1);
+    cluster.elect(Some(1));
+    cluster.pass(RENEWAL);
+    assert_eq!(cluster.vigils[0].verdicts().count(), 0);
+    assert!(cluster.said.iter().any(|(_, said)| *said == Effect::LeftOffice { term: 1 }));
+}
+
+#[test]
+fn a_renewal_to_a_voter_that_does_not_lead_is_passed_on_once() {
+    let mut cluster = Cluster::new(0);
+    let renewal = Message::Renewal { origin: 2, term: 1, tick: None, revision: 7 };
+    let mut effects = Vec::new();
+    cluster.vigils[1].hear(cluster.now, 2, renewal, &cluster.world, &mut effects);
+    assert_eq!(effects, [Effect::Send { to: 0, message: renewal }]);
+    effects.clear();
+    cluster.vigils[1].hear(cluster.now, 0, renewal, &cluster.world, &mut effects);
+    assert!(effects.is_empty(), "{effects:?}");
+}
+
+#[test]
+fn a_node_that_hears_no_grant_renews_through_the_other_voters() {
+    let mut cluster = Cluster::new(0);
+    cluster.pass(ms(2000));
+    cluster.sent.clear();
+    cluster.pass(ms(500));
+    assert!(!cluster.sent.iter().any(|(from, to, _)| (*from, *to) == (1, 2)), "{:?}", cluster.sent);
+    cluster.world.borrow_mut().off.insert(0);
+    cluster.pass(ms(1500));
+    assert!(cluster.sent.iter().any(|(from, to, message)| {
+        (*from, *to) == (1, 2) && matches!(message, Message::Renewal { origin: 1, .. })
+    }));
+}
+
+#[test]
+fn a_grant_of_an_older_term_changes_nothing() {
+    let mut cluster = Cluster::new(0);
+    cluster.elect(Some(0));
+    let mut vigil = Vigil::new(1, Settings::default());
+    let mut effects = Vec::new();
+    for (term, tick) in [(2, 500), (1, 900)] {
+        let grant = Message::Grant { origin: 1, term, tick: Instant(tick) };
+        vigil.hear(cluster.now, 0, grant, &cluster.world, &mut effects);
+    }
+    vigil.renew(cluster.now, &cluster.world, &mut effects);
+    let message = Message::Renewal { origin: 1, term: 2, tick: Some(Instant(500)), revision: 7 };
+    assert_eq!(effects, [Effect::Send { to: 0, message }]);
+}
+
+#[test]
+fn a_report_for_an_older_office_is_dropped() {
+    let mut cluster = Cluster::new(0);
+    cluster.world.borrow_mut().off.insert(2);
+    cluster.pass(ms(2000));
+    let in_vain = Report { unanswered: 99, unanswered_for: ms(9000), answer: None, gossip_down: true };
+    let old = Message::Report { term: 0, about: 2, report: in_vain };
+    let mut effects = Vec::new();
+    cluster.vigils[0].hear(cluster.now, 1, old, &cluster.world, &mut effects);
+    cluster.vigils[0].step(cluster.now, &cluster.world, &mut effects);
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Lost { .. })), "{effects:?}");
+}
+
+#[test]
+fn only_members_that_gossip_calls_alive_are_tried_to_learn_whether_they_answer() {
+    let cluster = Cluster::new(0);
+    cluster.world.borrow_mut().down_in_gossip.insert(1);
+    let mut effects = Vec::new();
+    cluster.vigils[0].learn(cluster.now, &cluster.world, &mut effects);
+    assert_eq!(effects, [Effect::Learn(2)]);
+}
+
+#[test]
+fn of_two_nodes_the_lost_one_is_declared_quickly_while_the_gateway_answers() {
+    let mut cluster = Cluster::of(2, 0);
+    cluster.pass(ms(5000));
+    assert!(cluster.said.iter().any(|(_, said)| *said == Effect::GatewayAnswers { beside: 1 }));
+    cluster.world.borrow_mut().off.insert(1);
+    cluster.pass(ms(3250));
+    assert_eq!(cluster.lost(), [1]);
+}
+
+#[test]
+fn of_two_nodes_the_one_whose_own_link_is_down_declares_nobody() {
+    let mut cluster = Cluster::of(2, 0);
+    cluster.pass(ms(5000));
+    cluster.world.borrow_mut().unplugged.insert(0);
+    cluster.pass(ms(120_000));
+    cluster.world.borrow_mut().unplugged.clear();
+    cluster.pass(ms(5000));
+    assert!(cluster.lost().is_empty());
+}
+
+#[test]
+fn of_two_nodes_without_a_gateway_the_lost_one_is_declared_after_half_a_minute() {
+    let mut cluster = Cluster::of(2, 0);
+    cluster.world.borrow_mut().gateway = false;
+    cluster.pass(ms(5000));
+    cluster.world.borrow_mut().off.insert(1);
+    cluster.pass(ms(29_000));
+    assert!(cluster.lost().is_empty());
+    cluster.pass(ms(2000));
+    assert_eq!(cluster.lost(), [1]);
+}
+
+#[test]
+fn the_gateway_is_tried_once_a_minute_while_all_is_well_and_often_while_the_other_one_is_silent() {
+    let tries = |cluster: &Cluster| {
+        cluster.said.iter().filter(|(_, said)| matches!(said, Effect::TryGateway { .. })).count()
+    };
+    let mut cluster = Cluster::of(2, 0);
+    // Otherwise what is tried is not noted.
+    cluster.world.borrow_mut().gateway = false;
+    cluster.pass(ms(300_000));
+    assert!((5..=6).contains(&tries(&cluster)), "{} tries in five minutes", tries(&cluster));
+    cluster.world.borrow_mut().off.insert(1);
+    cluster.pass(ms(2500));
+    assert!(tries(&cluster) > 12, "{} tries", tries(&cluster));
+}
+
+#[test]
+fn beside_more_than_one_other_node_no_gateway_is_tried() {
+    let mut cluster = Cluster::of(3, 0);
+    cluster.world.borrow_mut().gateway = false;
+    cluster.world.borrow_mut().off.insert(1);
+    cluster.pass(ms(130_000));
+    assert!(!cluster.said.iter().any(|(_, said)| matches!(said, Effect::TryGateway { .. })));
+}
+
+#[test]
+fn the_leader_is_told_what_each_member_shows_and_nobody_elses_word_counts() {
+    let mut cluster = Cluster::new(0);
+    cluster.pass(ms(1000));
+    let told = |said: &[(u64, Effect<u8>)], node| {
+        said.iter().any(|(_, said)| *said == Effect::Shows { node, revision: 7 })
+    };
+    assert!(told(&cluster.said, 1) && told(&cluster.said, 2));
+    let stranger = Message::Renewal { origin: 9, term: 1, tick: None, revision: 7 };
+    let mut effects = Vec::new();
+    cluster.vigils[0].hear(cluster.now, 1, stranger, &cluster.world, &mut effects);
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Shows { .. })), "{effects:?}");
+}
