@@ -7,9 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use skein_api::write::Write;
 use skein_control::chance::Chance;
-use skein_control::plan::{Plan, Round, plan};
-use skein_control::view::Changed;
-use skein_control::voters::{self, Membership};
+use skein_control::plan::{Agenda, Round};
+use skein_control::voters::{self, Membership, Memory, Sighting};
 use skein_net::endpoint::Endpoint;
 use skein_net::gossip::service::Members as Gossiped;
 use skein_net::identity::NodeId;
@@ -31,14 +30,6 @@ use crate::watchfulness::Verdicts;
 
 /// How often the voters are looked at.
 const VOTERS_EVERY: Duration = Duration::from_millis(250);
-/// Members beyond the voters that copy the log, to take a lost voter's place. The rest follow events.
-const LEARNERS_MAX: usize = 2;
-/// Entries a learner may lag and still count as caught up.
-const LAG_MAX: u64 = 64;
-/// A wake-up that a plan asked for is never further away than this: clocks jump.
-const WAKE_MAX: Duration = Duration::from_secs(60);
-/// Objects are stamped in whole seconds: a moment of this second may seem to be over already.
-const WAKE_MIN: Duration = Duration::from_millis(100);
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Plans objects, one command after another.
@@ -76,11 +67,10 @@ impl Planner {
         self.picture.reach(revision).await;
         let mut revisions = self.picture.revisions();
         let mut changes = self.store.on_change();
-        let mut pending = Changed::All;
-        let mut wake_at = Instant::now() + WAKE_MAX;
+        let mut agenda = Agenda::default();
         loop {
             let (view, changed) = self.picture.take_changed();
-            pending.merge(changed);
+            agenda.add(changed);
             let verdicts = self.verdicts.borrow_and_update().clone();
             let round = Round {
                 now: self.stamp(),
@@ -89,42 +79,32 @@ impl Planner {
                 ca_pem: &self.ca_pem,
                 kubernetes_ip: &self.kubernetes_ip,
             };
-            let Plan { writes, wake_at: wanted, unfinished } = plan(&view, &pending, &round);
-            if let Some(wanted) = wanted {
-                let until = clock::wall().duration_until(wanted);
-                let until = Duration::try_from(until).unwrap_or_default().clamp(WAKE_MIN, WAKE_MAX);
-                wake_at = wake_at.min(Instant::now() + until);
-            }
-            if !writes.is_empty() {
-                match self.commit(term, writes).await {
+            let mut plan = agenda.plan(&view, &round);
+            if !plan.writes.is_empty() {
+                match self.commit(term, std::mem::take(&mut plan.writes)).await {
                     // The plan's own writes come back by the watch; they change nothing for planners.
                     Ok(Some(revision)) => {
-                        pending = if unfinished { Changed::All } else { Changed::default() };
+                        let goes_on = agenda.committed(&plan);
                         self.picture.reach(revision).await;
-                        if unfinished {
+                        if goes_on {
                             continue;
                         }
                     }
-                    // Somebody wrote meanwhile: look again, at what is new as well.
-                    Ok(None) => {
-                        self.wait(&mut revisions, &mut changes, wake_at).await;
-                        continue;
-                    }
+                    // Somebody wrote meanwhile: look again when that is seen here.
+                    Ok(None) => {}
                     Err(ProposeError::NotLeader { .. } | ProposeError::Stopped) => break,
                     Err(error) => {
                         debug!(term, %error, "a plan was not committed");
-                        pending = Changed::All;
+                        agenda.failed();
                     }
                 }
-            } else {
-                pending = Changed::default();
             }
             if self.store.metrics().term != term || !self.store.metrics().leads() {
                 break;
             }
+            let wake_at = Instant::now() + agenda.wake_in(clock::wall());
             if self.wait(&mut revisions, &mut changes, wake_at).await {
-                pending = Changed::All;
-                wake_at = Instant::now() + WAKE_MAX;
+                agenda.woken();
             }
         }
         self.picture.stop_noting();
@@ -172,13 +152,6 @@ pub(crate) struct Voters {
     pub(crate) members: Members,
     pub(crate) authority: Authority,
     pub(crate) gossiped: watch::Receiver<Arc<Gossiped>>,
-}
-
-/// What the leader remembers between two looks: since when each member is as it is.
-#[derive(Default)]
-struct Memory {
-    seen: BTreeMap<VoterId, (bool, u64, skein_control::time::Instant, skein_control::time::Instant)>,
-    last_voluntary: Option<skein_control::time::Instant>,
 }
 
 impl Voters {
@@ -234,52 +207,39 @@ impl Voters {
         }
     }
 
-    async fn look(&self, memory: &mut Memory) {
+    async fn look(&self, memory: &mut Memory<VoterId>) {
         let metrics = self.store.metrics();
         let now = clock::boot();
         self.let_go(&metrics).await;
         let records = self.members.present();
         let gossiped = self.gossiped.borrow().clone();
-        let mut members = BTreeMap::new();
-        for record in records.values() {
+        let sightings = records.values().map(|record| {
             let id = record.voter();
-            let matched = if id == metrics.voter {
-                metrics.last_log
-            } else {
-                metrics.matched.get(&id).copied().unwrap_or(0)
-            };
-            let up = id == metrics.voter
-                || gossiped.get(&record.node).is_some_and(|member| member.state.is_active());
-            let (was_up, was_at, since, progressed) =
-                *memory.seen.entry(id).or_insert((up, matched, now, now));
-            let since = if was_up == up { since } else { now };
-            // A log that has everything cannot move: being complete counts as moving.
-            let progressed = if matched > was_at || (up && matched + LAG_MAX >= metrics.last_log) {
-                now
-            } else {
-                progressed
-            };
-            memory.seen.insert(id, (up, matched, since, progressed));
             let removals = record.removals_ms.iter().filter(|at| **at + DAY_MS > wall_ms()).count();
-            let member = voters::Member {
-                up,
-                since,
-                progressed_at: progressed,
-                caught_up: matched + LAG_MAX >= metrics.last_log && matched > 0,
+            let sighting = Sighting {
+                up: gossiped.get(&record.node).is_some_and(|member| member.state.is_active()),
+                matched: metrics.matched.get(&id).copied().unwrap_or(0),
                 fresh: record.fresh,
                 removals: removals as u32,
                 leaving: record.leaving,
                 domain: String::new(),
             };
-            members.insert(id, member);
-        }
+            (id, sighting)
+        });
+        let members = memory.look(now, metrics.voter, metrics.last_log, sightings);
         let membership = Membership {
             voters: metrics.voters.clone(),
             learners: metrics.learners.clone(),
             joint: metrics.joint,
         };
-        let change =
-            voters::plan(now, metrics.voter, &members, &membership, LEARNERS_MAX, memory.last_voluntary);
+        let change = voters::plan(
+            now,
+            metrics.voter,
+            &members,
+            &membership,
+            voters::LEARNERS_MAX,
+            memory.last_voluntary,
+        );
         let Some(change) = change else { return };
         let result = match &change {
             voters::Change::AddLearner(id) => self.store.add_learner(*id).await,

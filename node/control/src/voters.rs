@@ -21,6 +21,8 @@ pub const SPARE_UP_MIN: Duration = Duration::from_secs(5 * 60);
 pub const SPARE_UP_MAX: Duration = Duration::from_secs(60 * 60);
 /// A cluster that lost a voter for good grows again after its members were up for this long.
 pub const REGROW_MIN: Duration = Duration::from_secs(10 * 60);
+/// Members beyond the voters that copy the log, to take a lost voter's place. The rest follow events.
+pub const LEARNERS_MAX: usize = 2;
 /// Time between two changes that nobody's death asked for.
 pub const VOLUNTARY_EVERY: Duration = Duration::from_secs(10 * 60);
 
@@ -84,6 +86,80 @@ pub fn target(members: usize) -> usize {
 /// How many losses of one node at a time `voters` voters survive.
 pub fn failures_survived(voters: usize) -> usize {
     voters.saturating_sub(1) / 2
+}
+
+/// Entries by which a member may lag and still count as caught up.
+const LAG_MAX: u64 = 64;
+
+/// What the leader sees of one member at one look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sighting {
+    /// Gossip calls it alive or suspect; not looked at for the leader itself.
+    pub up: bool,
+    /// Up to which entry its log agrees with the leader's; 0 if that is not known.
+    pub matched: u64,
+    /// See [`Member::fresh`].
+    pub fresh: bool,
+    /// See [`Member::removals`].
+    pub removals: u32,
+    /// See [`Member::leaving`].
+    pub leaving: bool,
+    /// See [`Member::domain`].
+    pub domain: String,
+}
+
+/// What a leader remembers between two looks. It ends with its term: another leader's clock is its own.
+#[derive(Debug, Clone)]
+pub struct Memory<Id> {
+    seen: BTreeMap<Id, Seen>,
+    /// When the last voluntary change was made in this office.
+    pub last_voluntary: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    up: bool,
+    since: Instant,
+    matched: u64,
+    progressed_at: Instant,
+}
+
+impl<Id: Copy + Ord> Default for Memory<Id> {
+    fn default() -> Self {
+        Memory { seen: BTreeMap::new(), last_voluntary: None }
+    }
+}
+
+impl<Id: Copy + Ord> Memory<Id> {
+    /// Takes what is seen at `now` and says since when each member is as it is.
+    ///
+    /// * `last_log`: the index of the leader's last entry.
+    pub fn look(
+        &mut self,
+        now: Instant,
+        leader: Id,
+        last_log: u64,
+        sightings: impl IntoIterator<Item = (Id, Sighting)>,
+    ) -> BTreeMap<Id, Member> {
+        let before = std::mem::take(&mut self.seen);
+        let mut members = BTreeMap::new();
+        for (id, sighting) in sightings {
+            let (up, matched) = if id == leader { (true, last_log) } else { (sighting.up, sighting.matched) };
+            let was =
+                before.get(&id).copied().unwrap_or(Seen { up, since: now, matched, progressed_at: now });
+            let is_complete = matched + LAG_MAX >= last_log;
+            // A log that has everything cannot move: being complete counts as moving.
+            let moves = matched > was.matched || (up && is_complete);
+            let since = if was.up == up { was.since } else { now };
+            let progressed_at = if moves { now } else { was.progressed_at };
+            self.seen.insert(id, Seen { up, since, matched, progressed_at });
+            let Sighting { fresh, removals, leaving, domain, .. } = sighting;
+            let caught_up = is_complete && matched > 0;
+            members
+                .insert(id, Member { up, since, progressed_at, caught_up, fresh, removals, leaving, domain });
+        }
+        members
+    }
 }
 
 /// The next change of the voters, if one is due.

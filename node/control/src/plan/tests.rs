@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::{Agenda, Plan, Round};
 use crate::meta;
 use crate::node_health::Verdict;
 use crate::world::{World, asking, bare_pod, deployment};
@@ -445,4 +446,49 @@ proptest! {
             prop_assert!(world.sets().is_empty());
         }
     }
+}
+
+fn wake_at(seconds: i64) -> Plan {
+    Plan { wake_at: Some(jiff::Timestamp::from_second(seconds).unwrap()), ..Plan::default() }
+}
+
+/// A plan that was refused because the picture was too old is made again with the same changes, not only with
+/// what changed since.
+#[test]
+fn a_leader_plans_again_what_was_refused_and_everything_when_it_knows_nothing() {
+    let world = World::with_nodes(&["a"]);
+    let round = Round {
+        now: world.now,
+        chance: crate::chance::Chance(1),
+        verdicts: &world.verdicts,
+        ca_pem: "pem",
+        kubernetes_ip: "10.43.0.1",
+    };
+    let mut agenda = Agenda::default();
+    agenda.plan(&world.view, &round);
+    assert!(agenda.is_empty(), "a settled cluster calls for nothing, and that is dealt with");
+    agenda.failed();
+    assert!(!agenda.is_empty());
+    agenda.committed(&Plan::default());
+    assert!(agenda.is_empty());
+    assert!(agenda.committed(&Plan { unfinished: true, ..Plan::default() }));
+    assert!(!agenda.is_empty());
+}
+
+#[test]
+fn a_leader_wakes_at_the_earliest_moment_asked_for_but_at_least_once_a_minute() {
+    let now = jiff::Timestamp::from_second(1000).unwrap();
+    let mut agenda = Agenda::default();
+    let ms = std::time::Duration::from_millis;
+    assert_eq!(agenda.wake_in(now), ms(60_000));
+    agenda.remember(&wake_at(1030));
+    agenda.remember(&wake_at(1010));
+    agenda.remember(&wake_at(1020));
+    assert_eq!(agenda.wake_in(now), ms(10_000));
+    agenda.woken();
+    assert_eq!(agenda.wake_in(now), ms(60_000));
+    agenda.remember(&wake_at(5000));
+    assert_eq!(agenda.wake_in(now), ms(60_000));
+    agenda.remember(&wake_at(999));
+    assert_eq!(agenda.wake_in(now), ms(100));
 }

@@ -10,6 +10,7 @@ mod adopt;
 mod backoff;
 mod life;
 mod probe;
+pub mod report;
 mod status;
 mod tell;
 mod unit;

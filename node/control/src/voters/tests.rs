@@ -330,3 +330,27 @@ fn five_stay_five_while_somebody_can_still_learn() {
     assert_eq!(cluster.membership.voters.len(), 5);
     assert!(cluster.membership.voters.contains(&7), "{:?}", cluster.membership);
 }
+
+fn sighting(up: bool, matched: u64) -> Sighting {
+    Sighting { up, matched, fresh: false, removals: 0, leaving: false, domain: String::new() }
+}
+
+#[test]
+fn a_leader_remembers_since_when_a_member_is_down_and_when_its_log_last_moved() {
+    let mut memory = Memory::default();
+    let mut look = |at: u64, up, matched| {
+        let sightings = [(0, sighting(false, 0)), (1, sighting(up, matched))];
+        let members = memory.look(Instant(at), 0, 1000, sightings);
+        assert!(members[&0].up && members[&0].caught_up, "the leader sees itself");
+        members[&1].clone()
+    };
+    look(1000, true, 200);
+    let member = look(2000, true, 300);
+    assert_eq!((member.since, member.progressed_at, member.caught_up), (Instant(1000), Instant(2000), false));
+    look(3000, false, 300);
+    let member = look(4000, false, 300);
+    assert_eq!((member.since, member.progressed_at), (Instant(3000), Instant(2000)));
+    let member = look(5000, true, 1000 - 64);
+    assert!(member.caught_up);
+    assert_eq!(look(6000, true, 1000 - 64).progressed_at, Instant(6000));
+}

@@ -1,0 +1,189 @@
+//! Reports of pods' status: gathered while one batch is under way, written as the next one.
+//!
+//! Only the latest status of a pod counts. Each write of a batch may be refused alone (somebody else wrote
+//! the pod meanwhile); it is then computed anew from the pod as it is.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::PodStatus;
+use serde_json::Value;
+use skein_api::key::ObjectKey;
+use skein_api::write::{Change, Expect, Write};
+
+/// Pods in one batch; the rest waits for the next.
+const BATCH_MAX: usize = 500;
+
+/// What to do to one pod's object.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Report {
+    /// This is what it does.
+    Status(Box<PodStatus>),
+    /// Its deletion waited for the end of its processes.
+    Delete,
+}
+
+/// A pod, whose uid must still be this when something is written.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Name {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+}
+
+/// What is still to be written. At most one report per pod.
+#[derive(Debug, Clone, Default)]
+pub struct Reports {
+    pending: BTreeMap<Name, Report>,
+}
+
+/// Writes that are to be proposed as one command of which each may be refused alone.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Batch {
+    /// One for each of `reports`, in the same order.
+    pub writes: Vec<Write>,
+    /// What the writes say.
+    pub reports: Vec<(Name, Report)>,
+}
+
+impl Reports {
+    /// Whether nothing is to be written.
+    pub fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Takes a new report. After the order to delete there is nothing more to say.
+    pub fn note(&mut self, pod: Name, report: Report) {
+        if self.pending.get(&pod) != Some(&Report::Delete) {
+            self.pending.insert(pod, report);
+        }
+    }
+
+    /// Gives back what was not written; whatever came meanwhile is newer.
+    pub fn give_back(&mut self, reports: impl IntoIterator<Item = (Name, Report)>) {
+        for (pod, report) in reports {
+            match report {
+                Report::Delete => drop(self.pending.insert(pod, report)),
+                Report::Status(_) => drop(self.pending.entry(pod).or_insert(report)),
+            }
+        }
+    }
+
+    /// The next batch, made from the objects as `stored` has them: revision and bytes by key. A pod that is
+    /// gone, or another one by now, needs no report.
+    pub fn batch<'a>(&mut self, stored: impl Fn(&str) -> Option<(u64, &'a [u8])>) -> Batch {
+        let mut batch = Batch::default();
+        while batch.writes.len() < BATCH_MAX {
+            let Some((pod, report)) = self.pending.pop_first() else { break };
+            let key = ObjectKey::new("", "pods", &pod.namespace, &pod.name).to_string();
+            let Some((revision, bytes)) = stored(&key) else { continue };
+            let Some(change) = change(bytes, &pod, &report) else { continue };
+            batch.writes.push(Write { key, expect: Expect::Revision(revision), change });
+            batch.reports.push((pod, report));
+        }
+        batch
+    }
+}
+
+fn change(object: &[u8], pod: &Name, report: &Report) -> Option<Change> {
+    let mut json: Value = serde_json::from_slice(object).ok()?;
+    if json["metadata"]["uid"] != pod.uid.as_str() {
+        return None;
+    }
+    Some(match report {
+        Report::Delete => Change::Delete,
+        Report::Status(status) => {
+            let mut status = serde_json::to_value(status).expect("a status is plain data");
+            keep_what_others_say(&json["status"], &mut status);
+            json["status"] = status;
+            Change::Put(serde_json::to_vec(&json).expect("JSON is written without error"))
+        }
+    })
+}
+
+/// Conditions that this node does not know of (readiness gates, the scheduler's) and the start time stay.
+fn keep_what_others_say(old: &Value, new: &mut Value) {
+    for field in ["startTime", "qosClass"] {
+        if new[field].is_null() && !old[field].is_null() {
+            new[field] = old[field].clone();
+        }
+    }
+    let known: Vec<Value> = new["conditions"].as_array().cloned().unwrap_or_default();
+    let said = |kind: &Value| known.iter().any(|condition| condition["type"] == *kind);
+    let others = old["conditions"].as_array().into_iter().flatten();
+    let others: Vec<Value> = others.filter(|condition| !said(&condition["type"])).cloned().collect();
+    if !others.is_empty() {
+        new["conditions"] = others.into_iter().chain(known).collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn name(uid: &str) -> Name {
+        Name { namespace: "default".into(), name: "web".into(), uid: uid.into() }
+    }
+
+    fn status(phase: &str) -> Report {
+        Report::Status(Box::new(PodStatus { phase: Some(phase.into()), ..PodStatus::default() }))
+    }
+
+    fn stored() -> Vec<u8> {
+        let pod = json!({
+            "metadata": {"namespace": "default", "name": "web", "uid": "a"},
+            "status": {
+                "phase": "Pending",
+                "startTime": "2026-01-01T00:00:00Z",
+                "conditions": [{"type": "PodScheduled", "status": "True"}],
+            },
+        });
+        serde_json::to_vec(&pod).unwrap()
+    }
+
+    #[test]
+    fn the_latest_status_is_written_and_what_others_say_stays() {
+        let (mut reports, pod) = (Reports::default(), stored());
+        reports.note(name("a"), status("Pending"));
+        reports.note(name("a"), status("Running"));
+        let batch = reports.batch(|key| (key == "core/pods/default/web").then_some((7, &pod)));
+        assert!(reports.is_empty());
+        let [Write { expect: Expect::Revision(7), change: Change::Put(bytes), .. }] = &batch.writes[..]
+        else {
+            panic!("{batch:?}")
+        };
+        let json: Value = serde_json::from_slice(bytes).unwrap();
+        assert_eq!(json["status"]["phase"], "Running");
+        assert_eq!(json["status"]["startTime"], "2026-01-01T00:00:00Z");
+        assert_eq!(json["status"]["conditions"][0]["type"], "PodScheduled");
+    }
+
+    #[test]
+    fn a_pod_that_is_gone_or_another_one_by_now_needs_no_report() {
+        let (mut reports, pod) = (Reports::default(), stored());
+        reports.note(name("b"), status("Running"));
+        assert_eq!(reports.batch(|_| Some((7, &pod))), Batch::default());
+        reports.note(name("a"), status("Running"));
+        assert_eq!(reports.batch(|_| None), Batch::default());
+    }
+
+    #[test]
+    fn what_comes_while_a_batch_is_under_way_is_newer_and_a_deletion_is_the_last_word() {
+        let (mut reports, pod) = (Reports::default(), stored());
+        reports.note(name("a"), status("Pending"));
+        let refused = reports.batch(|_| Some((7, &pod)));
+        reports.note(name("a"), status("Running"));
+        reports.give_back(refused.reports);
+        assert_eq!(reports.pending[&name("a")], status("Running"));
+        reports.note(name("a"), Report::Delete);
+        reports.note(name("a"), status("Failed"));
+        let refused = reports.batch(|_| Some((7, &pod)));
+        assert_eq!(refused.writes[0].change, Change::Delete);
+        reports.note(name("a"), status("Failed"));
+        reports.give_back(refused.reports);
+        assert_eq!(reports.pending[&name("a")], Report::Delete);
+    }
+}
