@@ -13,12 +13,13 @@ use skein_control::node_health::Verdict;
 use skein_control::probe::Probe;
 use skein_control::time::Instant;
 use skein_control::vigil::{
-    Effect, Gossip, LEARN_EVERY, LEARN_LIMIT, Leadership, Message, PROBE_STEP, Sight, Vigil,
+    Effect, Gossip, LEARN_EVERY, LEARN_LIMIT, Leadership, Message, PROBE_STEP, Sight, Vigil, Word,
 };
 use skein_net::endpoint::Endpoint;
 use skein_net::gossip;
 use skein_net::gossip::service::Members as Gossiped;
 use skein_net::identity::NodeId;
+use skein_raft_store::log::Health;
 use skein_raft_store::{Handle, TokioRuntime};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
@@ -30,7 +31,7 @@ use crate::gateway::Gateway;
 use crate::members::Members;
 use crate::picture::Picture;
 use crate::prober;
-use crate::wire::{self, Report, Watchfulness};
+use crate::wire::{self, NodeWord, Report, Watchfulness};
 
 /// Datagrams between a node and the leader's judge.
 pub(crate) const WATCH_DATAGRAM: u8 = 40;
@@ -112,6 +113,7 @@ impl Sight<NodeId> for Node {
             term: metrics.term,
             voters: metrics.voters.iter().map(|voter| NodeId(voter.node)).collect(),
             revision: metrics.revision,
+            disk_full: metrics.disk == Health::Full,
             quorum_acked_age: metrics.quorum_acked_age,
         }
     }
@@ -239,11 +241,26 @@ impl Watch {
                 warn!(peer = %node, name = self.name_of(node), ?cause, silent_ms, "a node is lost");
                 self.publish();
             }
+            Effect::HandOver(node) => self.hand_over(node),
             Effect::Back(node) => {
                 info!(peer = %node, name = self.name_of(node), "a lost node is back");
                 self.publish();
             }
         }
+    }
+
+    /// Lets another voter lead; the loop has other things to do meanwhile.
+    fn hand_over(&self, peer: NodeId) {
+        let store = self.node.store.clone();
+        let Some(voter) = store.metrics().voters.into_iter().find(|voter| voter.node == peer.0) else {
+            return;
+        };
+        info!(%peer, "hands leadership to a voter that reaches more members or has space");
+        tokio::spawn(async move {
+            if !store.transfer_leader(Some(voter)).await {
+                warn!(%peer, "leadership did not go over");
+            }
+        });
     }
 
     /// Tells the planner what the judge says now.
@@ -329,14 +346,20 @@ impl From<Report> for judge::Report {
 impl From<Message<NodeId>> for Watchfulness {
     fn from(message: Message<NodeId>) -> Watchfulness {
         match message {
-            Message::Renewal { origin, term, tick, revision } => {
-                Watchfulness::Renewal { origin, term, tick: tick.map(|tick| tick.0), revision }
+            Message::Renewal { origin, term, tick, word: Word { revision, disk_full, reaches } } => {
+                let word = NodeWord { revision, disk_full, reaches };
+                Watchfulness::Renewal { origin, term, tick: tick.map(|tick| tick.0), word }
             }
-            Message::Grant { origin, term, tick } => Watchfulness::Grant { origin, term, tick: tick.0 },
+            Message::Grant { origin, term, tick, survey } => {
+                Watchfulness::Grant { origin, term, tick: tick.0, survey }
+            }
             Message::Probe { term, about } => Watchfulness::Probe { term, about },
             Message::Report { term, about, report } => {
                 Watchfulness::Report { term, about, report: report.into() }
             }
+            Message::Greeting => Watchfulness::Greeting,
+            Message::Greeted => Watchfulness::Greeted,
+            Message::Chosen => Watchfulness::Chosen,
         }
     }
 }
@@ -344,16 +367,20 @@ impl From<Message<NodeId>> for Watchfulness {
 impl From<Watchfulness> for Message<NodeId> {
     fn from(message: Watchfulness) -> Message<NodeId> {
         match message {
-            Watchfulness::Renewal { origin, term, tick, revision } => {
-                Message::Renewal { origin, term, tick: tick.map(Instant), revision }
+            Watchfulness::Renewal { origin, term, tick, word: NodeWord { revision, disk_full, reaches } } => {
+                let word = Word { revision, disk_full, reaches };
+                Message::Renewal { origin, term, tick: tick.map(Instant), word }
             }
-            Watchfulness::Grant { origin, term, tick } => {
-                Message::Grant { origin, term, tick: Instant(tick) }
+            Watchfulness::Grant { origin, term, tick, survey } => {
+                Message::Grant { origin, term, tick: Instant(tick), survey }
             }
             Watchfulness::Probe { term, about } => Message::Probe { term, about },
             Watchfulness::Report { term, about, report } => {
                 Message::Report { term, about, report: report.into() }
             }
+            Watchfulness::Greeting => Message::Greeting,
+            Watchfulness::Greeted => Message::Greeted,
+            Watchfulness::Chosen => Message::Chosen,
         }
     }
 }

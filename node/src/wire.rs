@@ -80,14 +80,43 @@ pub(crate) struct Client {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Watchfulness {
     /// "I am here." `tick` is the newest one heard of this leader; another voter may pass it on.
-    /// `revision` is what the node shows.
-    Renewal { origin: NodeId, term: u64, tick: Option<u64>, revision: u64 },
-    /// The leader's answer: its present moment.
-    Grant { origin: NodeId, term: u64, tick: u64 },
+    Renewal {
+        origin: NodeId,
+        term: u64,
+        tick: Option<u64>,
+        word: NodeWord,
+    },
+    /// The leader's answer: its present moment. In a `survey` every node greets all voters.
+    Grant {
+        origin: NodeId,
+        term: u64,
+        tick: u64,
+        survey: bool,
+    },
     /// "Probe that node and tell me", from the leader.
-    Probe { term: u64, about: NodeId },
+    Probe {
+        term: u64,
+        about: NodeId,
+    },
     /// An observer's report.
-    Report { term: u64, about: NodeId, report: Report },
+    Report {
+        term: u64,
+        about: NodeId,
+        report: Report,
+    },
+    /// To a voter, which answers with `Greeted`: the two reach each other.
+    Greeting,
+    Greeted,
+    /// To the voter that is to lead instead of the sender.
+    Chosen,
+}
+
+/// `skein_control::vigil::Word` on the wire.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct NodeWord {
+    pub(crate) revision: u64,
+    pub(crate) disk_full: bool,
+    pub(crate) reaches: Vec<NodeId>,
 }
 
 /// `skein_control::judge::Report` on the wire; milliseconds.

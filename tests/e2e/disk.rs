@@ -6,7 +6,10 @@ use crate::house::{House, said, wait};
 use crate::user::User;
 use crate::{Tests, tests};
 
-pub(crate) const TESTS: Tests = tests![a_full_disk_refuses_writes_by_its_name_until_there_is_space];
+pub(crate) const TESTS: Tests = tests![
+    a_full_disk_refuses_writes_by_its_name_until_there_is_space,
+    a_leader_whose_disk_is_full_gives_way_to_one_that_has_space,
+];
 
 /// Holds the files of a node with the built-in image of a debug build, and what the log sets aside.
 const DISK_BYTES: u64 = 512 << 20;
@@ -56,4 +59,34 @@ fn a_full_disk_refuses_writes_by_its_name_until_there_is_space() {
     house.until("writes again", || (user.say(&["create", "configmap", "after"]).code == 0).then_some(()));
     watching.line("after");
     house.until("that all are told", || (!house.skein_ok("two", &["status"]).contains("FULL")).then_some(()));
+}
+
+fn a_leader_whose_disk_is_full_gives_way_to_one_that_has_space() {
+    let names = ["one", "two", "three"];
+    let mut house = House::new(&names);
+    let lab = house.cluster.lab();
+    for name in names {
+        lab.power_off(name).expect("the machine is ours");
+        lab.machine_mut(name).limit_disk(DISK_BYTES);
+        lab.power_on(name).unwrap_or_else(|error| panic!("{error}"));
+    }
+    wait(house.cluster.form()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    let leader = house.until("a leader", || wait(house.cluster.leader()));
+    let machine = house.lab().machine(&leader);
+    let fill = format!("cat /dev/zero > {}", machine.disk().join("ballast").display());
+    let filled = said(machine.command("sh").args(["-c", &fill]).output());
+    assert!(filled.err.contains("No space left"), "{filled:?}");
+
+    let user = User::of(&house, "kubectl".as_ref(), &leader, "default");
+    // The disk is known to be full once somebody wants to write, and from then on nobody waits for long.
+    let mut written = 0;
+    let next = house.until("another leader", || {
+        written += 1;
+        user.say(&["create", "configmap", &format!("map-{written}")]);
+        wait(house.cluster.leader()).filter(|next| *next != leader)
+    });
+    house.until("a write through the node whose disk is full", || {
+        (user.say(&["create", "configmap", "through"]).code == 0).then_some(())
+    });
+    assert_eq!(house.until("a leader", || wait(house.cluster.leader())), next);
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::house::{House, wait};
 use crate::{Tests, tests};
@@ -12,6 +12,7 @@ use crate::{Tests, tests};
 pub(crate) const TESTS: Tests = tests![
     a_machine_without_power_is_replaced_whether_it_led_or_not,
     a_machine_that_is_cut_off_is_replaced_and_gives_back_its_extra_pods,
+    a_leader_cut_off_from_one_node_gives_way_and_no_pod_moves,
     five_machines_survive_the_loss_of_three_one_after_another,
     pods_outlive_their_daemon,
     a_daemon_that_stays_dead_is_replaced_although_its_machine_answers,
@@ -136,6 +137,36 @@ fn a_machine_that_is_cut_off_is_replaced_and_gives_back_its_extra_pods() {
     house.cluster.lab().mend().expect("nft mends");
     wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
     house.until("no pod too many", || (lives(&house, victim) == replaced).then_some(()));
+}
+
+/// The pair reaches everybody else, so nobody is lost; and yet the node could not write while that one leads.
+fn a_leader_cut_off_from_one_node_gives_way_and_no_pod_moves() {
+    let mut house = with_pods_on(&["one", "two", "three", "four"]);
+    for (votes, both_ways) in [(false, true), (true, true), (true, false)] {
+        let leader = leader(&house);
+        let status = house.status(&leader);
+        let nodes = status["nodes"].as_array().expect("a list of nodes");
+        let is_it = |node: &&Value| node["voter"] == votes && node["name"] != leader.as_str();
+        let victim =
+            nodes.iter().find(is_it).expect("there are both")["name"].as_str().expect("a name").to_owned();
+        let before = lives(&house, &victim);
+        match both_ways {
+            true => house.cluster.lab().cut(&leader, &victim).expect("nft cuts"),
+            false => house.cluster.lab().cut_one_way(&leader, &victim).expect("nft cuts"),
+        }
+        // One by one: where only answers are lost, each of them arrives.
+        let mut maps = 0;
+        house.until("a write through the node that was cut off", || {
+            maps += 1;
+            let map = json!({ "metadata": { "name": format!("from-{victim}-{both_ways}-{maps}") } });
+            wait(house.cluster.api(&victim).post("/api/v1/namespaces/default/configmaps", &map)).ok()
+        });
+        assert_ne!(house.until("a leader", || wait(house.cluster.leader())), leader, "{}", house.logs());
+        nothing_moves(&house, &victim, &before, Duration::from_secs(5));
+        house.cluster.lab().mend().expect("nft mends");
+        wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+        nothing_moves(&house, &victim, &before, Duration::from_secs(2));
+    }
 }
 
 /// Two of five may go at once; for the third the cluster must first have become one of three.

@@ -35,6 +35,7 @@ pub mod pod;
 pub mod judge;
 pub mod own_link;
 pub mod probe;
+pub mod succession;
 pub mod vigil;
 pub mod voters;
 

@@ -1,5 +1,5 @@
 //! One node's part in watching over the others: it renews with the leader, probes whom the leader asks
-//! about, and judges while it leads itself.
+//! about, and judges while it leads itself, also whether another one should lead.
 //!
 //! [`Vigil`] is a state machine between the messages of other nodes, the ends of its tries, and timers.
 //! Call order: what has arrived is handed in ([`Vigil::hear`], [`Vigil::tried`], [`Vigil::learned`],
@@ -16,6 +16,7 @@ use crate::judge::{self, Answer, Cause, Judge, Report, Settings};
 use crate::node_health::Verdict;
 use crate::own_link::{LinkProof, OwnLink};
 use crate::probe::Probe;
+use crate::succession::{self, Succession};
 use crate::time::Instant;
 
 /// How often [`Vigil::probe`] is called while something is probed; tries are due every 100 ms.
@@ -28,9 +29,15 @@ pub const LEARN_LIMIT: Duration = Duration::from_secs(2);
 const GRANT_MISSED: Duration = Duration::from_secs(1);
 /// Two renewals without a grant: from here on the leader's kernel is probed.
 const LEADER_SILENT: Duration = Duration::from_millis(500);
+/// Contact counts for so long after the last sign of it.
+const CONTACT_MAX: Duration = Duration::from_secs(2);
+/// Voters a node may name. There are five, and five others while the set changes.
+const REACHES_MAX: usize = 10;
+/// How soon after its choice a new leader was chosen, rather than elected for another reason.
+const CHOSEN_MAX: Duration = Duration::from_secs(5);
 
 /// What nodes tell each other. Small, and a lost one is repaired by the next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message<Id> {
     /// "I am here."
     Renewal {
@@ -40,8 +47,8 @@ pub enum Message<Id> {
         term: u64,
         /// The newest moment heard of the leader of this term, on the leader's clock.
         tick: Option<Instant>,
-        /// The revision that it shows.
-        revision: u64,
+        /// What it says of itself.
+        word: Word<Id>,
     },
     /// The leader's answer to a renewal.
     Grant {
@@ -51,6 +58,8 @@ pub enum Message<Id> {
         term: u64,
         /// The leader's present moment.
         tick: Instant,
+        /// Somebody does not reach the leader: every node greets all voters, to say whom it reaches.
+        survey: bool,
     },
     /// "Probe that node and tell me", from the leader.
     Probe {
@@ -68,6 +77,23 @@ pub enum Message<Id> {
         /// What the observer knows.
         report: Report,
     },
+    /// To a voter: answer, so that it is known that the two reach each other.
+    Greeting,
+    /// The answer.
+    Greeted,
+    /// To the voter that is to lead instead of the sender.
+    Chosen,
+}
+
+/// What a node says of itself to the leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Word<Id> {
+    /// The revision that it shows.
+    pub revision: u64,
+    /// Its log has no room.
+    pub disk_full: bool,
+    /// Voters that it is in contact with, both ways; beside the leader it knows them only in a survey.
+    pub reaches: Vec<Id>,
 }
 
 /// What the store of this node says of leadership.
@@ -81,6 +107,8 @@ pub struct Leadership<Id> {
     pub voters: BTreeSet<Id>,
     /// The revision that this node shows.
     pub revision: u64,
+    /// The log of this node has no room.
+    pub disk_full: bool,
     /// While this node leads: how long ago a quorum last acknowledged it; `None` if none has since the election.
     pub quorum_acked_age: Option<Duration>,
 }
@@ -109,7 +137,7 @@ pub trait Sight<Id> {
 }
 
 /// What the shell must do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect<Id> {
     /// Send it as a datagram.
     Send {
@@ -172,6 +200,8 @@ pub enum Effect<Id> {
     },
     /// A verdict has changed: a node that the log calls lost is back.
     Back(Id),
+    /// Let this voter lead: it reaches more members, or has space.
+    HandOver(Id),
 }
 
 /// See the module.
@@ -180,6 +210,14 @@ pub struct Vigil<Id> {
     me: Id,
     settings: Settings,
     granted: Option<Granted>,
+    /// When the leader itself granted, not through another voter.
+    granted_directly: Option<Instant>,
+    /// When each voter last answered a greeting.
+    greeted: BTreeMap<Id, Instant>,
+    /// Until then the leader wants to know who reaches whom.
+    survey_until: Instant,
+    /// When this node was chosen to lead.
+    chosen_at: Option<Instant>,
     probes: BTreeMap<Id, Probe>,
     /// The leader that asked last, and its term: who gets the reports.
     asked_by: Option<(Id, u64)>,
@@ -194,12 +232,11 @@ pub struct Vigil<Id> {
     mutation: Option<judge::Mutation>,
 }
 
-/// The newest grant, and when it came.
+/// The newest grant.
 #[derive(Clone, Copy, Debug)]
 struct Granted {
     term: u64,
     tick: Instant,
-    at: Instant,
 }
 
 #[derive(Debug)]
@@ -208,6 +245,10 @@ struct Office<Id> {
     since: Instant,
     judge: Judge<Id>,
     verdicts: BTreeMap<Id, Verdict>,
+    succession: Succession<Id>,
+    /// What each member last said of itself, and when.
+    words: BTreeMap<Id, (Instant, Word<Id>)>,
+    survey: bool,
 }
 
 impl<Id: Copy + Ord> Vigil<Id> {
@@ -217,6 +258,10 @@ impl<Id: Copy + Ord> Vigil<Id> {
             me,
             settings,
             granted: None,
+            granted_directly: None,
+            greeted: BTreeMap::new(),
+            survey_until: Instant::default(),
+            chosen_at: None,
             probes: BTreeMap::new(),
             asked_by: None,
             answers: BTreeMap::new(),
@@ -259,29 +304,46 @@ impl<Id: Copy + Ord> Vigil<Id> {
         effects: &mut Vec<Effect<Id>>,
     ) {
         match message {
-            Message::Renewal { origin, term, tick, revision } => match &mut self.office {
+            Message::Renewal { origin, term, tick, mut word } => match &mut self.office {
                 Some(office) => {
                     let seen = tick.filter(|_| term == office.term);
                     if office.judge.renewed(now, origin, seen, sight.rtt(origin)) {
-                        effects.push(Effect::Shows { node: origin, revision });
+                        effects.push(Effect::Shows { node: origin, revision: word.revision });
+                        word.reaches.truncate(REACHES_MAX);
+                        office.words.insert(origin, (now, word));
                     }
-                    let message = Message::Grant { origin, term: office.term, tick: now };
-                    effects.push(Effect::Send { to: from, message });
+                    let (term, survey) = (office.term, office.survey);
+                    effects.push(Effect::Send {
+                        to: from,
+                        message: Message::Grant { origin, term, tick: now, survey },
+                    });
                 }
                 // Passed on once: a relayed one comes from somebody else than its origin.
-                None if from == origin => self.send_to_leader(sight.leadership().leader, message, effects),
+                None if from == origin => {
+                    let message = Message::Renewal { origin, term, tick, word };
+                    self.send_to_leader(sight.leadership().leader, message, effects);
+                }
                 None => {}
             },
-            Message::Grant { origin, term, tick } if origin == self.me => {
+            Message::Grant { origin, term, tick, survey } if origin == self.me => {
+                let leader = sight.leadership().leader.filter(|leader| *leader != self.me);
+                if survey {
+                    self.survey_until = now.after(CONTACT_MAX);
+                }
+                if leader == Some(from) {
+                    self.granted_directly = Some(now);
+                }
                 let newest = self.granted.map_or((0, Instant(0)), |granted| (granted.term, granted.tick));
                 if (term, tick) >= newest {
-                    self.granted = Some(Granted { term, tick, at: now });
-                    let leader = sight.leadership().leader.filter(|leader| *leader != self.me);
+                    self.granted = Some(Granted { term, tick });
                     self.last_leader = leader.map(|leader| (leader, now)).or(self.last_leader);
                 }
             }
             // The leader's answer to a renewal that was passed on from here.
             Message::Grant { origin, .. } => effects.push(Effect::Send { to: origin, message }),
+            Message::Greeting => effects.push(Effect::Send { to: from, message: Message::Greeted }),
+            Message::Greeted => drop(self.greeted.insert(from, now)),
+            Message::Chosen => self.chosen_at = Some(now),
             Message::Probe { term, about } => {
                 self.asked_by = Some((from, term));
                 self.ask_probe(now, about);
@@ -352,15 +414,35 @@ impl<Id: Copy + Ord> Vigil<Id> {
             self.ask_probe(now, leader);
         }
         let tick = self.granted.filter(|granted| granted.term == leadership.term).map(|granted| granted.tick);
-        let Leadership { term, revision, .. } = leadership;
-        let message = Message::Renewal { origin: self.me, term, tick, revision };
-        self.send_to_leader(leadership.leader, message, effects);
-        if self.granted.is_none_or(|granted| now.since(granted.at) > GRANT_MISSED) {
-            for voter in leadership.voters {
-                if voter != self.me && Some(voter) != leadership.leader {
-                    effects.push(Effect::Send { to: voter, message });
-                }
+        let message = Message::Renewal {
+            origin: self.me,
+            term: leadership.term,
+            tick,
+            word: self.word(now, &leadership),
+        };
+        self.send_to_leader(leadership.leader, message.clone(), effects);
+        let missed = self.granted_directly.is_none_or(|at| now.since(at) > GRANT_MISSED);
+        for to in leadership.voters {
+            if to == self.me || Some(to) == leadership.leader {
+                continue;
             }
+            if missed {
+                effects.push(Effect::Send { to, message: message.clone() });
+            }
+            if missed || now < self.survey_until {
+                effects.push(Effect::Send { to, message: Message::Greeting });
+            }
+        }
+    }
+
+    fn word(&mut self, now: Instant, leadership: &Leadership<Id>) -> Word<Id> {
+        let is_fresh = |at: Instant| now.since(at) <= CONTACT_MAX;
+        self.greeted.retain(|node, at| is_fresh(*at) && leadership.voters.contains(node));
+        let leader = leadership.leader.filter(|_| self.granted_directly.is_some_and(is_fresh));
+        Word {
+            revision: leadership.revision,
+            disk_full: leadership.disk_full,
+            reaches: self.greeted.keys().copied().chain(leader).take(REACHES_MAX).collect(),
         }
     }
 
@@ -371,13 +453,18 @@ impl<Id: Copy + Ord> Vigil<Id> {
         let answers = &self.answers;
         let members = sight.members();
         note_lone_node(&mut self.lone, now, me, &members, effects);
+        let leadership = sight.leadership();
+        if let Some(to) = office.successor(now, me, &members, &leadership) {
+            effects.push(Effect::Send { to, message: Message::Chosen });
+            effects.push(Effect::HandOver(to));
+        }
         office.judge.set_members(
             members
                 .into_iter()
                 .map(|(node, marked)| (node, marked, answers.get(&node).copied().unwrap_or(true))),
         );
         // Winning the election was the first contact with a quorum.
-        let acked = sight.leadership().quorum_acked_age.unwrap_or(Duration::MAX);
+        let acked = leadership.quorum_acked_age.unwrap_or(Duration::MAX);
         let quorum_age = acked.min(now.since(office.since));
         let outage = self.settings.outage_survived;
         let own_link = self.lone.as_ref().map_or(OwnLink::Unknown, |(_, proof)| proof.verdict(now, outage));
@@ -450,6 +537,7 @@ impl<Id: Copy + Ord> Vigil<Id> {
             && self.last_leader.is_none_or(|(last, _)| last != leader)
         {
             self.last_leader = Some((leader, now));
+            self.granted_directly = None;
         }
         if let Some(office) = self.office.take_if(|office| !leads || office.term != leadership.term) {
             effects.push(Effect::LeftOffice { term: office.term });
@@ -464,7 +552,19 @@ impl<Id: Copy + Ord> Vigil<Id> {
                 judge.mutate(self.mutation);
                 judge
             };
-            self.office = Some(Office { term, since: now, judge, verdicts: BTreeMap::new() });
+            let mut succession = Succession::new(self.me);
+            if self.chosen_at.take().is_some_and(|at| now.since(at) < CHOSEN_MAX) {
+                succession.given(now);
+            }
+            self.office = Some(Office {
+                term,
+                since: now,
+                judge,
+                verdicts: BTreeMap::new(),
+                succession,
+                words: BTreeMap::new(),
+                survey: false,
+            });
             effects.push(Effect::TookOffice { term });
         }
     }
@@ -487,6 +587,34 @@ impl<Id: Copy + Ord> Vigil<Id> {
         if let Some(to) = leader.filter(|leader| *leader != self.me) {
             effects.push(Effect::Send { to, message });
         }
+    }
+}
+
+impl<Id: Copy + Ord> Office<Id> {
+    /// Who should lead instead, by what the members said of themselves lately.
+    fn successor(
+        &mut self,
+        now: Instant,
+        me: Id,
+        members: &[(Id, bool)],
+        leadership: &Leadership<Id>,
+    ) -> Option<Id> {
+        self.words.retain(|node, _| members.iter().any(|(member, _)| member == node));
+        let fresh = self.words.iter().filter(|(_, (at, _))| now.since(*at) <= CONTACT_MAX);
+        let mut heard: BTreeMap<Id, succession::Member<Id>> = fresh
+            .map(|(node, (_, word))| {
+                let votes = leadership.voters.contains(node);
+                let reaches = word.reaches.iter().copied().collect();
+                (*node, succession::Member { votes, disk_full: word.disk_full, reaches })
+            })
+            .collect();
+        let disk_full = leadership.disk_full;
+        self.survey = disk_full || heard.values().any(|member| !member.reaches.contains(&me));
+        // Contact has two ends: whoever reaches this leader is reached by it.
+        let reaches = heard.iter().filter(|(_, member)| member.votes && member.reaches.contains(&me));
+        let reaches = reaches.map(|(node, _)| *node).collect();
+        heard.insert(me, succession::Member { votes: true, disk_full, reaches });
+        self.succession.step(now, &heard, &leadership.voters)
     }
 }
 

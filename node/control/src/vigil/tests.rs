@@ -12,6 +12,8 @@ struct World {
     term: u64,
     quorum_acked_age: Option<Duration>,
     marked: BTreeSet<u8>,
+    /// Pairs that do not reach each other.
+    cut: BTreeSet<(u8, u8)>,
     /// Neither the daemon nor the kernel of these says anything.
     off: BTreeSet<u8>,
     down_in_gossip: BTreeSet<u8>,
@@ -22,8 +24,9 @@ struct World {
 
 impl World {
     fn passes(&self, from: u8, to: u8) -> bool {
-        let cut = |node| self.unplugged.contains(&node);
-        !self.off.contains(&to) && (from == to || !cut(from) && !cut(to))
+        let unplugged = |node| self.unplugged.contains(&node);
+        let cut = self.cut.contains(&(from, to)) || self.cut.contains(&(to, from));
+        !self.off.contains(&to) && (from == to || !cut && !unplugged(from) && !unplugged(to))
     }
 }
 
@@ -35,6 +38,7 @@ impl Sight<u8> for RefCell<World> {
             term: world.term,
             voters: (0..world.nodes).collect(),
             revision: 7,
+            disk_full: false,
             quorum_acked_age: world.quorum_acked_age,
         }
     }
@@ -75,6 +79,7 @@ impl Cluster {
             term: 1,
             quorum_acked_age: Some(Duration::ZERO),
             marked: BTreeSet::new(),
+            cut: BTreeSet::new(),
             off: BTreeSet::new(),
             down_in_gossip: BTreeSet::new(),
             gateway: true,
@@ -127,7 +132,7 @@ impl Cluster {
             let mut answers = Vec::new();
             match effect {
                 Effect::Send { to, message } => {
-                    self.sent.push((node, to, message));
+                    self.sent.push((node, to, message.clone()));
                     if !self.world.borrow().passes(node, to) {
                         continue;
                     }
@@ -158,6 +163,10 @@ impl Cluster {
         self.said.iter().rev().find(|(_, effect)| said(effect)).expect("it was called lost").0
     }
 
+    fn handed_over(&self, to: u8) -> bool {
+        self.said.iter().any(|(_, said)| *said == Effect::HandOver(to))
+    }
+
     fn lost(&self) -> Vec<u8> {
         let lost = |(_, effect): &(u64, Effect<u8>)| match effect {
             Effect::Lost { node, .. } => Some(*node),
@@ -165,6 +174,10 @@ impl Cluster {
         };
         self.said.iter().filter_map(lost).collect()
     }
+}
+
+fn word(reaches: &[u8]) -> Word<u8> {
+    Word { revision: 7, disk_full: false, reaches: reaches.to_vec() }
 }
 
 fn ms(count: u64) -> Duration {
@@ -242,10 +255,10 @@ fn verdicts_end_with_the_office() {
 #[test]
 fn a_renewal_to_a_voter_that_does_not_lead_is_passed_on_once() {
     let mut cluster = Cluster::new(0);
-    let renewal = Message::Renewal { origin: 2, term: 1, tick: None, revision: 7 };
+    let renewal = Message::Renewal { origin: 2, term: 1, tick: None, word: word(&[]) };
     let mut effects = Vec::new();
-    cluster.vigils[1].hear(cluster.now, 2, renewal, &cluster.world, &mut effects);
-    assert_eq!(effects, [Effect::Send { to: 0, message: renewal }]);
+    cluster.vigils[1].hear(cluster.now, 2, renewal.clone(), &cluster.world, &mut effects);
+    assert_eq!(effects, [Effect::Send { to: 0, message: renewal.clone() }]);
     effects.clear();
     cluster.vigils[1].hear(cluster.now, 0, renewal, &cluster.world, &mut effects);
     assert!(effects.is_empty(), "{effects:?}");
@@ -272,11 +285,11 @@ fn a_grant_of_an_older_term_changes_nothing() {
     let mut vigil = Vigil::new(1, Settings::default());
     let mut effects = Vec::new();
     for (term, tick) in [(2, 500), (1, 900)] {
-        let grant = Message::Grant { origin: 1, term, tick: Instant(tick) };
+        let grant = Message::Grant { origin: 1, term, tick: Instant(tick), survey: false };
         vigil.hear(cluster.now, 0, grant, &cluster.world, &mut effects);
     }
     vigil.renew(cluster.now, &cluster.world, &mut effects);
-    let message = Message::Renewal { origin: 1, term: 2, tick: Some(Instant(500)), revision: 7 };
+    let message = Message::Renewal { origin: 1, term: 2, tick: Some(Instant(500)), word: word(&[0]) };
     assert_eq!(effects, [Effect::Send { to: 0, message }]);
 }
 
@@ -367,8 +380,45 @@ fn the_leader_is_told_what_each_member_shows_and_nobody_elses_word_counts() {
         said.iter().any(|(_, said)| *said == Effect::Shows { node, revision: 7 })
     };
     assert!(told(&cluster.said, 1) && told(&cluster.said, 2));
-    let stranger = Message::Renewal { origin: 9, term: 1, tick: None, revision: 7 };
+    let stranger = Message::Renewal { origin: 9, term: 1, tick: None, word: word(&[]) };
     let mut effects = Vec::new();
     cluster.vigils[0].hear(cluster.now, 1, stranger, &cluster.world, &mut effects);
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::Shows { .. })), "{effects:?}");
+}
+
+#[test]
+fn a_leader_that_one_node_does_not_reach_hands_over_to_one_that_all_reach() {
+    let mut cluster = Cluster::new(0);
+    cluster.pass(ms(5000));
+    cluster.world.borrow_mut().cut.insert((0, 2));
+    cluster.pass(ms(1500));
+    assert!(!cluster.handed_over(1), "an outage of a second is waited out");
+    cluster.pass(ms(4000));
+    assert!(cluster.handed_over(1) && !cluster.handed_over(2));
+    assert!(cluster.sent.contains(&(0, 1, Message::Chosen)));
+    cluster.elect(Some(1));
+    cluster.said.clear();
+    cluster.pass(ms(60_000));
+    assert!(!cluster.handed_over(0) && !cluster.handed_over(2), "all reach it: there it stays");
+    assert!(cluster.lost().is_empty());
+}
+
+#[test]
+fn while_all_reach_the_leader_nobody_greets() {
+    let mut cluster = Cluster::new(0);
+    cluster.pass(ms(5000));
+    cluster.sent.clear();
+    cluster.pass(ms(60_000));
+    assert!(!cluster.sent.iter().any(|(.., message)| *message == Message::Greeting));
+}
+
+#[test]
+fn a_node_that_names_more_voters_than_there_can_be_is_cut_short() {
+    let mut cluster = Cluster::new(0);
+    cluster.pass(ms(1000));
+    let many: Vec<u8> = (0..=255).collect();
+    let renewal = Message::Renewal { origin: 2, term: 1, tick: Some(cluster.now), word: word(&many) };
+    cluster.vigils[0].hear(cluster.now, 2, renewal, &cluster.world, &mut Vec::new());
+    let office = cluster.vigils[0].office.as_ref().expect("it leads");
+    assert_eq!(office.words[&2].1.reaches.len(), REACHES_MAX);
 }
