@@ -29,11 +29,15 @@ pub(crate) fn stream(
     ended: watch::Receiver<bool>,
 ) -> io::Result<LogStream> {
     let mut cursor = Cursor::open(&newest)?;
+    // Who does not follow sees what was there when they asked: a busy program would never let them end.
+    let end = if options.follow { None } else { End::of(&newest)? };
+    cursor.end = end;
     let (sender, stream) = LogStream::channel(4);
     tokio::spawn(async move {
         let follow = options.follow;
         let counted = tokio::task::spawn_blocking(move || {
-            let selection = Selection::new(&options, SystemTime::now(), |limit| count_lines(&newest, limit));
+            let selection =
+                Selection::new(&options, SystemTime::now(), |limit| count_lines(&newest, limit, end));
             cursor.selection = Some(selection);
             cursor
         });
@@ -78,11 +82,30 @@ async fn run(
     }
 }
 
+/// Where the newest file ended at some moment; it may have been renamed since.
+#[derive(Clone, Copy)]
+struct End {
+    inode: u64,
+    bytes: u64,
+}
+
+impl End {
+    fn of(newest: &Path) -> io::Result<Option<End>> {
+        let Some(file) = open_if_there(newest)? else { return Ok(None) };
+        let metadata = file.metadata()?;
+        Ok(Some(End { inode: metadata.ino(), bytes: metadata.len() }))
+    }
+}
+
 /// A place in a set of files that are renamed under its feet.
 struct Cursor {
     newest: PathBuf,
     file: File,
     inode: u64,
+    /// Bytes read of this file.
+    offset: u64,
+    /// Nothing is read from there on.
+    end: Option<End>,
     /// Bytes of a line whose end is not written yet.
     partial: Vec<u8>,
     selection: Option<Selection>,
@@ -93,7 +116,15 @@ impl Cursor {
     fn open(newest: &Path) -> io::Result<Self> {
         let file = open_oldest(newest)?;
         let inode = file.metadata()?.ino();
-        Ok(Self { newest: newest.to_owned(), file, inode, partial: Vec::new(), selection: None })
+        Ok(Self {
+            newest: newest.to_owned(),
+            file,
+            inode,
+            offset: 0,
+            end: None,
+            partial: Vec::new(),
+            selection: None,
+        })
     }
 
     fn is_done(&self) -> bool {
@@ -102,7 +133,14 @@ impl Cursor {
 
     /// Reads on. `None` at the end of what is written so far; an empty chunk where nothing was wanted.
     fn next_chunk(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let mut buffer = vec![0; CHUNK_BYTES];
+        let left = match self.end {
+            Some(end) if end.inode == self.inode => end.bytes.saturating_sub(self.offset),
+            _ => u64::MAX,
+        };
+        if left == 0 {
+            return Ok(None);
+        }
+        let mut buffer = vec![0; usize::try_from(left).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES)];
         let mut read = self.file.read(&mut buffer)?;
         if read == 0 {
             let Some(next) = self.newer_file()? else { return Ok(None) };
@@ -111,9 +149,11 @@ impl Cursor {
             if read == 0 {
                 self.inode = next.metadata()?.ino();
                 self.file = next;
+                self.offset = 0;
                 return Ok(Some(Vec::new()));
             }
         }
+        self.offset += read as u64;
         let mut out = Vec::new();
         for byte_line in buffer[..read].split_inclusive(|byte| *byte == b'\n') {
             let Some(line) = byte_line.strip_suffix(b"\n") else {
@@ -145,28 +185,33 @@ impl Cursor {
     }
 }
 
-/// Lines of the program from `not_before` on.
-fn count_lines(newest: &Path, not_before: Option<SystemTime>) -> u64 {
+/// Lines of the program from `not_before` on, up to `end`.
+fn count_lines(newest: &Path, not_before: Option<SystemTime>, end: Option<End>) -> u64 {
     let mut seen = Vec::new();
-    let mut lines = 0;
+    let (mut lines, mut lines_after_end) = (0, 0);
     for age in 0..=ROTATED_MAX {
         let Ok(Some(file)) = open_if_there(&rotated(newest, age)) else { continue };
         let Ok(inode) = file.metadata().map(|metadata| metadata.ino()) else { continue };
         // A rotation during this loop shows one file twice.
         if !seen.contains(&inode) {
             seen.push(inode);
-            lines += count_lines_in(file, not_before);
+            let end = end.filter(|end| end.inode == inode);
+            if end.is_some() {
+                // From the newest to the oldest: what was counted so far is newer than the end.
+                lines_after_end = lines;
+            }
+            lines += count_lines_in(file, not_before, end.map_or(u64::MAX, |end| end.bytes));
         }
     }
-    lines
+    lines - lines_after_end
 }
 
-fn count_lines_in(mut file: File, not_before: Option<SystemTime>) -> u64 {
+fn count_lines_in(mut file: File, not_before: Option<SystemTime>, bytes: u64) -> u64 {
     use std::io::BufRead as _;
     if file.seek(SeekFrom::Start(0)).is_err() {
         return 0;
     }
-    let mut reader = io::BufReader::with_capacity(CHUNK_BYTES, file);
+    let mut reader = io::BufReader::with_capacity(CHUNK_BYTES, file.take(bytes));
     let (mut line, mut lines) = (Vec::new(), 0);
     loop {
         line.clear();
@@ -194,4 +239,40 @@ fn open_if_there(path: &Path) -> io::Result<Option<File>> {
 
 fn none_if_absent<T>(error: io::Error) -> io::Result<Option<T>> {
     if error.kind() == io::ErrorKind::NotFound { Ok(None) } else { Err(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn write(path: &Path, lines: &[&str]) {
+        let mut file = File::options().create(true).append(true).open(path).unwrap();
+        for line in lines {
+            writeln!(file, "2026-01-01T00:00:00.000000000Z stdout F {line}").unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_written_after_the_question_is_neither_counted_nor_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let newest = directory.path().join("0.log");
+        write(&newest, &["one", "two", "three"]);
+        let end = End::of(&newest).unwrap();
+        write(&newest, &["four"]);
+        fs::rename(&newest, rotated(&newest, 1)).unwrap();
+        write(&newest, &["five"]);
+
+        let options = LogOptions { tail_lines: Some(2), ..LogOptions::default() };
+        let selection = Selection::new(&options, SystemTime::now(), |limit| count_lines(&newest, limit, end));
+        let mut cursor = Cursor::open(&newest).unwrap();
+        (cursor.end, cursor.selection) = (end, Some(selection));
+        let mut read = Vec::new();
+        while let Some(chunk) = cursor.next_chunk().unwrap() {
+            read.extend(chunk);
+        }
+        assert_eq!(String::from_utf8(read).unwrap(), "two\nthree\n");
+    }
 }
