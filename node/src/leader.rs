@@ -13,7 +13,8 @@ use skein_net::endpoint::Endpoint;
 use skein_net::gossip::service::Members as Gossiped;
 use skein_net::identity::NodeId;
 use skein_raft_store::{
-    Change, Changes, Expect, Handle, MemberChange, Op, Options, ProposeError, TokioRuntime, VoterId,
+    Change, Changes, Expect, Handle, MemberChange, Op, Options, ProposeError, ReadError, TokioRuntime,
+    VoterId,
 };
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -50,18 +51,21 @@ impl Planner {
             tokio::select! {
                 biased;
                 () = stopping.cancelled() => return,
-                () = self.lead(metrics.term), if metrics.leads() => {}
+                goes_on = self.lead(metrics.term), if metrics.leads() => if !goes_on { return },
                 changed = changes.changed() => if !changed { return },
             }
         }
     }
 
-    /// Plans as the leader of `term` until it is over.
-    async fn lead(&mut self, term: u64) {
+    /// Plans as the leader of `term` until it is over. Whether the store goes on.
+    async fn lead(&mut self, term: u64) -> bool {
         // All that was ever answered must be in the picture before the first plan.
         let revision = match self.store.read_index(Duration::from_secs(10)).await {
             Ok(revision) => revision,
-            Err(error) => return debug!(term, %error, "could not take office yet"),
+            Err(error) => {
+                debug!(term, %error, "could not take office yet");
+                return error != ReadError::Stopped;
+            }
         };
         self.picture.begin_noting();
         self.picture.reach(revision).await;
@@ -92,7 +96,8 @@ impl Planner {
                     }
                     // Somebody wrote meanwhile: look again when that is seen here.
                     Ok(None) => {}
-                    Err(ProposeError::NotLeader { .. } | ProposeError::Stopped) => break,
+                    Err(ProposeError::NotLeader { .. }) => break,
+                    Err(ProposeError::Stopped) => return false,
                     Err(error) => {
                         debug!(term, %error, "a plan was not committed");
                         agenda.failed();
@@ -108,6 +113,7 @@ impl Planner {
             }
         }
         self.picture.stop_noting();
+        true
     }
 
     /// Waits for something new. `true` if it is only time that passed.

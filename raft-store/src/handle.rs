@@ -248,9 +248,9 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Whether this node leads.
+    /// Whether this node leads. A store that has failed does not, whatever it was before.
     pub fn leads(&self) -> bool {
-        self.leader == Some(self.voter)
+        self.leader == Some(self.voter) && self.failed.is_none()
     }
 }
 
@@ -704,6 +704,10 @@ impl<'a, Rt: AsyncRuntime> Retry<'a, Rt> {
     /// Asks `leader`, and gives it up when another one leads, so that no caller sits out the silence
     /// of a dead machine.
     async fn ask(&mut self, leader: Option<VoterId>, request: Request<Rt>) -> Asked<Rt> {
+        // Nothing that is waited for here and in a pause would ever wait again.
+        if self.changes.are_over() {
+            return Asked::Stopped;
+        }
         let Some(leader) = leader else {
             return Asked::NotSent;
         };
@@ -749,7 +753,7 @@ impl<'a, Rt: AsyncRuntime> Retry<'a, Rt> {
         self.hops += 1;
         if self.hint.is_none() || self.hops > HOPS_MAX {
             self.hops = 0;
-            // A closed store and the end of the wait look alike here; the next question tells them apart.
+            // A store that has stopped and the end of the wait look alike here; the next question tells them apart.
             let _ = Rt::timeout(RETRY.min(left), self.changes.changed()).await;
         }
         true

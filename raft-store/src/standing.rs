@@ -89,6 +89,11 @@ impl<Rt: AsyncRuntime> Changes<Rt> {
         !self.now().stopped && self.0.changed().await.is_ok() && !self.now().stopped
     }
 
+    /// Whether the store has stopped.
+    pub(crate) fn are_over(&self) -> bool {
+        self.now().stopped
+    }
+
     pub(crate) fn leader(&self) -> Option<VoterId> {
         self.0.borrow_watched().leader
     }

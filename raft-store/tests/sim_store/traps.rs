@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use openraft::AsyncRuntime;
+use openraft::async_runtime::Instant;
 use skein_raft_store::sim::{Mutation, SimRt, Weather};
-use skein_raft_store::{Metrics, Timings};
+use skein_raft_store::sim_files::Broken;
+use skein_raft_store::{Change, Expect, Metrics, Op, Options, ProposeError, ReadError, Timings};
 
-use crate::world::{Faults, Plan, World};
+use crate::world::{Faults, Now, Plan, World};
 
 fn plan(timings: Timings) -> Plan {
     Plan {
@@ -120,4 +122,44 @@ fn answers_from_an_old_state(seed: u64) -> bool {
         assert!(put.await.expect("it does not panic"), "it is tried again until it is taken");
         read.await.expect("it does not panic").expect("all are connected") < written
     })
+}
+
+/// Openraft goes on to show who led when it stopped. Whoever plans while it leads planned in a circle then.
+#[test]
+fn a_leader_whose_disk_fails_does_not_call_itself_the_leader_any_more() {
+    SimRt::with_seed(7).block_on(async {
+        let world = World::formed(plan(Timings::default())).await;
+        let (leader, before) = world.leader().await;
+        let failed = world.running(leader).await;
+        world.disk(leader).set_broken(Some(Broken::Syncs));
+        let others = (leader + 1) % 3;
+        while world.put_revision(others, "key", "value").await.is_none() {}
+        while world.leader().await.1.term == before.term {
+            SimRt::sleep(Duration::from_millis(20)).await;
+        }
+        let metrics = failed.metrics();
+        assert!(metrics.failed.is_some() && !metrics.leads(), "{metrics:?}");
+        assert_eq!(failed.read_index(Duration::from_secs(1)).await, Err(ReadError::Stopped));
+    });
+}
+
+/// Its callers asked on until their time was up, without ever waiting for anything.
+#[test]
+fn a_follower_whose_disk_fails_says_at_once_that_it_has_stopped() {
+    SimRt::with_seed(7).block_on(async {
+        let world = World::formed(plan(Timings::default())).await;
+        let (leader, _) = world.leader().await;
+        let (leading, failed) = (world.running(leader).await, world.running((leader + 1) % 3).await);
+        world.disk((leader + 1) % 3).set_broken(Some(Broken::Syncs));
+        let mut changes = failed.on_change();
+        while world.put_revision(leader, "key", "value").await.is_none() {}
+        while changes.changed().await {}
+        assert!(failed.metrics().failed.is_some(), "{:?}", failed.metrics());
+        let began = Now::now();
+        let op = Op { key: "key".into(), expect: Expect::Any, change: Change::Delete };
+        assert_eq!(failed.propose(vec![op], Options::default()).await, Err(ProposeError::Stopped));
+        assert_eq!(failed.read_index(Duration::from_secs(9)).await, Err(ReadError::Stopped));
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        assert!(leading.metrics().leads());
+    });
 }
