@@ -78,6 +78,9 @@ async fn ask_on<Rt: AsyncRuntime>(handle: Handle<Rt>) {
         let limit = shared.timings.election_min() * 2;
         let acknowledged = acknowledged(&shared.raft, &shared.links, newest, limit).await;
         for (vote, tell) in waiting {
+            if !acknowledged {
+                crate::seen!("read index refused");
+            }
             // The reader may have given up.
             let _ = tell.send(acknowledged && vote == newest);
         }

@@ -525,7 +525,13 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             MemberChange::FinishJoint => ChangeMembers::AddVoterIds(BTreeSet::new()),
         };
         let unmoved = Precondition::LastMembershipLogId { last_membership_log_id: on_membership };
-        self.shared.raft.change_membership_if(members, false, [unmoved]).await.map(drop).map_err(change_error)
+        let conditions = (!crate::broken!(MembersUnconditionally)).then_some(unmoved);
+        self.shared
+            .raft
+            .change_membership_if(members, false, conditions)
+            .await
+            .map(drop)
+            .map_err(change_error)
     }
 
     /// Hands leadership to `to`, or to the voter whose log is most complete. Returns whether another

@@ -52,6 +52,26 @@ macro_rules! broken {
 }
 pub(crate) use broken;
 
+/// Notes that a rare branch was taken, for the simulator's account of what its runs have covered.
+macro_rules! seen {
+    ($what:literal) => {{
+        #[cfg(feature = "sim")]
+        crate::sim::see($what);
+    }};
+}
+pub(crate) use seen;
+
+/// What `apply` must never look at; for the mutation that does.
+#[cfg(feature = "sim")]
+fn own_clock_ms() -> u64 {
+    sim::now_ms()
+}
+
+#[cfg(not(feature = "sim"))]
+fn own_clock_ms() -> u64 {
+    0
+}
+
 pub use codec::{DecodeError, VALUE_BYTES_MAX, decode, encode, encode_into};
 pub use command::{Answer, Change, Command, Expect, Op, Outcome, Refusal, Session};
 pub use config::{Clock, Compaction, Config, Timings};

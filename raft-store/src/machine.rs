@@ -92,9 +92,16 @@ impl Machine {
     ) -> Answer {
         let answer = match payload {
             EntryPayload::Blank => Answer { revision: self.state.revision(), outcomes: Vec::new() },
-            EntryPayload::Normal(command) => {
+            EntryPayload::Normal(mut command) => {
+                if crate::broken!(ClockInApply) {
+                    command.stamp_ms = crate::own_clock_ms();
+                }
                 self.weight.add(log_id.index, command.size() as u64);
-                let (answer, new) = self.state.apply(log_id.leader_id.term, command);
+                let term = log_id.leader_id.term;
+                let (answer, new) = match crate::broken!(LostWrite) && command.serial.is_multiple_of(10) {
+                    true => (self.state.clone().apply(term, command).0, Vec::new()),
+                    false => self.state.apply(term, command),
+                };
                 events.extend(new);
                 answer
             }
@@ -171,6 +178,7 @@ impl<Rt: AsyncRuntime> RaftStateMachine<TypeConfig<Rt>> for Machine {
     }
 
     async fn install_snapshot(&mut self, meta: &Meta, snapshot: State) -> io::Result<()> {
+        crate::seen!("snapshot installed");
         save::<Rt>(&*self.shelf, &snapshot, &self.replica).await?;
         keep(&self.latest, Snapshot { meta: meta.clone(), snapshot: snapshot.clone() });
         self.state = snapshot;

@@ -91,6 +91,7 @@ impl Replica {
                 return Err("more objects than any store holds".into());
             }
             if step.revision == next {
+                crate::seen!("event followed");
                 events.push(state.follow(step));
             }
         }

@@ -304,7 +304,9 @@ impl State {
             Some(after) if after >= prefix => Excluded(after),
             _ => Included(prefix),
         };
-        self.objects.range::<_, str>((start, Unbounded)).take_while(move |(key, _)| key.starts_with(prefix))
+        let left_out = usize::from(after.is_some() && crate::broken!(IncompleteList));
+        let objects = self.objects.range::<_, str>((start, Unbounded)).skip(left_out);
+        objects.take_while(move |(key, _)| key.starts_with(prefix))
     }
 
     /// A checksum of the objects and the revision: equal on all nodes at one revision, whatever

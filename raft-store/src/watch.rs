@@ -181,7 +181,9 @@ impl Ring {
     pub(crate) fn restart(&mut self, revision: u64) -> Vec<Waker> {
         self.events.clear();
         self.bytes = 0;
-        self.floor = revision;
+        if !crate::broken!(EventsLostAtSnapshot) {
+            self.floor = revision;
+        }
         self.revision = revision;
         self.wake_all()
     }
@@ -231,6 +233,9 @@ impl Ring {
         let mut events = events;
         if crate::broken!(WatchEventSkipped) {
             events.remove(0);
+        }
+        if crate::broken!(WatchEventsSwapped) && events.len() > 1 {
+            events.swap(0, 1);
         }
         if crate::broken!(WatchEventRepeated) {
             events.extend(events.last().cloned());

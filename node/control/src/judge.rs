@@ -365,9 +365,12 @@ impl<Id: Copy + Ord> Judge<Id> {
         let node = &self.nodes[&id];
         let valid = REPORT_VALID + 2 * node.rtt;
         let fresh = node.reports.values().filter(|(at, _)| now.since(*at) <= valid);
+        let reports: Vec<Report> = fresh.map(|(at, report)| report.older_by(now.since(*at))).collect();
+        #[cfg(feature = "mutations")]
+        let reports = self.believed(reports);
         let silence = Silence {
             lasts,
-            reports: fresh.map(|(at, report)| report.older_by(now.since(*at))).collect(),
+            reports,
             observers_needed: self.observers_needed(living),
             rtt: node.rtt,
             probes_reach_it: node.probes_reach_it,
@@ -387,6 +390,19 @@ impl<Id: Copy + Ord> Judge<Id> {
             return 1;
         }
         (1 + others_that_live).min(2)
+    }
+
+    /// The one report that says the worst, if one observer is enough.
+    #[cfg(feature = "mutations")]
+    fn believed(&self, reports: Vec<Report>) -> Vec<Report> {
+        if self.mutation != Some(Mutation::OneObserver) {
+            return reports;
+        }
+        reports
+            .into_iter()
+            .max_by_key(|report| (report.answer.is_none(), report.unanswered_for))
+            .into_iter()
+            .collect()
     }
 
     /// Asks this node and every other one that lives, two of them in a large cluster: the same ones while

@@ -179,6 +179,7 @@ impl<D> Stream<D> {
         let kept = if crate::broken!(TruncateInclusive) { 0 } else { 1 };
         let from = last.map_or(0, |last| last.index + kept).max(self.index.first());
         if from < self.index.next() {
+            crate::seen!("log truncated");
             self.record(Kind::Truncate, from, &[]);
             self.index.truncate(from);
             self.cache.truncate(self.index.next());

@@ -17,6 +17,18 @@ pub enum Mutation {
     WatchEventSkipped,
     /// A watcher gets the last event of each batch again.
     WatchEventRepeated,
+    /// A watcher gets the first two events of a batch in the wrong order.
+    WatchEventsSwapped,
+    /// A watcher is not told that a snapshot took events away.
+    EventsLostAtSnapshot,
+    /// Each further page of a list begins one key too late.
+    IncompleteList,
+    /// Now and then a write is answered and not kept.
+    LostWrite,
+    /// Each node stamps what it applies by its own clock.
+    ClockInApply,
+    /// The membership is changed whatever it has become since that was decided.
+    MembersUnconditionally,
     /// A node reads from its replica without any read index.
     StaleRead,
     /// The log says that entries and votes are durable before any sync.

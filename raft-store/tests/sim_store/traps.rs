@@ -6,7 +6,9 @@ use openraft::AsyncRuntime;
 use openraft::async_runtime::Instant;
 use skein_raft_store::sim::{Mutation, SimRt, Weather};
 use skein_raft_store::sim_files::Broken;
-use skein_raft_store::{Change, Expect, Metrics, Op, Options, ProposeError, ReadError, Timings};
+use skein_raft_store::{
+    Change, Expect, MemberChange, Metrics, Op, Options, ProposeError, ReadError, Timings, VoterId,
+};
 
 use crate::world::{Faults, Now, Plan, World};
 
@@ -162,4 +164,32 @@ fn a_follower_whose_disk_fails_says_at_once_that_it_has_stopped() {
         assert_eq!(began.elapsed(), Duration::ZERO);
         assert!(leading.metrics().leads());
     });
+}
+
+/// Two changes that were decided on one membership: the second would undo or double the first.
+#[test]
+fn of_two_changes_of_the_voters_decided_at_once_one_is_refused() {
+    assert!(!both_changes_happen());
+    Mutation::set(Some(Mutation::MembersUnconditionally));
+    let both = both_changes_happen();
+    Mutation::set(None);
+    assert!(both, "this test would not notice");
+}
+
+fn both_changes_happen() -> bool {
+    SimRt::with_seed(7).block_on(async {
+        let world = World::formed(Plan { nodes: 5, ..plan(Timings::default()) }).await;
+        let (leader, metrics) = world.leader().await;
+        let store = world.running(leader).await;
+        let others: Vec<VoterId> =
+            metrics.voters.iter().copied().filter(|voter| *voter != metrics.voter).collect();
+        let without = |gone: &[VoterId]| {
+            let stays = |voter: &VoterId| !gone.contains(voter);
+            MemberChange::Voters(metrics.voters.iter().copied().filter(stays).collect())
+        };
+        let one = store.change_members(without(&others[3..]), metrics.membership).await;
+        let other = store.change_members(without(&others[2..]), metrics.membership).await;
+        assert_eq!(one, Ok(()), "nothing is in its way");
+        other.is_ok()
+    })
 }
