@@ -1,43 +1,34 @@
 //! A node's share of the pods: their lives, the machine's effects, their status, and the Node object.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::channel::mpsc::{UnboundedSender, unbounded};
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
+use futures::{FutureExt, StreamExt};
+use k8s_openapi::api::core::v1::Pod;
 use openraft::AsyncRuntime;
+use openraft::async_runtime::Select2;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
+use skein_control::pod::report::{Name, Report, Reports};
 use skein_control::pod::{ContainerState, Effect, Image, Input, PodLife, StartError};
 use skein_control::time::Instant;
 use skein_raft_store::sim::SimRt;
-use skein_raft_store::{Change, Expect, Op, Options, Outcome, State};
+use skein_raft_store::{Change, Expect, Op, Options, Outcome};
 
 use crate::machine::DIGEST;
+use crate::planner;
 use crate::watch::is_marked;
 use crate::world::{Site, node_name};
 
-const LOOK_EVERY: Duration = Duration::from_millis(20);
 const SETTLE_MAX: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(200);
-const BATCH_MAX: usize = 500;
-
-/// What to do to one pod's object.
-enum Report {
-    Status(Box<PodStatus>),
-    Delete,
-}
-
-/// Key and uid of a pod.
-type Name = (String, String);
-type Reports = Arc<Mutex<BTreeMap<Name, Report>>>;
 
 struct Life {
     life: PodLife,
-    key: String,
+    name: Name,
     wake_at: Option<Instant>,
 }
 
@@ -45,38 +36,57 @@ struct Agent {
     site: Site,
     chance: StdRng,
     lives: BTreeMap<String, Life>,
-    reports: Reports,
-    back: UnboundedSender<(String, Input)>,
+    /// Uids of what ran here before this start and has no life yet.
+    found: BTreeSet<String>,
+    reports: UnboundedSender<(Name, Report)>,
+    back: UnboundedSender<In>,
+}
+
+/// What comes back to an agent.
+enum In {
+    /// Of one life, by its uid.
+    Life(String, Input),
+    /// The picture is complete.
+    Settled,
 }
 
 /// Runs the pods bound here until the process ends; what runs goes on.
 pub(crate) async fn run(site: Site, seed: u64) {
-    let reports = Reports::default();
-    drop(SimRt::spawn(write(site.clone(), reports.clone())));
+    let (reports, reported) = unbounded();
+    drop(SimRt::spawn(write(site.clone(), reported)));
     drop(SimRt::spawn(keep_node(site.clone())));
-    if let Ok(revision) = site.store.read_index(SETTLE_MAX).await {
-        site.picture.reach(revision).await;
-    }
+    let mut settled = picture_is_settled(&site).await;
     let (back, mut inbox) = unbounded();
-    let chance = StdRng::seed_from_u64(seed);
-    let mut agent = Agent { site, chance, lives: BTreeMap::new(), reports, back };
-    let strays = agent.look(true);
-    for uid in strays {
-        agent.site.world.count("strays removed");
-        agent.site.world.machine(agent.site.number, |machine| machine.remove_sandbox(&uid));
+    let mut agent = Agent {
+        site: site.clone(),
+        chance: StdRng::seed_from_u64(seed),
+        lives: BTreeMap::new(),
+        found: site.world.machine(site.number, |machine| machine.uids()).into_iter().collect(),
+        reports,
+        back,
+    };
+    if !settled {
+        site.world.count("starts without a quorum");
+        drop(SimRt::spawn(settle(site.clone(), agent.back.clone())));
     }
-    let mut looked_at = agent.site.picture.revision();
+    let mut moves = site.picture.moves();
+    let mut looked_at = None;
     loop {
-        if let Ok(next) = SimRt::timeout(LOOK_EVERY, inbox.next()).await {
-            let Some((uid, input)) = next else { return };
-            agent.handle(&uid, input);
+        let revision = (settled, site.picture.revision());
+        if looked_at != Some(revision) {
+            looked_at = Some(revision);
+            agent.look(settled);
         }
-        let revision = agent.site.picture.revision();
-        if revision != looked_at {
-            looked_at = revision;
-            agent.look(false);
+        let idle = site.clock.boot().after(SETTLE_MAX);
+        let wake = agent.lives.values().filter_map(|life| life.wake_at).min().unwrap_or(idle);
+        let input = SimRt::select2(inbox.next(), moves.next());
+        match SimRt::timeout_at(site.clock.moment(wake), input).await {
+            Ok(Select2::First(Some(In::Settled))) => settled = true,
+            Ok(Select2::First(Some(In::Life(uid, input)))) => agent.handle(&uid, input),
+            Ok(Select2::First(None)) => return,
+            Ok(Select2::Second(())) | Err(_) => {}
         }
-        let now = agent.site.clock.boot();
+        let now = site.clock.boot();
         let is_due = |life: &Life| life.wake_at.is_some_and(|at| at <= now);
         let due: Vec<String> =
             agent.lives.iter().filter(|(_, life)| is_due(life)).map(|(uid, _)| uid.clone()).collect();
@@ -89,28 +99,54 @@ pub(crate) async fn run(site: Site, seed: u64) {
     }
 }
 
+/// Whether the picture shows what was committed before this start; waits for that, without a quorum not for ever.
+async fn picture_is_settled(site: &Site) -> bool {
+    match site.store.read_index(SETTLE_MAX).await {
+        Ok(revision) => {
+            site.picture.reach(revision).await;
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+async fn settle(site: Site, back: UnboundedSender<In>) {
+    while !picture_is_settled(&site).await {
+        SimRt::sleep(RETRY).await;
+    }
+    // The agent ends with this process.
+    let _ = back.unbounded_send(In::Settled);
+}
+
+/// Whether this node's own log holds everything that its pods were started by.
+fn has_log(site: &Site) -> bool {
+    let metrics = site.store.metrics();
+    metrics.voters.contains(&metrics.voter) || metrics.learners.contains(&metrics.voter)
+}
+
 impl Agent {
-    /// Tells every life what the map says. Returns, at the start, what runs here and is bound elsewhere.
-    fn look(&mut self, at_start: bool) -> Vec<String> {
+    /// Tells every life what the map says, and once the picture is `settled` removes what runs here and is
+    /// bound elsewhere.
+    fn look(&mut self, settled: bool) {
         let view = self.site.picture.view();
-        let mut bound: BTreeMap<String, (String, Arc<Pod>)> = BTreeMap::new();
-        for (key, pod) in view.pods_on(&node_name(self.site.number)) {
-            if let Some(uid) = &pod.metadata.uid {
-                bound.insert(uid.clone(), (key.to_string(), pod.clone()));
-            }
+        let mut bound: BTreeMap<String, Arc<Pod>> = BTreeMap::new();
+        for (_, pod) in view.pods_on(&node_name(self.site.number)) {
+            bound.extend(pod.metadata.uid.clone().map(|uid| (uid, pod.clone())));
         }
-        let mut strays = Vec::new();
-        if at_start {
-            strays = self.site.world.machine(self.site.number, |machine| machine.uids());
-            strays.retain(|uid| !bound.contains_key(uid));
+        if !settled && !has_log(&self.site) {
+            bound.retain(|uid, _| self.lives.contains_key(uid) || self.found.contains(uid));
         }
-        for (uid, (key, pod)) in &bound {
+        for (uid, pod) in &bound {
             if !self.lives.contains_key(uid) {
+                self.found.remove(uid);
                 let found = self.site.world.machine(self.site.number, |machine| machine.found(uid));
                 self.site.world.count(if found.is_some() { "pods adopted" } else { "pods new" });
                 let (ips, now) = (vec!["192.0.2.1".to_owned()], self.site.clock.now());
                 let life = PodLife::adopt(pod.clone(), ips, found.unwrap_or_default(), now);
-                self.lives.insert(uid.clone(), Life { life, key: key.clone(), wake_at: None });
+                let text = |text: &Option<String>| text.clone().unwrap_or_default();
+                let (namespace, name) = (text(&pod.metadata.namespace), text(&pod.metadata.name));
+                let name = Name { namespace, name, uid: uid.clone() };
+                self.lives.insert(uid.clone(), Life { life, name, wake_at: None });
             }
             self.handle(uid, Input::Desired(Some(pod.clone())));
         }
@@ -119,7 +155,10 @@ impl Agent {
         for uid in unbound {
             self.handle(&uid, Input::Desired(None));
         }
-        strays
+        for uid in if settled { std::mem::take(&mut self.found) } else { BTreeSet::new() } {
+            self.site.world.count("strays removed");
+            self.site.world.remove_sandbox(self.site.number, &uid);
+        }
     }
 
     fn handle(&mut self, uid: &str, input: Input) {
@@ -173,6 +212,9 @@ impl Agent {
             Effect::Probe { container, attempt, kind, .. } => {
                 self.after(1..20, uid, move || Some(Input::Probed { container, attempt, kind, ok: true }))
             }
+            // No Deployment here has one; it would take its time as probes do.
+            Effect::RunHook { container, attempt, hook, .. } => self
+                .after(1..20, uid, move || Some(Input::Hooked { container, attempt, hook, result: Ok(()) })),
             // Nobody reads what pods went through; the log has enough to do.
             Effect::Tell { .. } => {}
             Effect::Report(status) => self.report(uid, Report::Status(status)),
@@ -203,92 +245,51 @@ impl Agent {
             SimRt::sleep(time).await;
             if let Some(input) = work() {
                 // The agent ends with this process, and then nobody wants to know.
-                let _ = back.unbounded_send((uid, input));
+                let _ = back.unbounded_send(In::Life(uid, input));
             }
         }));
     }
 
     fn report(&self, uid: &str, report: Report) {
-        let Some(life) = self.lives.get(uid) else { return };
-        let name = (life.key.clone(), uid.to_owned());
-        let mut reports = self.reports.lock().unwrap();
-        // After the order to delete there is nothing more to say.
-        if !matches!(reports.get(&name), Some(Report::Delete)) {
-            reports.insert(name, report);
+        if let Some(life) = self.lives.get(uid) {
+            // The writer ends with this process.
+            let _ = self.reports.unbounded_send((life.name.clone(), report));
         }
     }
 }
 
 /// Writes what the pods do, one batch at a time.
-async fn write(site: Site, reports: Reports) {
+async fn write(site: Site, mut inbox: UnboundedReceiver<(Name, Report)>) {
+    let mut reports = Reports::default();
     loop {
-        SimRt::sleep(LOOK_EVERY).await;
-        let state = site.store.state();
-        let mut batch = Vec::new();
-        let mut ops = Vec::new();
-        while ops.len() < BATCH_MAX {
-            let Some((name, report)) = reports.lock().unwrap().pop_first() else { break };
-            if let Some(op) = operation(&state, &name, &report) {
-                ops.push(op);
-                batch.push((name, report));
-            }
+        if reports.is_empty() {
+            let Some((pod, report)) = inbox.next().await else { return };
+            reports.note(pod, report);
         }
-        if ops.is_empty() {
+        while let Some(Some((pod, report))) = inbox.next().now_or_never() {
+            reports.note(pod, report);
+        }
+        let state = site.store.state();
+        let batch = reports.batch(|key| state.get(key).map(|object| (object.mod_rev, &*object.value)));
+        if batch.writes.is_empty() {
             continue;
         }
-        let options = Options { atomic: false, ..Options::default() };
-        match site.store.propose(ops, options).await {
+        let ops = batch.writes.into_iter().map(planner::op).collect();
+        match site.store.propose(ops, Options { atomic: false, ..Options::default() }).await {
             Ok(answer) => {
-                for ((name, report), outcome) in batch.into_iter().zip(answer.outcomes) {
-                    if let Outcome::Refused(_) = outcome {
-                        site.world.count("status refused");
-                        reports.lock().unwrap().entry(name).or_insert(report);
-                    }
-                }
+                let refused = batch.reports.into_iter().zip(answer.outcomes);
+                let refused = refused.filter(|(_, outcome)| matches!(outcome, Outcome::Refused(_)));
+                reports.give_back(refused.map(|(report, _)| {
+                    site.world.count("status refused");
+                    report
+                }));
                 site.picture.reach(answer.revision).await;
             }
             Err(_) => {
-                let mut reports = reports.lock().unwrap();
-                for (name, report) in batch {
-                    reports.entry(name).or_insert(report);
-                }
+                reports.give_back(batch.reports);
+                SimRt::sleep(RETRY).await;
             }
         }
-        SimRt::sleep(RETRY / 10).await;
-    }
-}
-
-fn operation(state: &State, (key, uid): &Name, report: &Report) -> Option<Op> {
-    let object = state.get(key)?;
-    let mut json: Value = serde_json::from_slice(&object.value).ok()?;
-    if json["metadata"]["uid"] != uid.as_str() {
-        return None;
-    }
-    let change = match report {
-        Report::Delete => Change::Delete,
-        Report::Status(status) => {
-            let mut status = serde_json::to_value(status).expect("a status is plain data");
-            keep_what_others_say(&json["status"], &mut status);
-            json["status"] = status;
-            Change::Put(json.to_string().into())
-        }
-    };
-    Some(Op { key: key.as_str().into(), expect: Expect::Revision(object.mod_rev), change })
-}
-
-/// Conditions of others, such as the scheduler's, stay; so does what only they set.
-fn keep_what_others_say(old: &Value, new: &mut Value) {
-    for field in ["startTime", "qosClass"] {
-        if new[field].is_null() && !old[field].is_null() {
-            new[field] = old[field].clone();
-        }
-    }
-    let known: Vec<Value> = new["conditions"].as_array().cloned().unwrap_or_default();
-    let said = |kind: &Value| known.iter().any(|condition| condition["type"] == *kind);
-    let others = old["conditions"].as_array().into_iter().flatten();
-    let others: Vec<Value> = others.filter(|condition| !said(&condition["type"])).cloned().collect();
-    if !others.is_empty() {
-        new["conditions"] = others.into_iter().chain(known).collect();
     }
 }
 
@@ -296,15 +297,20 @@ fn keep_what_others_say(old: &Value, new: &mut Value) {
 async fn keep_node(site: Site) {
     let name = node_name(site.number);
     let key = format!("core/nodes//{name}");
+    let mut moves = site.picture.moves();
     loop {
-        SimRt::sleep(RETRY).await;
         let state = site.store.state();
         let object = state.get(&key);
         let before = object.and_then(|object| serde_json::from_slice::<Value>(&object.value).ok());
         let after = match &before {
             None => new_node(&name),
-            Some(_) if is_marked(&site.picture.view(), &name) => continue,
-            Some(node) if node["status"]["conditions"][0]["status"] == "True" => continue,
+            Some(node)
+                if is_marked(&site.picture.view(), &name)
+                    || node["status"]["conditions"][0]["status"] == "True" =>
+            {
+                moves.next().await;
+                continue;
+            }
             Some(node) => {
                 let mut node = node.clone();
                 node["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
@@ -314,9 +320,9 @@ async fn keep_node(site: Site) {
         let expect = object.map_or(Expect::Absent, |object| Expect::Revision(object.mod_rev));
         let change = Change::Put(after.to_string().into());
         let op = Op { key: key.as_str().into(), expect, change };
-        // Looked at again in a moment, whatever came of it.
-        if let Ok(answer) = site.store.propose(vec![op], Options::default()).await {
-            site.picture.reach(answer.revision).await;
+        match site.store.propose(vec![op], Options::default()).await {
+            Ok(answer) => site.picture.reach(answer.revision).await,
+            Err(_) => SimRt::sleep(RETRY).await,
         }
     }
 }

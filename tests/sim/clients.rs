@@ -20,6 +20,12 @@ use crate::planner;
 use crate::world::{Asked, Now, World};
 
 const DEPLOYMENTS: u32 = 3;
+const CONFIG_MAPS: &str = "core/configmaps/default/";
+/// Few, so that writes meet each other.
+const CONFIG_MAPS_MAX: u32 = 4;
+/// So that there is more than one.
+const PAGE: usize = 2;
+const PAGE_AFTER: Duration = Duration::from_millis(5);
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Writes and reads until `until`.
@@ -29,9 +35,11 @@ pub(crate) async fn write_and_read(world: Arc<World>, client: usize, seed: u64, 
     while Now::now() < until {
         serial += 1;
         let number = chance.random_range(0..world.plan.nodes);
-        let key = format!("core/configmaps/default/c{}", chance.random_range(0..2));
+        let key = format!("{CONFIG_MAPS}c{}", chance.random_range(0..CONFIG_MAPS_MAX));
         let begin = world.elapsed();
-        let what = if chance.random_bool(0.7) {
+        let what = if chance.random_bool(0.1) {
+            list(&world, number, CONFIG_MAPS).await
+        } else if chance.random_bool(0.7) {
             let value =
                 json!({"metadata": {"namespace": "default"}, "data": {"from": client, "write": serial}});
             let expect = if chance.random_bool(0.8) { Expect::Any } else { Expect::Absent };
@@ -40,6 +48,7 @@ pub(crate) async fn write_and_read(world: Arc<World>, client: usize, seed: u64, 
             read(&world, number, key).await
         };
         let call = what.map(|what| Call { begin, end: world.elapsed(), what });
+        world.note(&format!("client {client} by node {number}: {call:?}"));
         world.history.lock().unwrap().calls.extend(call);
         SimRt::sleep(Duration::from_millis(chance.random_range(20..300))).await;
     }
@@ -87,6 +96,32 @@ async fn read(world: &Arc<World>, number: usize, key: String) -> Option<What> {
     let Asked::Answer(Some((value, revision))) = asked.await else { return None };
     world.count("reads");
     Some(What::Read { key, value, revision })
+}
+
+/// Page by page, all of the state that the first page came from.
+async fn list(world: &Arc<World>, number: usize, prefix: &'static str) -> Option<What> {
+    let asked = world.ask(number, move |site| {
+        Box::pin(async move {
+            site.store.read_index(TIMEOUT).await.ok()?;
+            let state = site.store.state();
+            let mut found: Vec<(String, String)> = Vec::new();
+            loop {
+                let after = found.last().map(|(key, _)| key.clone());
+                let page = state.range(prefix, after.as_deref()).take(PAGE);
+                let before = found.len();
+                found.extend(page.map(|(key, object)| {
+                    (key.to_string(), String::from_utf8_lossy(&object.value).into_owned())
+                }));
+                if found.len() < before + PAGE {
+                    return Some((found, state.revision()));
+                }
+                SimRt::sleep(PAGE_AFTER).await;
+            }
+        })
+    });
+    let Asked::Answer(Some((found, revision))) = asked.await else { return None };
+    world.count("lists");
+    Some(What::List { prefix, found, revision })
 }
 
 /// Changes Deployments until `until`.

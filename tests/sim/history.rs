@@ -23,6 +23,8 @@ pub(crate) enum What {
     Write { key: String, value: String, outcome: Outcome },
     /// A read behind a read index: the value, and the revision of the state it came from.
     Read { key: String, value: Option<String>, revision: u64 },
+    /// A list of all keys with a prefix, put together from pages of one state.
+    List { prefix: &'static str, found: Vec<(String, String)>, revision: u64 },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,17 +84,19 @@ impl History {
         }
     }
 
-    /// Everything wrong with this run.
-    pub(crate) fn check(&self) -> Vec<String> {
+    /// Everything wrong with this run, which `is_over` or not: then what was answered of late need not have
+    /// been delivered yet.
+    pub(crate) fn check(&self, is_over: bool) -> Vec<String> {
         let mut wrong = self.wrong.clone();
-        self.check_writes(&mut wrong);
+        self.check_writes(is_over, &mut wrong);
         self.check_order(&mut wrong);
         self.check_reads(&mut wrong);
+        self.check_lists(&mut wrong);
         wrong
     }
 
     /// I1 and I4.
-    fn check_writes(&self, wrong: &mut Vec<String>) {
+    fn check_writes(&self, is_over: bool, wrong: &mut Vec<String>) {
         let mut times_of_value: BTreeMap<&[u8], u32> = BTreeMap::new();
         for value in self.events.values().filter_map(|event| event.value.as_deref()) {
             *times_of_value.entry(value).or_default() += 1;
@@ -103,6 +107,7 @@ impl History {
             match outcome {
                 Outcome::Done(revision) => match self.events.get(revision) {
                     None if self.is_hidden(*revision) => {}
+                    None if !is_over && *revision > self.revision => {}
                     Some(event)
                         if *event.key == **key && event.value.as_deref() == Some(value.as_bytes()) => {}
                     other => wrong.push(format!("I1: {call:?} was answered, but there is {other:?}")),
@@ -142,6 +147,11 @@ impl History {
         }
     }
 
+    /// Up to here every event is known.
+    fn complete_until(&self) -> u64 {
+        self.hidden.first().map_or(self.revision, |range| range.start() - 1)
+    }
+
     /// A read shows the key as it was at the revision of the state read.
     fn check_reads(&self, wrong: &mut Vec<String>) {
         let read: BTreeSet<&str> = self
@@ -149,14 +159,14 @@ impl History {
             .iter()
             .filter_map(|call| match &call.what {
                 What::Read { key, .. } => Some(key.as_str()),
-                What::Write { .. } => None,
+                What::Write { .. } | What::List { .. } => None,
             })
             .collect();
         let mut by_key: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
         for event in self.events.values().filter(|event| read.contains(&*event.key)) {
             by_key.entry(&event.key).or_default().push(event);
         }
-        let complete_until = self.hidden.first().map_or(self.revision, |range| range.start() - 1);
+        let complete_until = self.complete_until();
         for call in &self.calls {
             let What::Read { key, value, revision } = &call.what else { continue };
             if *revision > complete_until {
@@ -170,6 +180,36 @@ impl History {
             }
         }
     }
+
+    /// So does a list, whatever was written between its pages.
+    fn check_lists(&self, wrong: &mut Vec<String>) {
+        let mut lists = Vec::new();
+        for call in &self.calls {
+            if let What::List { prefix, found, revision } = &call.what {
+                lists.push((*revision, *prefix, found));
+            }
+        }
+        lists.sort();
+        let complete_until = self.complete_until();
+        let mut events = self.events.values().peekable();
+        let mut state: BTreeMap<&str, &[u8]> = BTreeMap::new();
+        for (revision, prefix, found) in lists {
+            if revision > complete_until {
+                return;
+            }
+            while let Some(event) = events.next_if(|event| event.revision <= revision) {
+                match &event.value {
+                    Some(value) => drop(state.insert(&event.key, value)),
+                    None => drop(state.remove(&*event.key)),
+                }
+            }
+            let expected = state.range(prefix..).take_while(|(key, _)| key.starts_with(prefix));
+            let found_too = found.iter().map(|(key, value)| (key.as_str(), value.as_bytes()));
+            if !expected.map(|(key, value)| (*key, *value)).eq(found_too) {
+                wrong.push(format!("I7: a list of {prefix} at {revision} shows {found:?}"));
+            }
+        }
+    }
 }
 
 impl Call {
@@ -177,7 +217,7 @@ impl Call {
         match &self.what {
             What::Write { outcome: Outcome::Done(revision), .. } => Some(*revision),
             What::Write { .. } => None,
-            What::Read { revision, .. } => Some(*revision),
+            What::Read { revision, .. } | What::List { revision, .. } => Some(*revision),
         }
     }
 }

@@ -1,12 +1,20 @@
 //! The whole cluster under a seed: stores, gossip, judge, planners, voters and pods on three or five
 //! nodes, in one process and in virtual time, with clients, faults, and checks of what everybody saw.
 //!
-//! Real in it: `skein-raft-store` whole, the gossip core, the judge and its probes, the planners, the choice of
-//! voters, pod life, the API's rules for Deployments. Simulated: network, disks, clocks, chance, kernels, containers.
-//! The wiring is this test's own and as thin as the node's. Not in it: fenced pods, joining, pod network, HTTP.
+//! Real in it: `skein-raft-store` whole, the gossip core, the vigil with judge and probes, the planners, the choice
+//! of voters, pod life and its reports, the API's rules for Deployments. Simulated: network, disks, clocks, chance,
+//! kernels, containers. The wiring is this test's own and as thin as the node's.
 //!
-//! `SKEIN_SEED=n cargo test -p skein-tests --test sim one_seed` runs one seed again; `SKEIN_SEEDS=n .. no_fault`
-//! as many fixed ones, `SKEIN_DAY=d` moves those of the day.
+//! A run has two phases: a minute of faults under load, drawn from the seed before it begins, then everything is
+//! mended and must be well within 20 s. Every event, call and start of a container is checked, and panics count too.
+//!
+//! Not in it: joining, fenced pods, pod network, HTTP, gateways. Left out of the faults so far, because what a
+//! node should do then is not settled or the world does not model it: disks that fail (EIO) or flip bits, clocks
+//! that jump, machines that never come back, packets that come twice.
+//!
+//! `SKEIN_SEED=n cargo test -p skein-tests --test sim one_seed -- --nocapture` runs one seed again, with
+//! `SKEIN_SHOW=1` it tells what happens; `SKEIN_SEEDS=n .. no_fault` runs as many fixed ones and as many of the
+//! day, which `SKEIN_DAY=d` moves.
 
 mod agent;
 mod air;
@@ -16,6 +24,7 @@ mod gossip;
 mod history;
 mod machine;
 mod model;
+mod panics;
 mod picture;
 mod plan;
 mod planner;
@@ -24,8 +33,15 @@ mod watch;
 mod world;
 
 use std::collections::BTreeMap;
+use std::num::NonZero;
+use std::ops::Range;
+use std::panic::AssertUnwindSafe;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use nix::time::{ClockId, clock_gettime};
 use plan::{Aim, Mutation, Plan};
 use skein_raft_store::sim::Mutation as StoreMutation;
 use world::{Outcomes, run};
@@ -47,57 +63,123 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
-/// Runs all seeds and adds up what happened in them.
-fn check_all(seeds: impl Iterator<Item = u64>) -> BTreeMap<&'static str, u64> {
+/// What all runs of some seeds add up to.
+#[derive(Default)]
+struct Sum {
+    counts: BTreeMap<&'static str, u64>,
+    simulated: Duration,
+    cpu: Duration,
+}
+
+/// Runs all seeds, a world on each thread, and adds up what happened in them.
+fn check_all(seeds: Range<u64>) -> BTreeMap<&'static str, u64> {
     let began = std::time::Instant::now();
-    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
-    let mut simulated = Duration::ZERO;
-    for seed in seeds {
+    let sum = Mutex::new(Sum::default());
+    spread(seeds.clone(), |seed| {
+        let cpu_before = cpu_time();
         let outcomes = check(Plan::new(seed));
-        simulated += outcomes.lasted;
+        let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
+        sum.cpu += cpu_time() - cpu_before;
+        sum.simulated += outcomes.lasted;
         for (what, times) in outcomes.counts {
-            *counts.entry(what).or_default() += times;
+            *sum.counts.entry(what).or_default() += times;
         }
-    }
-    let speed = simulated.as_secs_f64() / began.elapsed().as_secs_f64();
-    println!("{:.0} simulated s, {speed:.0} a second\n{counts:#?}", simulated.as_secs_f64());
+        true
+    });
+    let Sum { counts, simulated, cpu } = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let speed = simulated.as_secs_f64() / cpu.as_secs_f64();
+    println!(
+        "{} seeds in {:.0} s: {:.0} simulated s, {speed:.0} in each second of a processor\n{counts:#?}",
+        seeds.end - seeds.start,
+        began.elapsed().as_secs_f64(),
+        simulated.as_secs_f64(),
+    );
     counts
+}
+
+/// Calls `run` with each seed, on as many threads as there are processors, until one call returns `false`.
+/// Whether none did.
+fn spread(mut seeds: Range<u64>, run: impl Fn(u64) -> bool + Sync) -> bool {
+    let next = Mutex::new(move || seeds.next());
+    let goes_on = AtomicBool::new(true);
+    let work = || {
+        while goes_on.load(Ordering::Relaxed) {
+            let seed = next.lock().unwrap_or_else(PoisonError::into_inner)();
+            let Some(seed) = seed else { return };
+            let run = std::panic::catch_unwind(AssertUnwindSafe(|| run(seed)));
+            if !matches!(run, Ok(true)) {
+                goes_on.store(false, Ordering::Relaxed);
+            }
+            if let Err(panic) = run {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        for thread in threads {
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    });
+    goes_on.into_inner()
+}
+
+/// What this thread has used of a processor.
+fn cpu_time() -> Duration {
+    let used = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("Linux has it");
+    used.into()
 }
 
 #[test]
 fn no_fault_breaks_an_invariant() {
     let seeds = number("SKEIN_SEEDS").unwrap_or(SEEDS);
-    let counts = check_all(1..=seeds);
+    let counts = check_all(1..seeds + 1);
     for (what, least) in LEAST {
-        let least = (least * seeds).div_ceil(20);
+        let least = least * seeds / 200;
         let times = counts.get(what).copied().unwrap_or(0);
         assert!(times >= least, "{what} only {times} times, at least {least} are expected");
     }
 }
 
-/// Fixed seeds of a run without other wish: what a debug build does within the patience of a developer.
-const SEEDS: u64 = 8;
+/// How many fixed seeds are run, and how many of the day.
+const SEEDS: u64 = 200;
 
-/// What 20 seeds must have seen at least, or they prove little: about half of what was measured.
-const LEAST: [(&str, u64); 18] = [
-    ("all off", 8),
-    ("bytes lost", 40),
-    ("torn tails", 5),
-    ("kills", 25),
-    ("power cuts", 50),
-    ("pauses", 15),
-    ("pairs cut", 30),
-    ("isolations", 30),
-    ("loss", 10),
-    ("delay", 10),
-    ("slow disks", 20),
-    ("nodes lost", 20),
-    ("lost: no answer", 14),
-    ("lost: daemon gone", 3),
-    ("pods adopted", 100),
-    ("strays removed", 30),
-    ("rejoined gossip", 20),
-    ("writes unknown", 40),
+/// What 200 seeds must have seen at least, or they prove little: about half of what was measured.
+const LEAST: [(&str, u64); 31] = [
+    ("all off", 60),
+    ("bytes lost", 360),
+    ("changes of members failed", 20),
+    ("containers started", 4000),
+    ("deaths noticed", 25),
+    ("delay", 160),
+    ("event followed", 10_000),
+    ("isolations", 330),
+    ("kills", 210),
+    ("leadership handed over", 15),
+    ("learners changed", 400),
+    ("leaves", 110),
+    ("lists", 5000),
+    ("log truncated", 40),
+    ("loss", 170),
+    ("lost: daemon gone", 50),
+    ("lost: no answer", 140),
+    ("nodes lost", 200),
+    ("pairs cut", 400),
+    ("pauses", 230),
+    ("plans of an old term", 12),
+    ("plans refused", 12),
+    ("pods adopted", 900),
+    ("power cuts", 400),
+    ("read index refused", 60),
+    ("rejoined gossip", 400),
+    ("snapshot installed", 160),
+    ("strays removed", 350),
+    ("torn tails", 120),
+    ("voters changed", 270),
+    ("watches compacted", 65),
 ];
 
 #[test]
@@ -105,14 +187,17 @@ fn no_fault_of_today_breaks_an_invariant() {
     let today =
         SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86_400);
     let first = number("SKEIN_DAY").unwrap_or(today) * 100_000;
-    let seeds = number("SKEIN_SEEDS").unwrap_or(SEEDS) / 2;
+    let seeds = number("SKEIN_SEEDS").unwrap_or(SEEDS);
     check_all(first..first + seeds);
 }
 
 #[test]
 fn one_seed() {
+    let cpu_before = cpu_time();
     let outcomes = check(Plan::new(number("SKEIN_SEED").unwrap_or(4711)));
-    println!("{:#?}", outcomes.counts);
+    let speed = outcomes.lasted.as_secs_f64() / (cpu_time() - cpu_before).as_secs_f64();
+    println!("{:?}, {speed:.0} s in each second of a processor", outcomes.lasted);
+    println!("{:#?}\ntrace {:08x}", outcomes.counts, outcomes.trace);
 }
 
 #[test]
@@ -126,6 +211,19 @@ fn one_seed_has_one_course() {
 }
 
 #[test]
+fn another_process_takes_the_same_course() {
+    for seed in [5, 6] {
+        let program = std::env::current_exe().expect("this runs from a file");
+        let mut command = Command::new(program);
+        command.args(["--exact", "one_seed", "--nocapture"]).env("SKEIN_SEED", seed.to_string());
+        let output = command.output().expect("this program starts again");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let trace = text.lines().find_map(|line| line.split_once("trace ")).map(|(_, trace)| trace);
+        assert_eq!(trace, Some(&*format!("{:08x}", run(Plan::new(seed)).trace)), "seed {seed}: {text}");
+    }
+}
+
+#[test]
 fn without_faults_nobody_is_suspected_and_every_write_is_taken() {
     let outcomes = check(Plan { aim: Aim::Nothing, faults_for: Duration::from_secs(30), ..Plan::new(1) });
     let never = ["down in gossip", "writes unknown", "lost: no answer", "lost: daemon gone", "lost: stuck"];
@@ -135,13 +233,17 @@ fn without_faults_nobody_is_suspected_and_every_write_is_taken() {
 }
 
 /// Whether the checks find `invariant` broken in one of `seeds` when the rule is.
-fn caught(mutation: Mutation, aim: Aim, invariant: &str, seeds: std::ops::Range<u64>) -> bool {
-    let caught = |seed| {
+fn caught(mutation: Mutation, aim: Aim, invariant: &str, seeds: Range<u64>) -> bool {
+    !spread(seeds, |seed| {
         let mutation = Some(mutation);
         let plan = Plan { aim, mutation, faults_for: Duration::from_secs(30), ..Plan::new(seed) };
-        run(plan).wrong.iter().any(|wrong| wrong.contains(invariant))
-    };
-    seeds.into_iter().any(caught)
+        let wrong = run(plan).wrong;
+        let caught = wrong.iter().find(|wrong| wrong.contains(invariant));
+        if let Some(wrong) = caught {
+            println!("seed {seed}: {wrong}");
+        }
+        caught.is_none()
+    })
 }
 
 #[test]
@@ -160,6 +262,55 @@ fn the_checks_see_gossip_without_its_guard() {
 }
 
 #[test]
-fn the_checks_see_a_skipped_watch_event() {
-    assert!(caught(Mutation::Store(StoreMutation::WatchEventSkipped), Aim::Nothing, "I5", 1..4));
+fn the_checks_see_a_skipped_a_repeated_and_a_swapped_watch_event() {
+    use StoreMutation::{WatchEventRepeated, WatchEventSkipped, WatchEventsSwapped};
+    for mutation in [WatchEventSkipped, WatchEventRepeated, WatchEventsSwapped] {
+        assert!(caught(Mutation::Store(mutation), Aim::Nothing, "I5", 1..4), "{mutation:?}");
+    }
+}
+
+#[test]
+fn the_checks_see_events_lost_when_a_snapshot_is_installed() {
+    assert!(caught(Mutation::Store(StoreMutation::EventsLostAtSnapshot), Aim::LongAbsence, "I5", 1..20));
+}
+
+#[test]
+fn the_checks_see_a_read_without_read_index() {
+    assert!(caught(Mutation::Store(StoreMutation::NoReadIndex), Aim::LeadersAtWork, "I3", 1..20));
+}
+
+#[test]
+fn the_checks_see_a_stale_read() {
+    assert!(caught(Mutation::Store(StoreMutation::StaleRead), Aim::Nothing, "I3", 1..4));
+}
+
+#[test]
+fn the_checks_see_a_lost_write() {
+    assert!(caught(Mutation::Store(StoreMutation::LostWrite), Aim::Nothing, "I1", 1..4));
+}
+
+#[test]
+fn the_checks_see_an_incomplete_list() {
+    assert!(caught(Mutation::Store(StoreMutation::IncompleteList), Aim::Nothing, "I7", 1..4));
+}
+
+#[test]
+fn the_checks_see_a_clock_in_apply() {
+    assert!(caught(Mutation::Store(StoreMutation::ClockInApply), Aim::Nothing, "I2", 1..4));
+}
+
+#[test]
+fn the_checks_see_a_request_applied_twice() {
+    assert!(caught(Mutation::Store(StoreMutation::NewSerialOnRetry), Aim::LeadersAtWork, "I4", 1..40));
+}
+
+/// What was acknowledged is gone, or its index is another command's.
+#[test]
+fn the_checks_see_an_acknowledgement_before_the_sync() {
+    assert!(caught(Mutation::Store(StoreMutation::AcknowledgedBeforeSync), Aim::PowerCuts, "I", 1..40));
+}
+
+#[test]
+fn the_checks_see_a_leader_that_leads_on_after_a_restart() {
+    assert!(caught(Mutation::Store(StoreMutation::LeaderRestored), Aim::PowerCuts, "I", 1..80));
 }

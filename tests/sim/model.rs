@@ -6,6 +6,9 @@ use serde_json::Value;
 use skein_api::scheduling::UNREACHABLE;
 use skein_raft_store::{Event, State};
 
+/// Whatever else is in the map is the clients' own.
+const OBSERVED: [&str; 4] = ["core/pods/", "apps/replicasets/", "apps/deployments/", "core/nodes//"];
+
 #[derive(Default)]
 pub(crate) struct Model {
     pods: BTreeMap<String, Pod>,
@@ -52,8 +55,7 @@ impl Model {
         touched.limit_most.clone_from(&self.limits);
         let mut lost = Vec::new();
         for event in events {
-            let json = event.value.as_deref().and_then(|value| serde_json::from_slice(value).ok());
-            self.apply_one(&event.key, json.as_ref(), &mut touched, &mut lost, wrong);
+            self.apply_one(&event.key, event.value.as_deref(), &mut touched, &mut lost, wrong);
         }
         let revision = events.last().map_or(0, |event| event.revision);
         self.check(&touched, revision, wrong);
@@ -64,8 +66,7 @@ impl Model {
         let bound = std::mem::take(&mut self.bound);
         *self = Model { bound, ..Model::default() };
         for (key, object) in state.range("", None) {
-            let json = serde_json::from_slice(&object.value).ok();
-            self.apply_one(key, json.as_ref(), &mut Touched::default(), &mut Vec::new(), wrong);
+            self.apply_one(key, Some(&object.value), &mut Touched::default(), &mut Vec::new(), wrong);
         }
     }
 
@@ -82,11 +83,16 @@ impl Model {
     fn apply_one(
         &mut self,
         key: &str,
-        json: Option<&Value>,
+        value: Option<&[u8]>,
         touched: &mut Touched,
         lost: &mut Vec<String>,
         wrong: &mut Vec<String>,
     ) {
+        if !OBSERVED.iter().any(|prefix| key.starts_with(prefix)) {
+            return;
+        }
+        let json: Option<Value> = value.and_then(|value| serde_json::from_slice(value).ok());
+        let json = json.as_ref();
         if key.starts_with("core/pods/") {
             self.apply_pod(key, json, touched, wrong);
         } else if key.starts_with("apps/replicasets/") {

@@ -1,17 +1,22 @@
 //! One node's typed picture of the map, brought forward by a watch that the checks look at as well.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use openraft::AsyncRuntime;
+use openraft::async_runtime::{Watch, WatchReceiver, WatchSender};
 use skein_control::view::{Changed, View};
 use skein_raft_store::sim::SimRt;
 use skein_raft_store::{State, WatchError};
 
 use crate::world::{Site, Store};
 
-#[derive(Clone, Default)]
-pub(crate) struct Picture(Arc<Mutex<Inner>>);
+type Channel = <SimRt as AsyncRuntime>::Watch;
+
+#[derive(Clone)]
+pub(crate) struct Picture {
+    inner: Arc<Mutex<Inner>>,
+    moved: <Channel as Watch>::Sender<u64>,
+}
 
 #[derive(Default)]
 struct Inner {
@@ -21,32 +26,59 @@ struct Inner {
     changed: Option<Changed>,
 }
 
+/// Wakes when the picture moves, or somebody is [woken](Picture::wake).
+pub(crate) struct Moves(<Channel as Watch>::Receiver<u64>);
+
+impl Moves {
+    pub(crate) async fn next(&mut self) {
+        // Fails when the picture is gone; it lives as long as its node.
+        let _ = self.0.changed().await;
+    }
+}
+
 impl Picture {
+    pub(crate) fn new() -> Picture {
+        Picture { inner: Arc::default(), moved: Channel::channel(0).0 }
+    }
+
     pub(crate) fn view(&self) -> View {
-        self.0.lock().unwrap().view.clone()
+        self.inner.lock().unwrap().view.clone()
     }
 
     pub(crate) fn revision(&self) -> u64 {
-        self.0.lock().unwrap().revision
+        self.inner.lock().unwrap().revision
     }
 
     pub(crate) fn begin_noting(&self) {
-        self.0.lock().unwrap().changed = Some(Changed::All);
+        self.inner.lock().unwrap().changed = Some(Changed::All);
     }
 
     pub(crate) fn stop_noting(&self) {
-        self.0.lock().unwrap().changed = None;
+        self.inner.lock().unwrap().changed = None;
     }
 
     pub(crate) fn take_changed(&self) -> (View, Changed) {
-        let mut inner = self.0.lock().unwrap();
+        let mut inner = self.inner.lock().unwrap();
         let changed = inner.changed.as_mut().map(std::mem::take).unwrap_or_default();
         (inner.view.clone(), changed)
     }
 
+    pub(crate) fn moves(&self) -> Moves {
+        Moves(self.moved.subscribe())
+    }
+
+    /// Lets those who wait look again: something beside the map has changed.
+    pub(crate) fn wake(&self) {
+        self.moved.send_if_modified(|count| {
+            *count += 1;
+            true
+        });
+    }
+
     pub(crate) async fn reach(&self, revision: u64) {
+        let mut moves = self.moves();
         while self.revision() < revision {
-            SimRt::sleep(Duration::from_millis(2)).await;
+            moves.next().await;
         }
     }
 
@@ -55,12 +87,14 @@ impl Picture {
         for (key, object) in state.range("", None) {
             view.apply(key, Some(&object.value), object.mod_rev);
         }
-        let mut inner = self.0.lock().unwrap();
+        let mut inner = self.inner.lock().unwrap();
         inner.view = view;
         inner.revision = state.revision();
         if inner.changed.is_some() {
             inner.changed = Some(Changed::All);
         }
+        drop(inner);
+        self.wake();
     }
 }
 
@@ -70,7 +104,7 @@ pub(crate) async fn follow(site: Site) {
         let state = site.store.state();
         site.picture.restart(&state);
         match forward(&site, &site.store, &state).await {
-            WatchError::Compacted { .. } => site.world.count("watch compacted"),
+            WatchError::Compacted { .. } => site.world.count("watches compacted"),
             WatchError::Stopped => return,
         }
     }
@@ -106,7 +140,7 @@ async fn forward(site: &Site, store: &Store, state: &State) -> WatchError {
             after = event.revision;
         }
         site.world.saw(site.number, &batch.events);
-        let mut inner = site.picture.0.lock().unwrap();
+        let mut inner = site.picture.inner.lock().unwrap();
         let inner = &mut *inner;
         for event in batch.events.iter().filter(|event| event.revision > state.revision()) {
             let touched = inner.view.apply(&event.key, event.value.as_deref(), event.revision);
@@ -115,5 +149,6 @@ async fn forward(site: &Site, store: &Store, state: &State) -> WatchError {
             }
         }
         inner.revision = inner.revision.max(batch.revision);
+        site.picture.wake();
     }
 }

@@ -30,6 +30,10 @@ pub(crate) enum Aim {
     LeadersAtWork,
     /// One packet in five, all the time.
     Loss,
+    /// Power cuts of all at once, on disks so slow that each has something to lose.
+    PowerCuts,
+    /// Nodes alone for so long that the log they miss is gone when they are back.
+    LongAbsence,
 }
 
 /// One fault: when it begins, how long it lasts, what it is.
@@ -76,6 +80,8 @@ pub(crate) enum Kind {
         longest: Duration,
     },
     SlowDisks(Duration),
+    /// It leaves the cluster's members, and joins them again afterwards.
+    Leave(usize),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +110,8 @@ impl Plan {
                 Aim::Nothing => return faults,
                 Aim::Everything => 300..4000,
                 Aim::OneBlindObserver => 8000..12_000,
-                Aim::LeadersAtWork => 1000..3000,
+                Aim::LeadersAtWork | Aim::PowerCuts => 1000..3000,
+                Aim::LongAbsence => 7000..9000,
                 Aim::Loss => {
                     let kind = Kind::Loss(0.2);
                     return vec![Fault { at, lasts: self.faults_for, kind }];
@@ -135,7 +142,17 @@ impl Plan {
                 lasts = Duration::from_millis(chance.random_range(1000..3000));
                 Kind::Isolate { victim: Victim::Leader, hears: false, is_heard: false }
             }
-            Aim::Everything => match chance.random_range(0..15) {
+            Aim::PowerCuts => {
+                let slow = Duration::from_millis(chance.random_range(5..60));
+                faults.push(Fault { at, lasts: Duration::from_secs(60), kind: Kind::SlowDisks(slow) });
+                lasts = Duration::from_millis(chance.random_range(0..500));
+                Kind::AllOff
+            }
+            Aim::LongAbsence => {
+                lasts = Duration::from_secs(6);
+                Kind::Isolate { victim: Victim::Node(node), hears: false, is_heard: false }
+            }
+            Aim::Everything => match chance.random_range(0..16) {
                 // Restarted by its supervisor before anybody may miss it, or long after.
                 0 | 1 => {
                     if chance.random_bool(0.6) {
@@ -169,6 +186,7 @@ impl Plan {
                     let longest = Duration::from_millis(chance.random_range(20..3000));
                     Kind::SlowDisk { node, longest }
                 }
+                14 => Kind::Leave(node),
                 _ if chance.random_bool(0.4) => {
                     lasts = Duration::from_millis(chance.random_range(0..3000));
                     Kind::AllOff

@@ -1,6 +1,5 @@
 //! The leader's work: plans for the objects, and the voters.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -9,81 +8,81 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use skein_api::write::{self, Write};
 use skein_control::chance::Chance;
-use skein_control::plan::{Plan, Round, plan};
-use skein_control::time::Instant;
-use skein_control::view::Changed;
-use skein_control::voters::{self, Membership};
+use skein_control::plan::{Agenda, Round};
+use skein_control::voters::{self, Membership, Memory, Sighting};
 use skein_raft_store::sim::SimRt;
-use skein_raft_store::{Change, Expect, MemberChange, Op, Options, Outcome, ProposeError, VoterId};
+use skein_raft_store::{
+    Change, Expect, MemberChange, Metrics, Op, Options, Outcome, ProposeError, ReadError, VoterId,
+};
 
 use crate::plan::Mutation;
 use crate::world::{Site, node_id, voter_id};
 
-/// How often a planner looks whether there is anything new.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 const VOTERS_EVERY: Duration = Duration::from_millis(250);
-const LAG_MAX: u64 = 64;
 
 /// Plans whenever this node leads, until its process ends.
 pub(crate) async fn run(site: Site, seed: u64) {
     let mut chance = StdRng::seed_from_u64(seed);
+    let mut changes = site.store.on_change();
     loop {
         let metrics = site.store.metrics();
         if metrics.leads() {
-            lead(&site, metrics.term, &mut chance).await;
+            if !lead(&site, metrics.term, &mut chance).await {
+                return;
+            }
+        } else if !changes.changed().await {
+            return;
         }
-        SimRt::sleep(LOOK_EVERY).await;
     }
 }
 
-async fn lead(site: &Site, term: u64, chance: &mut StdRng) {
-    let Ok(revision) = site.store.read_index(Duration::from_secs(10)).await else { return };
+/// Whether the store goes on.
+async fn lead(site: &Site, term: u64, chance: &mut StdRng) -> bool {
+    let revision = match site.store.read_index(Duration::from_secs(10)).await {
+        Ok(revision) => revision,
+        Err(error) => return error != ReadError::Stopped,
+    };
     site.picture.begin_noting();
     site.picture.reach(revision).await;
-    let mut pending = Changed::All;
-    let mut verdicts = BTreeMap::new();
-    let mut wake_at: Option<Timestamp> = None;
+    let (mut moves, mut changes) = (site.picture.moves(), site.store.on_change());
+    let mut agenda = Agenda::default();
     loop {
+        let (view, changed) = site.picture.take_changed();
+        agenda.add(changed);
+        let verdicts = site.verdicts.lock().unwrap().clone();
+        let (now, chance) = (stamp(site), Chance(chance.random()));
+        let round = Round { now, chance, verdicts: &verdicts, ca_pem: "ca", kubernetes_ip: "10.0.0.1" };
+        let mut plan = agenda.plan(&view, &round);
+        if !plan.writes.is_empty() {
+            site.world.count("plans");
+            match commit(site, term, std::mem::take(&mut plan.writes)).await {
+                Ok(Some(revision)) => {
+                    let goes_on = agenda.committed(&plan);
+                    site.picture.reach(revision).await;
+                    if goes_on {
+                        continue;
+                    }
+                }
+                Ok(None) => site.world.count("plans refused"),
+                Err(ProposeError::NotLeader { .. }) => {
+                    site.world.count("plans of an old term");
+                    break;
+                }
+                Err(ProposeError::Stopped) => return false,
+                Err(_) => agenda.failed(),
+            }
+        }
         let metrics = site.store.metrics();
         if metrics.term != term || !metrics.leads() {
             break;
         }
-        let (view, changed) = site.picture.take_changed();
-        pending.merge(changed);
-        let now = stamp(site);
-        if wake_at.is_some_and(|at| at <= now) {
-            wake_at = None;
-            pending = Changed::All;
-        }
-        let judged = site.verdicts.lock().unwrap().clone();
-        if pending.is_empty() && judged == verdicts {
-            SimRt::sleep(LOOK_EVERY).await;
-            continue;
-        }
-        verdicts = judged;
-        let chance = Chance(chance.random());
-        let round = Round { now, chance, verdicts: &verdicts, ca_pem: "ca", kubernetes_ip: "10.0.0.1" };
-        let Plan { writes, wake_at: wanted, unfinished } = plan(&view, &pending, &round);
-        wake_at = wake_at.into_iter().chain(wanted).min();
-        if writes.is_empty() {
-            pending = Changed::default();
-            continue;
-        }
-        site.world.count("plans");
-        match commit(site, term, writes).await {
-            Ok(Some(revision)) => {
-                pending = if unfinished { Changed::All } else { Changed::default() };
-                site.picture.reach(revision).await;
-            }
-            Ok(None) => {
-                site.world.count("plans refused");
-                SimRt::sleep(LOOK_EVERY).await;
-            }
-            Err(ProposeError::NotLeader { .. } | ProposeError::Stopped) => break,
-            Err(_) => pending = Changed::All,
+        let something = SimRt::select2(moves.next(), changes.changed());
+        if SimRt::timeout(agenda.wake_in(site.clock.wall()), something).await.is_err() {
+            agenda.woken();
         }
     }
     site.picture.stop_noting();
+    true
 }
 
 /// Commits a plan in the term that made it. `None` if its picture was too old.
@@ -123,81 +122,62 @@ pub(crate) fn op(write: Write) -> Op {
     Op { key: write.key.into(), expect, change }
 }
 
-/// What a leader remembers of one member between two looks.
-#[derive(Clone, Copy)]
-struct Seen {
-    up: bool,
-    matched: u64,
-    since: Instant,
-    progressed_at: Instant,
-}
-
 /// Chooses the voters whenever this node leads. All nodes of the plan are members from the beginning.
 pub(crate) async fn choose_voters(site: Site) {
-    let mut seen: BTreeMap<VoterId, Seen> = BTreeMap::new();
-    let mut last_voluntary = None;
+    let mut memory = Memory::default();
     loop {
         SimRt::sleep(VOTERS_EVERY).await;
-        if !site.store.metrics().leads() {
-            seen.clear();
-            last_voluntary = None;
+        let metrics = site.store.metrics();
+        if !metrics.leads() {
+            memory = Memory::default();
             continue;
         }
-        let change = look(&site, &mut seen, last_voluntary);
-        let Some(change) = change else { continue };
-        let metrics = site.store.metrics();
+        let Some(change) = look(&site, &metrics, &mut memory) else { continue };
+        let on = metrics.membership;
         let done = match &change {
             voters::Change::AddLearner(id) => site.store.add_learner(*id).await,
             voters::Change::RemoveLearner(id) => {
-                site.store.change_members(MemberChange::RemoveLearner(*id), metrics.membership).await
+                site.store.change_members(MemberChange::RemoveLearner(*id), on).await
             }
             voters::Change::Voters { .. } if metrics.joint => {
-                site.store.change_members(MemberChange::FinishJoint, metrics.membership).await
+                site.world.count("joint sets finished");
+                site.store.change_members(MemberChange::FinishJoint, on).await
             }
             voters::Change::Voters { voters, .. } => {
-                let voters = MemberChange::Voters(voters.clone());
-                site.store.change_members(voters, metrics.membership).await
+                site.store.change_members(MemberChange::Voters(voters.clone()), on).await
             }
         };
-        site.world.count(if done.is_ok() { "voters changed" } else { "change of voters failed" });
-        if let (Ok(()), voters::Change::Voters { voluntary: true, .. }) = (&done, &change) {
-            last_voluntary = Some(site.clock.boot());
+        site.world.count(match (&change, &done) {
+            (_, Err(_)) => "changes of members failed",
+            (voters::Change::Voters { .. }, Ok(())) => "voters changed",
+            (_, Ok(())) => "learners changed",
+        });
+        if let (Ok(()), voters::Change::Voters { voters, voluntary }) = (&done, &change) {
+            site.world.note_voters(voters);
+            if *voluntary {
+                memory.last_voluntary = Some(site.clock.boot());
+            }
         }
     }
 }
 
-fn look(
-    site: &Site,
-    seen: &mut BTreeMap<VoterId, Seen>,
-    last_voluntary: Option<Instant>,
-) -> Option<voters::Change<VoterId>> {
-    let metrics = site.store.metrics();
+fn look(site: &Site, metrics: &Metrics, memory: &mut Memory<VoterId>) -> Option<voters::Change<VoterId>> {
     let now = site.clock.boot();
     let gossiped = site.members.lock().unwrap().clone();
-    let mut members = BTreeMap::new();
-    for number in 0..site.world.plan.nodes {
+    let sightings = (0..site.world.plan.nodes).map(|number| {
         let id = voter_id(number);
-        let is_leader = id == metrics.voter;
-        let known = metrics.matched.get(&id).copied().unwrap_or(0);
-        let matched = if is_leader { metrics.last_log } else { known };
-        let up = is_leader || gossiped.get(&node_id(number)).is_some_and(|member| member.state.is_active());
-        let was = *seen.entry(id).or_insert(Seen { up, matched, since: now, progressed_at: now });
-        let since = if was.up == up { was.since } else { now };
-        let moves = matched > was.matched || (up && matched + LAG_MAX >= metrics.last_log);
-        let progressed_at = if moves { now } else { was.progressed_at };
-        seen.insert(id, Seen { up, matched, since, progressed_at });
-        let member = voters::Member {
-            up,
-            since,
-            progressed_at,
-            caught_up: matched + LAG_MAX >= metrics.last_log && matched > 0,
-            fresh: true,
+        let sighting = Sighting {
+            up: gossiped.get(&node_id(number)).is_some_and(|member| member.state.is_active()),
+            matched: metrics.matched.get(&id).copied().unwrap_or(0),
+            fresh: site.world.is_fresh(number),
             removals: 0,
-            leaving: false,
+            leaving: site.world.is_leaving(number),
             domain: String::new(),
         };
-        members.insert(id, member);
-    }
-    let membership = Membership { voters: metrics.voters, learners: metrics.learners, joint: metrics.joint };
-    voters::plan(now, metrics.voter, &members, &membership, 250, last_voluntary)
+        (id, sighting)
+    });
+    let members = memory.look(now, metrics.voter, metrics.last_log, sightings);
+    let (voters, learners) = (metrics.voters.clone(), metrics.learners.clone());
+    let membership = Membership { voters, learners, joint: metrics.joint };
+    voters::plan(now, metrics.voter, &members, &membership, voters::LEARNERS_MAX, memory.last_voluntary)
 }

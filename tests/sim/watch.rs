@@ -1,4 +1,4 @@
-//! The shell of the judge: renewals, probes, and on the leader the judge itself.
+//! The shell of the vigil: renewals, probes, and on the leader the judge itself.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,257 +7,210 @@ use futures::StreamExt;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender};
 use k8s_openapi::api::core::v1::Node;
 use openraft::AsyncRuntime;
-use openraft::async_runtime::Instant as _;
+use openraft::async_runtime::{Instant as _, Select2};
 use skein_api::scheduling::UNREACHABLE;
-use skein_control::judge::{Answer, Effect, Judge, RENEWAL, Report, STEP, Settings};
-use skein_control::node_health::Verdict;
-use skein_control::own_link::OwnLink;
+use skein_control::judge::{self, Answer, Cause, RENEWAL, STEP, Settings};
 use skein_control::probe::Probe;
 use skein_control::time::Instant;
 use skein_control::view::View;
+use skein_control::vigil::{
+    self, Effect, Gossip, LEARN_EVERY, LEARN_LIMIT, Leadership, PROBE_STEP, Sight, Vigil,
+};
 use skein_net::gossip::State;
+use skein_raft_store::log::Health;
 use skein_raft_store::sim::SimRt;
 
 use crate::air::Post;
 use crate::plan::Mutation;
-use crate::world::{Now, Site, node_id, node_name};
+use crate::world::{Now, Site, node_id, node_name, number_of_voter, voter_id};
 
-/// Without a grant for so long a node sends its renewals through all voters.
-const GRANT_MISSED: Duration = Duration::from_secs(1);
-const PROBE_STEP: Duration = Duration::from_millis(25);
-
-/// What nodes and the leader's judge tell each other.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Message {
-    Renewal { origin: usize, term: u64, tick: Option<u64> },
-    Grant { origin: usize, term: u64, tick: u64 },
-    Probe { term: u64, about: usize },
-    Report { term: u64, about: usize, report: Report },
-}
+/// What nodes tell each other.
+pub(crate) type Message = vigil::Message<usize>;
 
 pub(crate) enum In {
     Message { from: usize, message: Message },
     Tried { about: usize, began: Instant, answer: Option<Answer> },
+    Learned { about: usize, answers: bool },
 }
 
 pub(crate) struct Watch {
     site: Site,
+    vigil: Vigil<usize>,
     inbox: UnboundedReceiver<In>,
     back: UnboundedSender<In>,
-    granted: Option<(u64, u64, Instant)>,
-    probes: BTreeMap<usize, Probe>,
-    asked_by: Option<(usize, u64)>,
-    office: Option<(u64, Judge<usize>)>,
-    last_leader: Option<(usize, Instant)>,
+}
+
+impl Sight<usize> for Site {
+    fn leadership(&self) -> Leadership<usize> {
+        let metrics = self.store.metrics();
+        Leadership {
+            leader: metrics.leader.as_ref().map(number_of_voter),
+            term: metrics.term,
+            voters: metrics.voters.iter().map(number_of_voter).collect(),
+            revision: metrics.revision,
+            disk_full: metrics.disk == Health::Full,
+            quorum_acked_age: metrics.quorum_acked_age,
+        }
+    }
+
+    fn members(&self) -> Vec<(usize, bool)> {
+        let view = self.picture.view();
+        (0..self.world.plan.nodes).map(|number| (number, is_marked(&view, &node_name(number)))).collect()
+    }
+
+    fn gossip(&self, node: usize) -> Gossip {
+        match self.members.lock().unwrap().get(&node_id(node)).map(|member| member.state) {
+            Some(State::Alive) => Gossip::Alive,
+            Some(State::Down | State::Left) => Gossip::Down,
+            Some(State::Suspect) | None => Gossip::Unsure,
+        }
+    }
+
+    fn rtt(&self, _: usize) -> Duration {
+        self.world.air.rtt()
+    }
 }
 
 impl Watch {
     pub(crate) fn new(site: Site, inbox: UnboundedReceiver<In>, back: UnboundedSender<In>) -> Watch {
-        let (granted, probes, asked_by) = Default::default();
-        Watch { site, inbox, back, granted, probes, asked_by, office: None, last_leader: None }
+        let mut vigil = Vigil::new(site.number, Settings::default());
+        if site.world.plan.mutation == Some(Mutation::OneObserver) {
+            vigil.mutate(judge::Mutation::OneObserver);
+        }
+        Watch { site, vigil, inbox, back }
     }
 
     /// What has arrived is read before anybody is judged by a timer.
     pub(crate) async fn run(mut self) {
-        let mut tick = Now::now();
-        let (mut renewed, mut stepped) = (None, None);
-        let due = |last: &mut Option<Now>, every: Duration| {
-            let now = Now::now();
-            let is_due = last.is_none_or(|last| now.saturating_duration_since(last) >= every);
-            if is_due {
-                *last = Some(now);
-            }
-            is_due
-        };
+        let mut changes = self.site.store.on_change();
+        let mut due = [RENEWAL, STEP, PROBE_STEP, LEARN_EVERY].map(|_| Now::now());
+        let mut effects = Vec::new();
         loop {
-            match SimRt::timeout_at(tick, self.inbox.next()).await {
-                Ok(Some(input)) => self.handle(input),
-                Ok(None) => return,
+            let next = self.next(&due);
+            let input = {
+                let (arrived, changed) = (self.inbox.next(), changes.changed());
+                SimRt::timeout_at(next, SimRt::select2(arrived, changed)).await
+            };
+            let later = |due: &mut Now, every: Duration| {
+                let is_due = *due <= Now::now();
+                if is_due {
+                    *due = Now::now() + every;
+                }
+                is_due
+            };
+            match input {
+                Ok(Select2::First(Some(input))) => self.handle(input, &mut effects),
+                Ok(Select2::Second(true)) => {
+                    self.vigil.look(self.site.clock.boot(), &self.site, &mut effects);
+                }
+                Ok(Select2::First(None) | Select2::Second(false)) => return,
                 Err(_) => {
-                    tick = Now::now() + PROBE_STEP;
-                    if due(&mut renewed, RENEWAL) {
-                        self.renew();
+                    let now = self.site.clock.boot();
+                    if later(&mut due[0], RENEWAL) {
+                        self.vigil.renew(now, &self.site, &mut effects);
                     }
-                    if due(&mut stepped, STEP) {
-                        self.step();
+                    if self.vigil.is_in_office() && later(&mut due[1], STEP) {
+                        self.vigil.step(now, &self.site, &mut effects);
                     }
-                    self.probe();
+                    if self.vigil.is_probing() && later(&mut due[2], PROBE_STEP) {
+                        self.vigil.probe(now, &self.site, &mut effects);
+                    }
+                    if later(&mut due[3], LEARN_EVERY) {
+                        self.vigil.learn(now, &self.site, &mut effects);
+                    }
                 }
             }
+            effects.drain(..).for_each(|effect| self.perform(effect));
         }
     }
 
-    fn handle(&mut self, input: In) {
+    /// The earliest timer that has anything to do.
+    fn next(&self, [renew, step, probe, learn]: &[Now; 4]) -> Now {
+        let mut next = *renew.min(learn);
+        if self.vigil.is_in_office() {
+            next = next.min(*step);
+        }
+        if self.vigil.is_probing() {
+            next = next.min(*probe);
+        }
+        next
+    }
+
+    fn handle(&mut self, input: In, effects: &mut Vec<Effect<usize>>) {
+        let now = self.site.clock.boot();
         match input {
-            In::Message { from, message } => self.hear(from, message),
+            In::Message { from, message } => self.vigil.hear(now, from, message, &self.site, effects),
             In::Tried { about, began, answer } => {
-                let now = self.site.clock.boot();
-                let Some(probe) = self.probes.get_mut(&about) else { return };
-                if probe.ended(began, now, answer) {
-                    self.report(about, now);
-                }
+                self.vigil.tried(now, about, began, answer, &self.site, effects);
+            }
+            In::Learned { about, answers } => self.vigil.learned(about, answers),
+        }
+    }
+
+    fn perform(&self, effect: Effect<usize>) {
+        let (world, me) = (&self.site.world, self.site.number);
+        match effect {
+            Effect::Send { to, message } => world.air.send(me, to, Post::Watch(message)),
+            Effect::Try { about, began } => {
+                let limit = Probe::limit(world.air.rtt());
+                self.try_kernel(about, limit, move |answer| In::Tried { about, began, answer });
+            }
+            Effect::Learn(about) => self.try_kernel(about, LEARN_LIMIT, move |answer| In::Learned {
+                about,
+                answers: answer.is_some(),
+            }),
+            // For `skein status`.
+            Effect::Shows { .. } => {}
+            // Only the other one of two nodes is judged by it, and no world is so small.
+            Effect::TryGateway { .. } | Effect::GatewayAnswers { .. } => {}
+            Effect::TookOffice { term } => world.note(&format!("node {me} leads in term {term}")),
+            Effect::LeftOffice { .. } => self.publish(),
+            Effect::Lost { node, cause, silent_for } => {
+                world.note(&format!("node {me} judges node {node}: {cause:?} after {silent_for:?}"));
+                world.count(match cause {
+                    Cause::NoAnswer => "lost: no answer",
+                    Cause::DaemonGone => "lost: daemon gone",
+                    Cause::Stuck => "lost: stuck",
+                    Cause::GossipDown => "lost: gossip",
+                });
+                self.publish();
+            }
+            Effect::HandOver(node) => self.hand_over(node),
+            Effect::Back(node) => {
+                world.note(&format!("node {me} welcomes node {node}"));
+                self.publish();
             }
         }
     }
 
-    fn hear(&mut self, from: usize, message: Message) {
-        let now = self.site.clock.boot();
-        let me = self.site.number;
-        match message {
-            Message::Renewal { origin, term, tick } => match &mut self.office {
-                Some((office, judge)) => {
-                    let seen = tick.filter(|_| term == *office).map(Instant);
-                    judge.renewed(now, origin, seen, self.site.world.air.rtt());
-                    let grant = Message::Grant { origin, term: *office, tick: now.0 };
-                    self.send(from, grant);
-                }
-                None if from == origin => self.send_to_leader(message),
-                None => {}
-            },
-            Message::Grant { origin, term, tick } if origin == me => {
-                if self.granted.is_none_or(|(known, at, _)| (term, tick) >= (known, at)) {
-                    self.granted = Some((term, tick, now));
-                    self.last_leader = self.leader().map(|leader| (leader, now)).or(self.last_leader);
-                }
-            }
-            Message::Grant { origin, .. } => self.send(origin, message),
-            Message::Probe { term, about } => {
-                self.asked_by = Some((from, term));
-                self.probes.entry(about).or_insert_with(|| Probe::new(now)).asked(now);
-            }
-            Message::Report { term, about, report } => self.reported(now, from, term, about, report),
-        }
+    fn hand_over(&self, node: usize) {
+        let (world, store) = (self.site.world.clone(), self.site.store.clone());
+        world.note(&format!("node {} lets node {node} lead", self.site.number));
+        drop(SimRt::spawn(async move {
+            let moved = store.transfer_leader(Some(voter_id(node))).await;
+            world.count(if moved { "leadership handed over" } else { "leadership not handed over" });
+        }));
     }
 
-    fn reported(&mut self, now: Instant, from: usize, term: u64, about: usize, report: Report) {
-        let one_is_enough = self.site.world.plan.mutation == Some(Mutation::OneObserver);
-        let Some((_, judge)) = self.office.as_mut().filter(|(office, _)| *office == term) else { return };
-        judge.reported(now, from, about, report);
-        if one_is_enough {
-            let others = (0..self.site.world.plan.nodes).filter(|other| *other != about);
-            others.for_each(|other| judge.reported(now, other, about, report));
-        }
+    fn publish(&self) {
+        let verdicts = self.vigil.verdicts().map(|(node, verdict)| (node_name(node), verdict));
+        *self.site.verdicts.lock().unwrap() = verdicts.collect::<BTreeMap<_, _>>();
+        self.site.picture.wake();
     }
 
-    fn renew(&mut self) {
-        self.take_or_leave_office();
-        if self.office.is_some() {
-            return;
-        }
-        let metrics = self.site.store.metrics();
-        let term = metrics.term;
-        let tick = self.granted.filter(|(granted, ..)| *granted == term).map(|(_, tick, _)| tick);
-        let renewal = Message::Renewal { origin: self.site.number, term, tick };
-        self.send_to_leader(renewal);
-        let missed = self.granted.is_none_or(|(.., at)| self.site.clock.boot().since(at) > GRANT_MISSED);
-        if missed {
-            let leader = self.leader();
-            for voter in metrics.voters.iter().map(crate::world::number_of_voter) {
-                if voter != self.site.number && Some(voter) != leader {
-                    self.send(voter, renewal);
-                }
-            }
-        }
-    }
-
-    fn take_or_leave_office(&mut self) {
-        let metrics = self.site.store.metrics();
-        if self.office.as_ref().is_some_and(|(term, _)| !metrics.leads() || *term != metrics.term) {
-            self.office = None;
-            self.site.verdicts.lock().unwrap().clear();
-        }
-        if self.office.is_none() && metrics.leads() {
-            let previous = self.last_leader.filter(|(leader, _)| *leader != self.site.number);
-            let judge = Judge::new(self.site.number, self.site.clock.boot(), previous, Settings::default());
-            self.office = Some((metrics.term, judge));
-        }
-    }
-
-    fn step(&mut self) {
-        let metrics = self.site.store.metrics();
-        let me = self.site.number;
-        let Some((term, judge)) = self.office.as_mut() else { return };
-        let term = *term;
-        let now = self.site.clock.boot();
-        let view = self.site.picture.view();
-        let nodes = 0..self.site.world.plan.nodes;
-        judge.set_members(nodes.map(|number| (number, is_marked(&view, &node_name(number)), true)));
-        let quorum_age = metrics.quorum_acked_age.unwrap_or(Duration::MAX);
-        for effect in judge.step(now, quorum_age, OwnLink::Unknown) {
-            match effect {
-                Effect::Ask { observer, about } if observer == me => {
-                    self.asked_by = Some((me, term));
-                    self.probes.entry(about).or_insert_with(|| Probe::new(now)).asked(now);
-                }
-                Effect::Ask { observer, about } => self.send(observer, Message::Probe { term, about }),
-                Effect::Declare { node, cause, .. } => {
-                    let verdict = Verdict::Unreachable;
-                    let before = self.site.verdicts.lock().unwrap().insert(node_name(node), verdict);
-                    if before != Some(verdict) {
-                        self.site.world.count(match cause {
-                            skein_control::judge::Cause::NoAnswer => "lost: no answer",
-                            skein_control::judge::Cause::DaemonGone => "lost: daemon gone",
-                            skein_control::judge::Cause::Stuck => "lost: stuck",
-                            skein_control::judge::Cause::GossipDown => "lost: gossip",
-                        });
-                    }
-                }
-                Effect::Welcome(node) => {
-                    self.site.verdicts.lock().unwrap().insert(node_name(node), Verdict::Alive);
-                }
-            }
-        }
-    }
-
-    fn probe(&mut self) {
-        let now = self.site.clock.boot();
-        self.probes.retain(|_, probe| !probe.is_over(now));
-        let due: Vec<usize> =
-            self.probes.iter_mut().filter_map(|(about, probe)| probe.begin(now).then_some(*about)).collect();
-        for about in due {
-            let world = self.site.world.clone();
-            let limit = Probe::limit(world.air.rtt());
-            let (back, from) = (self.back.clone(), self.site.number);
-            drop(SimRt::spawn(async move {
-                let (answer, time) = world.try_kernel(from, about);
-                SimRt::sleep(time.min(limit)).await;
-                let answer = answer.filter(|_| time <= limit);
-                // The watch may have ended.
-                let _ = back.unbounded_send(In::Tried { about, began: now, answer });
-            }));
-            self.report(about, now);
-        }
-    }
-
-    fn report(&mut self, about: usize, now: Instant) {
-        let gossip_down = self
-            .site
-            .members
-            .lock()
-            .unwrap()
-            .get(&node_id(about))
-            .is_some_and(|member| matches!(member.state, State::Down | State::Left));
-        let (Some(probe), Some((leader, term))) = (self.probes.get(&about), self.asked_by) else { return };
-        let report = probe.report(now, gossip_down);
-        if leader == self.site.number {
-            self.reported(now, leader, term, about, report);
-        } else {
-            self.send(leader, Message::Report { term, about, report });
-        }
-    }
-
-    fn leader(&self) -> Option<usize> {
-        self.site.store.metrics().leader.as_ref().map(crate::world::number_of_voter)
-    }
-
-    fn send_to_leader(&self, message: Message) {
-        if let Some(leader) = self.leader().filter(|leader| *leader != self.site.number) {
-            self.send(leader, message);
-        }
-    }
-
-    fn send(&self, to: usize, message: Message) {
-        self.site.world.air.send(self.site.number, to, Post::Watch(message));
+    fn try_kernel(
+        &self,
+        about: usize,
+        limit: Duration,
+        then: impl FnOnce(Option<Answer>) -> In + Send + 'static,
+    ) {
+        let (world, back, from) = (self.site.world.clone(), self.back.clone(), self.site.number);
+        drop(SimRt::spawn(async move {
+            let (answer, time) = world.try_kernel(from, about);
+            SimRt::sleep(time.min(limit)).await;
+            // The watch may have ended.
+            let _ = back.unbounded_send(then(answer.filter(|_| time <= limit)));
+        }));
     }
 }
 

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crc32c::crc32c_append;
 use futures::channel::mpsc::{UnboundedSender, unbounded};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use openraft::AsyncRuntime;
-use openraft::async_runtime::Instant as _;
+use openraft::async_runtime::{Instant as _, Select2};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use skein_control::judge::Answer;
@@ -18,9 +19,11 @@ use skein_control::node_health::Verdict;
 use skein_control::pod::{Attempt, ContainerState};
 use skein_net::gossip::{Member, State};
 use skein_net::identity::NodeId;
-use skein_raft_store::sim::{Mutation as StoreMutation, Process, SimNetwork, SimRt, Weather};
+use skein_raft_store::sim::{
+    Mutation as StoreMutation, Process, SimNetwork, SimRt, Weather, start, take_seen,
+};
 use skein_raft_store::sim_files::SimDisk;
-use skein_raft_store::{Compaction, Config, Event, Expect, Handle, VoterId, start};
+use skein_raft_store::{Compaction, Config, Event, Expect, Handle, VoterId};
 
 use crate::air::{Air, Letter, Post, carry};
 use crate::clock::Clock;
@@ -30,7 +33,7 @@ use crate::picture::{self, Picture};
 use crate::plan::{Fault, Kind, Mutation, Plan, Victim};
 use crate::truth::{self, Health, Truth};
 use crate::watch::{self, Watch};
-use crate::{agent, clients, gossip, planner};
+use crate::{agent, clients, gossip, panics, planner};
 
 pub(crate) type Store = Handle<SimRt>;
 pub(crate) type Now = <SimRt as AsyncRuntime>::Instant;
@@ -40,6 +43,8 @@ const SYNC_MAX: Duration = Duration::from_millis(2);
 /// With everything up and connected, all must be well again by then.
 const HEALED_WITHIN: Duration = Duration::from_secs(20);
 const WRITERS: usize = 3;
+/// All that happened so far is gone through again.
+const LOOK_FOR_WRONG_EVERY: Duration = Duration::from_secs(3);
 
 /// What came of a run.
 pub(crate) struct Outcomes {
@@ -62,6 +67,11 @@ pub(crate) struct World {
     trace: Mutex<u32>,
     healed: AtomicBool,
     rejoined: Mutex<u32>,
+    /// Who has voted since it joined, and who asked to leave: what the map's member records say in a node.
+    voted: Mutex<BTreeSet<usize>>,
+    leaving: Mutex<BTreeSet<usize>>,
+    /// What happens is printed as well: for whoever looks for the cause of a violation.
+    shows: bool,
     began: Now,
 }
 
@@ -130,7 +140,11 @@ pub(crate) fn run(plan: Plan) -> Outcomes {
         _ => None,
     };
     StoreMutation::set(of_store);
-    let outcomes = SimRt::with_seed(plan.seed).block_on(live(plan));
+    // A run before this one may have ended by a panic.
+    panics::note();
+    take_seen();
+    let mut outcomes = SimRt::with_seed(plan.seed).block_on(Box::pin(live(plan)));
+    outcomes.wrong.extend(panics::take().into_iter().map(|panic| format!("I20: {panic}")));
     StoreMutation::set(None);
     outcomes
 }
@@ -158,28 +172,49 @@ async fn live(plan: Plan) -> Outcomes {
         trace: Mutex::default(),
         healed: AtomicBool::new(false),
         rejoined: Mutex::default(),
+        voted: Mutex::default(),
+        leaving: Mutex::default(),
+        shows: std::env::var_os("SKEIN_SHOW").is_some(),
         began,
     });
     drop(SimRt::spawn(carry(world.clone(), sent)));
     drop(SimRt::spawn(truth::observe(world.clone())));
-    world.form().await;
-    let until = Now::now() + plan.faults_for;
-    let mut clients: Vec<_> = (0..WRITERS)
-        .map(|client| {
-            let client = clients::write_and_read(world.clone(), client, chance.random(), until);
-            SimRt::spawn(client)
-        })
-        .collect();
-    clients.push(SimRt::spawn(clients::deploy(world.clone(), chance.random(), until)));
-    world.break_things(until).await;
-    for client in clients {
-        client.await.expect("clients do not panic");
-    }
-    world.heal().await;
-    world.outcomes()
+    // Whoever looks for one violation does not wait for more.
+    let is_over = if plan.mutation.is_some() {
+        let (whole, noticed) = (Box::pin(world.whole_course(chance)), Box::pin(world.noticed()));
+        matches!(SimRt::select2(whole, noticed).await, Select2::First(()))
+    } else {
+        world.whole_course(chance).await;
+        true
+    };
+    world.outcomes(is_over)
 }
 
 impl World {
+    async fn whole_course(self: &Arc<Self>, mut chance: StdRng) {
+        self.form().await;
+        let until = Now::now() + self.plan.faults_for;
+        let mut clients: Vec<_> = (0..WRITERS)
+            .map(|client| {
+                let client = clients::write_and_read(self.clone(), client, chance.random(), until);
+                SimRt::spawn(client)
+            })
+            .collect();
+        clients.push(SimRt::spawn(clients::deploy(self.clone(), chance.random(), until)));
+        self.break_things(until).await;
+        for client in clients {
+            client.await.expect("clients do not panic");
+        }
+        self.heal().await;
+    }
+
+    /// Waits until something is wrong.
+    async fn noticed(&self) {
+        while self.history.lock().unwrap().check(false).is_empty() && !panics::any() {
+            SimRt::sleep(LOOK_FOR_WRONG_EVERY).await;
+        }
+    }
+
     pub(crate) fn count(&self, what: &'static str) {
         *self.counts.lock().unwrap().entry(what).or_default() += 1;
     }
@@ -192,13 +227,42 @@ impl World {
         self.began.elapsed().as_nanos() as u64
     }
 
-    fn note(&self, what: &str) {
+    pub(crate) fn note(&self, what: &str) {
+        if self.shows {
+            println!("{:10.6} {what}", self.began.elapsed().as_secs_f64());
+        }
         let mut trace = self.trace.lock().unwrap();
-        *trace = crc32c::crc32c_append(*trace, format!("{} {what}", self.elapsed()).as_bytes());
+        *trace = crc32c_append(*trace, &self.elapsed().to_le_bytes());
+        *trace = crc32c_append(*trace, what.as_bytes());
     }
 
     pub(crate) fn site(&self, number: usize) -> Option<Site> {
         self.slots[number].lock().unwrap().running.as_ref().map(|running| running.site.clone())
+    }
+
+    // What the member records of the map would say.
+
+    /// It joined and has never voted since.
+    pub(crate) fn is_fresh(&self, number: usize) -> bool {
+        !self.voted.lock().unwrap().contains(&number)
+    }
+
+    pub(crate) fn is_leaving(&self, number: usize) -> bool {
+        self.leaving.lock().unwrap().contains(&number)
+    }
+
+    pub(crate) fn note_voters(&self, voters: &BTreeSet<VoterId>) {
+        self.voted.lock().unwrap().extend(voters.iter().map(number_of_voter));
+    }
+
+    fn leave(&self, number: usize) {
+        self.count("leaves");
+        self.leaving.lock().unwrap().insert(number);
+    }
+
+    fn join_again(&self, number: usize) {
+        self.leaving.lock().unwrap().remove(&number);
+        self.voted.lock().unwrap().remove(&number);
     }
 
     // Formation, start and end of nodes.
@@ -246,7 +310,8 @@ impl World {
                 Ok(store) => store,
                 Err(error) => return world.wrong(format!("node {number} did not start: {error:?}")),
             };
-            let (picture, members, verdicts) = Default::default();
+            let picture = Picture::new();
+            let (members, verdicts) = Default::default();
             let store_of_site = store.clone();
             let site = Site {
                 world: world.clone(),
@@ -570,6 +635,12 @@ impl World {
                 self.count("slow disks");
                 self.slow_disk(node, longest, fault.lasts);
             }
+            Kind::Leave(number) => {
+                if self.leader() != Some(number) && self.leaving.lock().unwrap().is_empty() {
+                    self.leave(number);
+                    self.afterwards(fault.lasts, move |world| world.join_again(number));
+                }
+            }
             Kind::SlowDisks(longest) => {
                 (0..self.plan.nodes).for_each(|node| self.slow_disk(node, longest, fault.lasts));
             }
@@ -641,6 +712,7 @@ impl World {
         self.network.heal_all();
         self.set_weather(Weather::LAN);
         for number in 0..self.plan.nodes {
+            self.join_again(number);
             self.set_sync_time(number, SYNC_MIN, SYNC_MAX);
             let mut slot = self.slots[number].lock().unwrap();
             slot.paused = false;
@@ -682,6 +754,11 @@ impl World {
                 Some(site) => sites.push(site),
                 None => return Some(format!("node {number} does not run")),
             }
+        }
+        let voters = sites[0].store.metrics().voters.len();
+        let wanted = skein_control::voters::target(self.plan.nodes);
+        if voters != wanted {
+            return Some(format!("{voters} nodes vote, and {wanted} should"));
         }
         self.states_differ(&sites)
             .or_else(|| sites.iter().find_map(|site| self.suspects(site)))
@@ -754,18 +831,20 @@ impl World {
         None
     }
 
-    fn outcomes(&self) -> Outcomes {
+    fn outcomes(&self, is_over: bool) -> Outcomes {
         let history = self.history.lock().unwrap();
         let mut trace = *self.trace.lock().unwrap();
-        for call in &history.calls {
-            trace = crc32c::crc32c_append(trace, format!("{call:?}").as_bytes());
-        }
-        for event in history.events.values() {
-            trace = crc32c::crc32c_append(trace, format!("{event:?}").as_bytes());
+        for Event { revision, key, value, previous, stamp_ms } in history.events.values() {
+            let numbers = [*revision, *stamp_ms, value.is_some().into(), previous.is_some().into()];
+            trace = numbers.iter().fold(trace, |crc, number| crc32c_append(crc, &number.to_le_bytes()));
+            for bytes in [key.as_bytes()].into_iter().chain(value.as_deref()).chain(previous.as_deref()) {
+                trace = crc32c_append(trace, bytes);
+            }
         }
         let mut counts = self.counts.lock().unwrap().clone();
+        counts.extend(take_seen());
         counts.insert("terms", self.truth.lock().unwrap().terms());
         counts.insert("revisions", history.revision());
-        Outcomes { wrong: history.check(), counts, trace, lasted: self.began.elapsed() }
+        Outcomes { wrong: history.check(is_over), counts, trace, lasted: self.began.elapsed() }
     }
 }
