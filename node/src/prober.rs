@@ -14,8 +14,10 @@ use nix::sys::socket::{
     socket, sockopt,
 };
 use skein_control::judge::Answer;
+use skein_podnet::neighbours;
 use tokio::net::TcpSocket;
 use tokio::time::timeout;
+use tracing::debug;
 
 /// One try: what answered within `limit`, if anything.
 ///
@@ -25,7 +27,16 @@ pub(crate) async fn try_once(api: SocketAddr, limit: Duration) -> io::Result<Opt
     try_over(None, api, limit).await
 }
 
-/// The same over one link only, whatever the routes say.
+/// Lets the kernel ask anew who `address` is on the link.
+pub(crate) async fn ask_anew(address: IpAddr) {
+    let asked = tokio::task::spawn_blocking(move || neighbours::ask_again(address));
+    if let Ok(Err(error)) = asked.await {
+        // An ordinary user may not; the try that follows is worth as much as before.
+        debug!(%address, %error, "could not ask anew who a neighbour is");
+    }
+}
+
+/// One try over one link only, whatever the routes say.
 pub(crate) async fn try_over(
     interface: Option<&str>,
     at: SocketAddr,

@@ -212,9 +212,9 @@ impl Watch {
                 let message = wire::encode(&Watchfulness::from(message));
                 self.node.endpoint.datagram(to, WATCH_DATAGRAM, message);
             }
-            Effect::Try { about, began } => {
+            Effect::Try { about, began, anew } => {
                 let limit = Probe::limit(self.node.rtt(about));
-                self.try_kernel(about, limit, move |tried| match tried {
+                self.try_kernel(about, anew, limit, move |tried| match tried {
                     Ok(answer) => Some(Input::Tried { about, began, answer }),
                     Err(error) => {
                         debug!(peer = %about, %error, "could not try to reach a node");
@@ -222,7 +222,7 @@ impl Watch {
                     }
                 });
             }
-            Effect::Learn(about) => self.try_kernel(about, LEARN_LIMIT, move |tried| {
+            Effect::Learn(about) => self.try_kernel(about, false, LEARN_LIMIT, move |tried| {
                 Some(Input::Learned { about, answers: tried.ok()?.is_some() })
             }),
             Effect::TryGateway { beside, began, limit } => self.try_gateway(beside, began, limit),
@@ -277,12 +277,16 @@ impl Watch {
     fn try_kernel(
         &self,
         about: NodeId,
+        anew: bool,
         limit: Duration,
         then: impl FnOnce(std::io::Result<Option<Answer>>) -> Option<Input> + Send + 'static,
     ) {
         let Some(api) = self.api_of(about) else { return };
         let back = self.back.clone();
         tokio::spawn(async move {
+            if anew {
+                prober::ask_anew(api.ip()).await;
+            }
             let tried = prober::try_once(api, limit).await;
             if let (Some(input), Some(back)) = (then(tried), back.upgrade()) {
                 let _ = back.try_send(input);

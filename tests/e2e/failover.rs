@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::house::{House, wait};
+use crate::house::{House, said, wait};
 use crate::{Tests, tests};
 
 pub(crate) const TESTS: Tests = tests![
@@ -17,6 +17,7 @@ pub(crate) const TESTS: Tests = tests![
     pods_outlive_their_daemon,
     a_daemon_that_stays_dead_is_replaced_although_its_machine_answers,
     a_paused_daemon_keeps_its_pods,
+    a_paused_machine_that_has_forgotten_its_neighbours_keeps_its_pods,
     a_starved_machine_on_a_bad_link_keeps_its_pods,
     a_cluster_wakes_up_in_any_order,
     of_two_nodes_the_one_without_power_is_replaced_if_the_gateway_answers,
@@ -255,6 +256,21 @@ fn a_paused_daemon_keeps_its_pods() {
     house.cluster.lab().machine_mut(victim).daemon().expect("it runs").signal(Signal::SIGCONT);
     wait(house.cluster.until_caught_up(victim)).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
     nothing_moves(&house, victim, &before, Duration::from_secs(2));
+}
+
+/// As after a moment without its link, when its own questions who the others are got lost.
+fn a_paused_machine_that_has_forgotten_its_neighbours_keeps_its_pods() {
+    let mut house = with_pods();
+    let leader = leader(&house);
+    let victim = worker(&leader);
+    let before = lives(&house, &leader);
+    let machine = house.cluster.lab().machine_mut(victim);
+    machine.daemon().expect("it runs").signal(Signal::SIGSTOP);
+    let forget = "cd /proc/sys/net/ipv4/neigh/eth0 && echo 0 > mcast_solicit && echo 0 > ucast_solicit && \
+                  ip neigh flush all";
+    let forgot = said(machine.command("sh").args(["-c", forget]).output());
+    assert_eq!(forgot.code, 0, "{forgot:?}");
+    nothing_moves(&house, &leader, &before, Duration::from_secs(8));
 }
 
 fn a_cluster_wakes_up_in_any_order() {

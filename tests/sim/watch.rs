@@ -151,7 +151,7 @@ impl Watch {
         let (world, me) = (&self.site.world, self.site.number);
         match effect {
             Effect::Send { to, message } => world.air.send(me, to, Post::Watch(message)),
-            Effect::Try { about, began } => {
+            Effect::Try { about, began, .. } => {
                 let limit = Probe::limit(world.air.rtt());
                 self.try_kernel(about, limit, move |answer| In::Tried { about, began, answer });
             }

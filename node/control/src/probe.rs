@@ -23,6 +23,7 @@ const ASKED_VALID: Duration = Duration::from_millis(700);
 pub struct Probe {
     asked_at: Instant,
     next_try: Instant,
+    begun: u32,
     unanswered: u32,
     unanswered_since: Option<Instant>,
     answer: Option<(Answer, Instant)>,
@@ -31,7 +32,7 @@ pub struct Probe {
 impl Probe {
     /// Begins at `now`: the first try is due at once.
     pub fn new(now: Instant) -> Probe {
-        Probe { asked_at: now, next_try: now, unanswered: 0, unanswered_since: None, answer: None }
+        Probe { asked_at: now, next_try: now, begun: 0, unanswered: 0, unanswered_since: None, answer: None }
     }
 
     /// The leader asked again.
@@ -50,8 +51,16 @@ impl Probe {
         let due = now >= self.next_try;
         if due {
             self.next_try = now.after(TRY_EVERY);
+            self.begun = self.begun.wrapping_add(1);
         }
         due
+    }
+
+    /// Whether the try that just began should first ask anew who the node is on the link: a machine whose link
+    /// was gone for a moment may need that question to be able to answer. Not each one, so that where a question
+    /// to all takes its time (Wi-Fi) the next one does not undo it.
+    pub fn asks_anew(&self) -> bool {
+        self.unanswered > 0 && self.begun.is_multiple_of(2)
     }
 
     /// How long a try may take, given the highest round trip seen to the node.
@@ -94,6 +103,19 @@ impl Probe {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_second_try_of_a_node_that_does_not_answer_asks_anew_who_it_is() {
+        let mut probe = Probe::new(Instant(0));
+        let mut asked = Vec::new();
+        for now in (0..1000).step_by(100) {
+            assert!(probe.begin(Instant(now)));
+            asked.extend(probe.asks_anew().then_some(now));
+            probe.ended(Instant(now), Instant(now + 50), (now >= 600).then_some(Answer::Echo));
+            probe.next_try = Instant(now + 100);
+        }
+        assert_eq!(asked, [100, 300, 500]);
+    }
 
     #[test]
     fn an_answer_ends_the_row_of_unanswered_tries_and_slows_the_next_one() {

@@ -153,6 +153,8 @@ pub enum Effect<Id> {
         about: Id,
         /// When the try began: part of the answer.
         began: Instant,
+        /// Whether to ask anew first who it is on the link ([`Probe::asks_anew`]).
+        anew: bool,
     },
     /// Try within [`LEARN_LIMIT`] whether a healthy node's kernel answers; for [`Vigil::learned`].
     Learn(Id),
@@ -500,10 +502,13 @@ impl<Id: Copy + Ord> Vigil<Id> {
     /// Begins the tries that are due and reports what is known.
     pub fn probe(&mut self, now: Instant, sight: &impl Sight<Id>, effects: &mut Vec<Effect<Id>>) {
         self.probes.retain(|_, probe| !probe.is_over(now));
-        let due: Vec<Id> =
-            self.probes.iter_mut().filter_map(|(about, probe)| probe.begin(now).then_some(*about)).collect();
-        for about in due {
-            effects.push(Effect::Try { about, began: now });
+        let due: Vec<(Id, bool)> = self
+            .probes
+            .iter_mut()
+            .filter_map(|(about, probe)| probe.begin(now).then(|| (*about, probe.asks_anew())))
+            .collect();
+        for (about, anew) in due {
+            effects.push(Effect::Try { about, began: now, anew });
             self.report(now, about, sight, effects);
         }
         if let Some((lone, proof)) = &mut self.lone

@@ -1,7 +1,7 @@
 //! The pod network on the real kernel, in network namespaces that live as long as a thread of the test.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::mpsc;
@@ -12,7 +12,7 @@ use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, Li
 use nix::sched::{CloneFlags, unshare};
 
 use crate::netlink::{Mode, Netlink};
-use crate::{Config, Network, Peer, Subnet, link};
+use crate::{Config, Network, Peer, Subnet, link, neighbours};
 
 const LOOPBACK: u32 = 1;
 
@@ -206,4 +206,27 @@ fn connect(left: &Namespace, right: &Namespace) {
             netlink.batch(vec![(link::up(index), Mode::Plain), (address, Mode::Create)]).unwrap();
         });
     }
+}
+
+/// As after a moment without its link, when its own question was lost.
+#[test]
+fn a_machine_that_has_forgotten_its_neighbours_answers_again_once_it_is_asked_who_it_is() {
+    let (Some(asker), Some(asked)) = (Namespace::new(), Namespace::new()) else { return };
+    connect(&asker, &asked);
+    let answer = || {
+        asker.run(|| {
+            let closed = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 2), 9));
+            TcpStream::connect_timeout(&closed, Duration::from_millis(500)).unwrap_err().kind()
+        })
+    };
+    asked.run(|| {
+        for questions in ["mcast_solicit", "ucast_solicit"] {
+            std::fs::write(format!("/proc/sys/net/ipv4/neigh/lan0/{questions}"), "0").unwrap();
+        }
+    });
+    assert_eq!(answer(), ErrorKind::ConnectionRefused);
+    asked.run(|| neighbours::ask_again(Ipv4Addr::new(192, 0, 2, 1).into()).unwrap());
+    assert_eq!(answer(), ErrorKind::TimedOut);
+    asker.run(|| neighbours::ask_again(Ipv4Addr::new(192, 0, 2, 2).into()).unwrap());
+    assert_eq!(answer(), ErrorKind::ConnectionRefused);
 }

@@ -5,7 +5,8 @@
 //! there are plain routes today: **not encrypted**, and only for nodes that share a link.
 //!
 //! Owns: links, addresses and routes that carry this crate's marks (interface names `sk…`, route
-//! protocol [`routes::PROTOCOL`]); it never touches any other. It imports nothing of ours and does not
+//! protocol [`routes::PROTOCOL`]); it never touches any other, except that [`neighbours`] lets the kernel forget
+//! what it can ask again. It imports nothing of ours and does not
 //! know what a pod is beyond its uid and its network namespace.
 //!
 //! Everything here blocks for milliseconds at most (netlink answers at once); call it from a blocking
@@ -15,6 +16,7 @@ mod ipam;
 #[cfg(test)]
 mod kernel_tests;
 mod link;
+pub mod neighbours;
 mod netlink;
 mod network;
 pub mod routes;

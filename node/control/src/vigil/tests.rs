@@ -140,7 +140,7 @@ impl Cluster {
                     vigil.hear(self.now, node, message, &self.world, &mut answers);
                     self.perform(to, answers);
                 }
-                Effect::Try { about, began } => {
+                Effect::Try { about, began, .. } => {
                     let answer = self.world.borrow().passes(node, about).then_some(Answer::Accepts);
                     let vigil = &mut self.vigils[usize::from(node)];
                     vigil.tried(self.now, about, began, answer, &self.world, &mut answers);
