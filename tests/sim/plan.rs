@@ -34,6 +34,8 @@ pub(crate) enum Aim {
     PowerCuts,
     /// Nodes alone for so long that the log they miss is gone when they are back.
     LongAbsence,
+    /// Pairs that do not reach each other, for so long that a leader gives way.
+    LongPairCuts,
 }
 
 /// One fault: when it begins, how long it lasts, what it is.
@@ -112,6 +114,7 @@ impl Plan {
                 Aim::OneBlindObserver => 8000..12_000,
                 Aim::LeadersAtWork | Aim::PowerCuts => 1000..3000,
                 Aim::LongAbsence => 7000..9000,
+                Aim::LongPairCuts => 13_000..15_000,
                 Aim::Loss => {
                     let kind = Kind::Loss(0.2);
                     return vec![Fault { at, lasts: self.faults_for, kind }];
@@ -151,6 +154,10 @@ impl Plan {
             Aim::LongAbsence => {
                 lasts = Duration::from_secs(6);
                 Kind::Isolate { victim: Victim::Node(node), hears: false, is_heard: false }
+            }
+            Aim::LongPairCuts => {
+                lasts = Duration::from_secs(11);
+                Kind::CutPair { from: node, to: other, both: chance.random_bool(0.5) }
             }
             Aim::Everything => match chance.random_range(0..16) {
                 // Restarted by its supervisor before anybody may miss it, or long after.
