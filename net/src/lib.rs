@@ -33,5 +33,6 @@ pub mod join;
 #[cfg(test)]
 mod loopback;
 pub mod stream;
+mod timer;
 pub mod tls;
 pub mod token;

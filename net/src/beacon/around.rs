@@ -7,7 +7,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     codec::{Message, Nonce},
@@ -15,6 +15,7 @@ use super::{
     service::ports,
 };
 use crate::endpoint::{PORT, beside::BESIDE_BYTES_MAX, interfaces};
+use crate::timer;
 
 /// When the question is asked, from the first time on: any of them may get lost.
 const ASK_AFTER: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(450)];
@@ -63,15 +64,8 @@ pub async fn look_around(listen: SocketAddr) -> io::Result<Option<Around>> {
     let mut end = began + LISTEN;
     let mut bytes = [0; BESIDE_BYTES_MAX + 1];
     loop {
-        let next = asks.peek().copied();
-        let due = async {
-            match next {
-                Some(at) => sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
-            () = due => {
+            () = timer::until(asks.peek().copied()) => {
                 asks.next();
                 links.send_to_all(&ask, &ports);
             }

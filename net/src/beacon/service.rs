@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{
     task::JoinHandle,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +24,7 @@ use crate::{
     endpoint::{Endpoint, PORT, beside},
     gossip,
     identity::{Identity, NodeId},
+    timer,
     tls::Standing,
 };
 
@@ -94,13 +95,6 @@ impl Beacon {
         self.links.follow(links.borrow_and_update().clone());
         self.tell_members();
         loop {
-            let wake_at = self.wake_at;
-            let woken = async move {
-                match wake_at {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 Some((from, bytes)) = received.recv() => self.handle(Input::Datagram { from, bytes: &bytes }),
@@ -111,7 +105,7 @@ impl Beacon {
                     self.handle(Input::Moved);
                 }
                 Ok(()) = addresses.changed() => self.handle(Input::Moved),
-                () = woken => {
+                () = timer::until(self.wake_at) => {
                     self.wake_at = None;
                     self.handle(Input::Woken);
                 }

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, timeout},
 };
 
 use super::{
@@ -23,6 +23,7 @@ use crate::{
     endpoint::Endpoint,
     identity::NodeId,
     stream::{self, Stream},
+    timer,
 };
 
 /// Kind of the datagrams that carry gossip.
@@ -154,20 +155,13 @@ impl Gossip {
         let mut addresses = self.endpoint.addresses();
         self.handle(Input::Contacts(self.endpoint.book().nodes()));
         loop {
-            let wake_at = self.wake_at;
-            let woken = async move {
-                match wake_at {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 message = self.inbox.recv() => match message {
                     Some(Message::Leave(done)) => return self.leave(done).await,
                     Some(message) => self.take(message),
                     None => return,
                 },
-                () = woken => {
+                () = timer::until(self.wake_at) => {
                     self.wake_at = None;
                     self.handle(Input::Woken);
                 }
