@@ -81,14 +81,10 @@ impl Bundle {
             let why = "runAsNonRoot is set and this is uid 0; set runAsUser or use another image";
             return Err(refused(format!("user {:?}", image.user), why));
         }
-        let stop_signal = spec.stop_signal.as_ref().or(image.stop_signal.as_ref());
-        let stop_signal = stop_signal.map(String::as_str).map_or(Some(libc::SIGTERM), parse_signal);
-        let stop_signal = stop_signal.ok_or_else(|| {
-            refused(
-                format!("stop signal {:?}", spec.stop_signal.as_ref().or(image.stop_signal.as_ref())),
-                "Linux has no signal of that name",
-            )
-        })?;
+        let named = spec.stop_signal.as_deref().or(image.stop_signal.as_deref());
+        let stop_signal = named
+            .map_or(Some(libc::SIGTERM), parse_signal)
+            .ok_or_else(|| refused(format!("stop signal {named:?}"), "Linux has no signal of that name"))?;
         let capabilities = if spec.security.privileged {
             capability::all()
         } else {
@@ -453,11 +449,9 @@ fn resolv_conf(files: &NetworkFiles, machine: &str) -> String {
         return machine.to_owned();
     }
     let of_machine = |word: &str| -> Vec<String> {
-        let lines = machine.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        lines
-            .filter(|line| line.first() == Some(&word))
-            .flat_map(|line| line[1..].iter().map(|v| (*v).to_owned()).collect::<Vec<_>>())
-            .collect()
+        let lines = machine.lines().map(str::split_whitespace);
+        let values = lines.filter_map(|mut words| (words.next() == Some(word)).then_some(words));
+        values.flatten().map(str::to_owned).collect()
     };
     let servers: Vec<String> = files.nameservers.iter().map(ToString::to_string).collect();
     let mut text = String::new();

@@ -10,7 +10,7 @@ use skein_runtime::{
     NetworkFiles, Ran, Seccomp, Security, User, Volume, VolumeFile,
 };
 
-use crate::world::{PATIENCE, World, sandbox, wait_until};
+use crate::world::{PATIENCE, World, sandbox, wait_until, words};
 
 crate::tests![
     two_containers_of_a_pod_share_localhost_and_a_volume,
@@ -41,59 +41,12 @@ fn exec(world: &World, id: &ContainerId, words: &[&str], limit: Duration) -> Res
 /// What only the kernel knows of a process, and the same of one that joined it later.
 fn one_more_program_is_as_confined_as_the_first(world: &World) {
     let pod = world.pod("a");
-    let looks = [
-        "status",
-        "Uid",
-        ";",
-        "status",
-        "Gid",
-        ";",
-        "status",
-        "Groups",
-        ";",
-        "status",
-        "CapEff",
-        ";",
-        "status",
-        "CapBnd",
-        ";",
-        "status",
-        "NoNewPrivs",
-        ";",
-        "status",
-        "Seccomp",
-        ";",
-        "status",
-        "Seccomp_filters",
-        ";",
-        "cat",
-        "/proc/self/cgroup",
-        ";",
-        "cat",
-        "/proc/self/uid_map",
-        ";",
-        "list",
-        "/",
-        ";",
-        "list",
-        "/dev",
-        ";",
-        "cat",
-        "/etc/hostname",
-        ";",
-        "hostname",
-        ";",
-        "cwd",
-        ";",
-        "env",
-        "COLOR",
-        ";",
-        "list",
-        "/proc/self/fd",
-        ";",
-        "refuses-write",
-        "/proc/sys/kernel/hostname",
-    ];
+    let looks = words(
+        "status Uid ; status Gid ; status Groups ; status CapEff ; status CapBnd ; \
+         status NoNewPrivs ; status Seccomp ; status Seccomp_filters ; cat /proc/self/cgroup ; \
+         cat /proc/self/uid_map ; list / ; list /dev ; cat /etc/hostname ; hostname ; cwd ; \
+         env COLOR ; list /proc/self/fd ; refuses-write /proc/sys/kernel/hostname",
+    );
     for (name, escalation) in [("plain", true), ("fixed", false)] {
         let mut spec = world.container(&pod, name, &[&looks[..], &[";", "wait"]].concat());
         spec.rootfs.config.user = "web".to_owned();
@@ -154,34 +107,11 @@ fn two_containers_of_a_pod_share_localhost_and_a_volume(world: &World) {
 
 fn a_program_finds_itself_as_the_image_and_the_manifest_say(world: &World) {
     let pod = world.pod("a");
-    let mut spec = world.container(
-        &pod,
-        "main",
-        &[
-            "status",
-            "Uid",
-            ";",
-            "status",
-            "Gid",
-            ";",
-            "status",
-            "Groups",
-            ";",
-            "env",
-            "HOME",
-            ";",
-            "env",
-            "COLOR",
-            ";",
-            "cwd",
-            ";",
-            "cat",
-            "/etc/hosts",
-            ";",
-            "cat",
-            "/etc/resolv.conf",
-        ],
+    let looks = words(
+        "status Uid ; status Gid ; status Groups ; env HOME ; env COLOR ; cwd ; cat /etc/hosts ; \
+         cat /etc/resolv.conf",
     );
+    let mut spec = world.container(&pod, "main", &looks);
     spec.rootfs.config.user = "web".to_owned();
     spec.rootfs.config.env = vec!["COLOR=red".to_owned()];
     spec.rootfs.config.workdir = "/not/there/yet".to_owned();
@@ -204,28 +134,10 @@ fn a_program_finds_itself_as_the_image_and_the_manifest_say(world: &World) {
 
 fn a_container_sees_its_own_files_and_processes_only(world: &World) {
     let pod = world.pod("a");
-    let script = [
-        "status",
-        "NSpid",
-        ";",
-        "list",
-        "/",
-        ";",
-        "list",
-        "/dev",
-        ";",
-        "cat",
-        "/proc/1/cmdline",
-        ";",
-        "refuses-write",
-        "/proc/sys/kernel/domainname",
-        ";",
-        "refuses-write",
-        "/sys/x",
-        ";",
-        "list",
-        "/sys/firmware",
-    ];
+    let script = words(
+        "status NSpid ; list / ; list /dev ; cat /proc/1/cmdline ; \
+         refuses-write /proc/sys/kernel/domainname ; refuses-write /sys/x ; list /sys/firmware",
+    );
     let text = world.output(world.container(&pod, "main", &script));
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines[0], "1");

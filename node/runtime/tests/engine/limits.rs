@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use skein_runtime::{ContainerSpec, End, Engine, Machine, Resources};
 
-use crate::world::{World, sandbox};
+use crate::world::{World, limits, sandbox};
 
 crate::tests![
     limits_stand_in_the_kernels_files,
@@ -34,13 +34,7 @@ fn limits_stand_in_the_kernels_files(world: &World) {
         return;
     }
     let pod = world.pod("a");
-    let resources = Resources {
-        cpu_request_millis: 500,
-        cpu_limit_millis: Some(750),
-        memory_limit_bytes: Some(64 << 20),
-        pids_max: Some(33),
-    };
-    let spec = ContainerSpec { resources, ..world.container(&pod, "main", &["wait-deaf"]) };
+    let spec = ContainerSpec { resources: limits(), ..world.container(&pod, "main", &["wait-deaf"]) };
     let id = spec.id.clone();
     world.start(spec);
     let value = |controller: &str, file: &str| read(&world.cgroup(controller, &id).join(file));

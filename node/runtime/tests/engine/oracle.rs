@@ -10,12 +10,10 @@ use std::process::{Command, Stdio};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
-use skein_runtime::{
-    ContainerId, ContainerSpec, End, Engine, LogOptions, Machine, Resources, Seccomp, Volume,
-};
+use skein_runtime::{ContainerId, ContainerSpec, End, Engine, LogOptions, Machine, Seccomp, Volume};
 
 use crate::isolation::volume;
-use crate::world::{World, wait_until};
+use crate::world::{World, limits, wait_until, words};
 
 crate::tests![
     programs_find_the_same_surroundings_as_under_runc,
@@ -111,46 +109,12 @@ fn run_ours(world: &World, spec: ContainerSpec) -> (i32, String) {
 }
 
 /// Everything the kernel says of a process that it may say of another one too.
-const LOOKS: [&str; 12] = [
-    "Uid",
-    "Gid",
-    "Groups",
-    "Umask",
-    "CapInh",
-    "CapPrm",
-    "CapEff",
-    "CapBnd",
-    "CapAmb",
-    "NoNewPrivs",
-    "Seccomp",
-    "SigBlk",
-];
-
-fn looks() -> Vec<String> {
-    let mut words: Vec<&str> = LOOKS.iter().flat_map(|field| ["status", field, ";"]).collect();
-    for path in ["/proc/self/uid_map", "/proc/self/gid_map", "/proc/self/oom_score_adj", "/proc/self/limits"]
-    {
-        words.extend(["cat", path, ";"]);
-    }
-    words.extend([
-        "list",
-        "/",
-        ";",
-        "list",
-        "/dev",
-        ";",
-        "list",
-        "/proc/self/fd",
-        ";",
-        "cwd",
-        ";",
-        "hostname",
-        ";",
-    ]);
-    words.extend(["env", "HOME", ";", "env", "PATH", ";", "cat", "/etc/hosts", ";"]);
-    words.extend(["print", "mounts", ";", "cat", "/proc/self/mountinfo"]);
-    words.into_iter().map(str::to_owned).collect()
-}
+const LOOKS: &str = "status Uid ; status Gid ; status Groups ; status Umask ; status CapInh ; status CapPrm ; \
+                     status CapEff ; status CapBnd ; status CapAmb ; status NoNewPrivs ; status Seccomp ; \
+                     status SigBlk ; cat /proc/self/uid_map ; cat /proc/self/gid_map ; \
+                     cat /proc/self/oom_score_adj ; cat /proc/self/limits ; list / ; list /dev ; \
+                     list /proc/self/fd ; cwd ; hostname ; env HOME ; env PATH ; cat /etc/hosts ; \
+                     print mounts ; cat /proc/self/mountinfo";
 
 /// Where something is mounted, as which file system, and what may be done there.
 fn mounts(text: &str) -> BTreeMap<String, (String, Vec<String>)> {
@@ -181,7 +145,7 @@ fn programs_find_the_same_surroundings_as_under_runc(world: &World) {
     }
     let pod = world.pod("a");
     world.run(world.engine().put_volume(&pod, "v", Volume::Directory)).expect("a volume");
-    let base = |name: &str| ContainerSpec { args: Some(looks()), ..world.container(&pod, name, &[]) };
+    let base = |name: &str| world.container(&pod, name, &words(LOOKS));
     let with = |name: &str, change: fn(&mut ContainerSpec)| {
         let mut spec = base(name);
         change(&mut spec);
@@ -245,13 +209,7 @@ fn limits_are_the_same_as_under_runc(world: &World) {
         return;
     }
     let pod = world.pod("a");
-    let resources = Resources {
-        cpu_request_millis: 500,
-        cpu_limit_millis: Some(750),
-        memory_limit_bytes: Some(64 << 20),
-        pids_max: Some(33),
-    };
-    let spec = ContainerSpec { resources, ..world.container(&pod, "main", &["wait-deaf"]) };
+    let spec = ContainerSpec { resources: limits(), ..world.container(&pod, "main", &["wait-deaf"]) };
     let id = spec.id.clone();
     world.start(spec);
     let bundle = Bundle::of(world, &id);

@@ -216,6 +216,21 @@ pub(crate) fn container(dir: &Path, pod: &PodUid, name: &str, args: &[&str]) -> 
     }
 }
 
+/// What the program is told to do, one thing after another: `status Uid ; list /dev`.
+pub(crate) fn words(text: &str) -> Vec<&str> {
+    text.split(' ').collect()
+}
+
+/// Some of each kind.
+pub(crate) fn limits() -> Resources {
+    Resources {
+        cpu_request_millis: 500,
+        cpu_limit_millis: Some(750),
+        memory_limit_bytes: Some(64 << 20),
+        pids_max: Some(33),
+    }
+}
+
 /// Two layers: this executable below, a little on top.
 pub(crate) fn make_image(dir: &Path) {
     let (base, top) = (dir.join("image/base"), dir.join("image/top"));
