@@ -660,12 +660,9 @@ impl Answering {
             Ask::HaveLeft => {
                 let metrics = self.store.metrics();
                 // Who follows others may know the record and not yet the membership.
-                let has_log =
-                    metrics.voters.contains(&metrics.voter) || metrics.learners.contains(&metrics.voter);
+                let has_log = metrics.has_log(metrics.voter);
                 let out = self.members.get(peer).is_some_and(|record| {
-                    let voter = record.voter();
-                    let follows = metrics.voters.contains(&voter) || metrics.learners.contains(&voter);
-                    has_log && record.leaving && !follows && !metrics.joint
+                    has_log && record.leaving && !metrics.has_log(record.voter()) && !metrics.joint
                 });
                 let out: Answer<bool> = Ok(out);
                 wire::encode(&out)

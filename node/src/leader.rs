@@ -104,7 +104,8 @@ impl Planner {
                     }
                 }
             }
-            if self.store.metrics().term != term || !self.store.metrics().leads() {
+            let metrics = self.store.metrics();
+            if metrics.term != term || !metrics.leads() {
                 break;
             }
             let wake_at = Instant::now() + agenda.wake_in(clock::wall());
@@ -189,7 +190,7 @@ impl Voters {
             |record: &Record| !gossiped.get(&record.node).is_some_and(|member| member.state.is_active());
         for record in self.members.present().into_values().filter(|record| record.leaving && gone(record)) {
             let voter = record.voter();
-            if metrics.voters.contains(&voter) || metrics.learners.contains(&voter) || metrics.joint {
+            if metrics.has_log(voter) || metrics.joint {
                 continue;
             }
             let Some(object) = state.get(&Record::key(record.node)) else { continue };

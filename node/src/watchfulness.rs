@@ -271,7 +271,7 @@ impl Watch {
     }
 
     fn name_of(&self, node: NodeId) -> String {
-        self.node.members.present().remove(&node).map(|record| record.name).unwrap_or_default()
+        self.node.members.get(node).map(|record| record.name).unwrap_or_default()
     }
 
     fn try_kernel(

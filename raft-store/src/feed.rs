@@ -213,7 +213,7 @@ async fn tell(tx: &mut dyn PipeTx, word: &Word) -> Result<(), String> {
     tx.send(frame(word)).await.map_err(why)
 }
 
-fn why(Broken(why): Broken) -> String {
+pub(crate) fn why(Broken(why): Broken) -> String {
     why
 }
 

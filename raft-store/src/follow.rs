@@ -17,7 +17,7 @@ use openraft::async_runtime::{Instant, Select2, WatchReceiver};
 
 use crate::VoterId;
 use crate::calls::frames;
-use crate::feed::{From, SIGN_EVERY, Word};
+use crate::feed::{From, SIGN_EVERY, Word, why};
 use crate::handle::Handle;
 use crate::shelf::Copies;
 use crate::standing::{Told, is_outside};
@@ -71,9 +71,8 @@ enum Left {
     Raft,
     /// The membership has changed, and another store is nearer to this one now.
     Moved,
-    /// It did its part, but there may be a better one.
-    Unfit(&'static str),
-    Lost(String),
+    /// It is silent, or speaks and is of no use.
+    Unfit(String),
     Stopped,
 }
 
@@ -104,12 +103,6 @@ pub(crate) async fn run<Rt: AsyncRuntime>(handle: Handle<Rt>, copy: Arc<dyn Copi
             Left::Moved => turn = 0,
             Left::Unfit(why) => {
                 tracing::debug!(%source, why, "left a store that was followed");
-                turn += 1;
-                handle.rest(pause).await;
-                pause = (pause * 2).min(PAUSE_MAX);
-            }
-            Left::Lost(why) => {
-                tracing::debug!(%source, why, "lost a store that was followed");
                 turn += 1;
                 handle.rest(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
@@ -214,8 +207,8 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         };
         let (_tx, rx) = match Rt::timeout(OPEN_MAX, opening).await {
             Ok(Ok(pipe)) => pipe,
-            Ok(Err(why)) => return Left::Lost(why),
-            Err(_) => return Left::Lost("no connection".into()),
+            Ok(Err(why)) => return Left::Unfit(why),
+            Err(_) => return Left::Unfit("no connection".into()),
         };
         let mut frames = frames(rx);
         let mut feeding = Feeding::<Rt> {
@@ -237,8 +230,8 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
                         keeper.keep(self);
                     }
                 }
-                Ok(Select2::First(Some(Err(Broken(why))))) => break Left::Lost(why),
-                Ok(Select2::First(None)) => break Left::Unfit("it feeds us no more"),
+                Ok(Select2::First(Some(Err(Broken(why))))) => break Left::Unfit(why),
+                Ok(Select2::First(None)) => break Left::Unfit("it feeds us no more".into()),
                 Ok(Select2::Second(_)) => break Left::Stopped,
                 Err(_) => self.look(),
             }
@@ -254,7 +247,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     /// Takes one frame of `source`.
     fn take(&self, source: VoterId, bytes: &Bytes, feeding: &mut Feeding<Rt>) -> Result<(), Left> {
         feeding.heard = Rt::Instant::now();
-        match parse(bytes).map_err(Left::Lost)? {
+        match parse(bytes).map_err(Left::Unfit)? {
             Word::Standing(told) => {
                 let leads = told.leader.is_some();
                 if self.note(source, told) && leads {
@@ -264,22 +257,22 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             Word::Record(record) => {
                 feeding.bytes += record.len() as u64;
                 if feeding.bytes > 2 * STORE_BYTES_MAX {
-                    return Err(Left::Lost("a snapshot larger than any store".into()));
+                    return Err(Left::Unfit("a snapshot larger than any store".into()));
                 }
                 let state = feeding.records.get_or_insert_default();
-                state.add_record(&record).map_err(|error| Left::Lost(error.to_string()))?;
+                state.add_record(&record).map_err(|error| Left::Unfit(error.to_string()))?;
             }
             Word::Whole => {
-                let state = feeding.records.take().ok_or(Left::Lost("a snapshot without records".into()))?;
+                let state = feeding.records.take().ok_or(Left::Unfit("a snapshot without records".into()))?;
                 feeding.bytes = 0;
                 feeding.moved = feeding.heard;
                 self.shared.replica.show_snapshot(state);
             }
             Word::Events(steps) => {
-                self.shared.replica.show(steps).map_err(Left::Lost)?;
+                self.shared.replica.show(steps).map_err(Left::Unfit)?;
                 feeding.moved = feeding.heard;
             }
-            Word::Elsewhere => return Err(Left::Unfit("it is no voter and no learner")),
+            Word::Elsewhere => return Err(Left::Unfit("it is no voter and no learner".into())),
         }
         if feeding.records.is_none() {
             let mut followed = self.followed();
@@ -318,13 +311,13 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         }
         let silent = feeding.heard.elapsed();
         if feeding.records.is_some() {
-            return (silent > SNAPSHOT_SILENCE_MAX).then(|| Left::Lost("silence in a snapshot".into()));
+            return (silent > SNAPSHOT_SILENCE_MAX).then(|| Left::Unfit("silence in a snapshot".into()));
         }
         if silent > SILENCE_MAX {
-            return Some(Left::Lost("silence".into()));
+            return Some(Left::Unfit("silence".into()));
         }
         if feeding.led.elapsed() > PATIENCE {
-            return Some(Left::Unfit("it knows of no leader with a quorum"));
+            return Some(Left::Unfit("it knows of no leader with a quorum".into()));
         }
         let moved = self.standing().members.log_id() != feeding.members.log_id();
         if moved && self.candidates().first().is_some_and(|best| best.node != source.node) {
@@ -332,7 +325,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         }
         let wanted = self.shared.known_revision.load(Ordering::Relaxed);
         let behind = replica.revision() < wanted && feeding.moved.elapsed() > PATIENCE;
-        behind.then_some(Left::Unfit("it is behind"))
+        behind.then_some(Left::Unfit("it is behind".into()))
     }
 
     /// Whether this store votes or learns, so that its log holds what it shows.
@@ -433,8 +426,4 @@ async fn save(copy: &dyn Copies, state: &State) {
     if let Err(error) = copy.save(state).await {
         tracing::warn!(%error, "could not keep a copy of what was followed");
     }
-}
-
-fn why(Broken(why): Broken) -> String {
-    why
 }

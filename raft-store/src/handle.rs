@@ -252,6 +252,11 @@ impl Metrics {
     pub fn leads(&self) -> bool {
         self.leader == Some(self.voter) && self.failed.is_none()
     }
+
+    /// Whether `store` votes or learns: its log holds what it shows.
+    pub fn has_log(&self, store: VoterId) -> bool {
+        self.voters.contains(&store) || self.learners.contains(&store)
+    }
 }
 
 /// What came of asking this node as the leader.

@@ -86,20 +86,16 @@ pub struct Changes<Rt: AsyncRuntime>(pub(crate) <Rt::Watch as Watch>::Receiver<S
 impl<Rt: AsyncRuntime> Changes<Rt> {
     /// Waits for the next change; several may come as one. `false` when the store has stopped.
     pub async fn changed(&mut self) -> bool {
-        !self.now().stopped && self.0.changed().await.is_ok() && !self.now().stopped
+        !self.are_over() && self.0.changed().await.is_ok() && !self.are_over()
     }
 
     /// Whether the store has stopped.
     pub(crate) fn are_over(&self) -> bool {
-        self.now().stopped
+        self.0.borrow_watched().stopped
     }
 
     pub(crate) fn leader(&self) -> Option<VoterId> {
         self.0.borrow_watched().leader
-    }
-
-    fn now(&self) -> Standing {
-        self.0.borrow_watched().clone()
     }
 }
 

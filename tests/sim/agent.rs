@@ -121,7 +121,7 @@ async fn settle(site: Site, back: UnboundedSender<In>) {
 /// Whether this node's own log holds everything that its pods were started by.
 fn has_log(site: &Site) -> bool {
     let metrics = site.store.metrics();
-    metrics.voters.contains(&metrics.voter) || metrics.learners.contains(&metrics.voter)
+    metrics.has_log(metrics.voter)
 }
 
 impl Agent {

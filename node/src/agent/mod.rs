@@ -136,7 +136,7 @@ async fn settle(store: Handle<TokioRuntime>, picture: Picture) {
 /// Whether this node's own log holds everything that its pods were started by.
 fn has_log(store: &Handle<TokioRuntime>) -> bool {
     let metrics = store.metrics();
-    metrics.voters.contains(&metrics.voter) || metrics.learners.contains(&metrics.voter)
+    metrics.has_log(metrics.voter)
 }
 
 /// One task for each pod bound here or found here. Until the picture is `settled` nothing that runs is

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft::AsyncRuntime;
 use skein_raft_store::sim::{Mutation, SimRt};
-use skein_raft_store::{Change, Expect, MemberChange, Op, Options, Outcome, Timings, VoterId};
+use skein_raft_store::{Change, Expect, MemberChange, Op, Options, Outcome, VoterId};
 
 use crate::world::{Faults, Now, Plan, Store, World};
 use crate::{check, number, run};
@@ -16,8 +16,7 @@ use crate::{check, number, run};
 const SOON: Duration = Duration::from_secs(15);
 
 fn plan(nodes: usize, followers: usize) -> Plan {
-    let timings = Timings::default();
-    Plan { seed: 7, nodes, followers, clients: 0, faults_for: Duration::ZERO, faults: Faults::None, timings }
+    Plan { nodes, followers, ..Plan::quiet() }
 }
 
 async fn put(store: &Store, key: &str, value: impl ToString) -> u64 {

@@ -7,27 +7,14 @@ use openraft::AsyncRuntime;
 use openraft::async_runtime::Instant;
 use skein_raft_store::log::Health;
 use skein_raft_store::sim::SimRt;
-use skein_raft_store::{Change, Expect, Op, Options, Outcome, ProposeError, Timings};
+use skein_raft_store::{Change, Expect, Op, Options, Outcome, ProposeError};
 
-use crate::world::{Faults, Now, Plan, Store, World};
+use crate::world::{Now, Plan, Store, World};
 
 /// What a log sets aside for the day its disk is full.
 const RESERVE: u64 = 16 << 20;
 /// How soon users may write again.
 const AGAIN: Duration = Duration::from_secs(5);
-
-fn plan() -> Plan {
-    let timings = Timings::default();
-    Plan {
-        seed: 7,
-        nodes: 3,
-        followers: 0,
-        clients: 0,
-        faults_for: Duration::ZERO,
-        faults: Faults::None,
-        timings,
-    }
-}
 
 fn put(key: &str, bytes: usize) -> Vec<Op> {
     let change = Change::Put(Bytes::from(vec![b'x'; bytes]));
@@ -60,7 +47,7 @@ async fn judge(store: &Store, serial: usize) {
 #[test]
 fn writers_are_told_at_once_whose_disk_is_full_and_write_again_soon_after_there_is_space() {
     SimRt::with_seed(7).block_on(async {
-        let world = World::formed(plan()).await;
+        let world = World::formed(Plan::quiet()).await;
         let (leader, before) = world.leader().await;
         let (leading, other) = (world.running(leader).await, world.running((leader + 1) % 3).await);
         let mut watcher = other.watch("judged", 0).unwrap();
@@ -100,7 +87,7 @@ fn writers_are_told_at_once_whose_disk_is_full_and_write_again_soon_after_there_
 #[test]
 fn a_full_disk_of_a_follower_keeps_nobody_from_writing() {
     SimRt::with_seed(7).block_on(async {
-        let world = World::formed(plan()).await;
+        let world = World::formed(Plan::quiet()).await;
         let (leader, _) = world.leader().await;
         let number = (leader + 1) % 3;
         let (leading, full) = (world.running(leader).await, world.running(number).await);
@@ -119,7 +106,7 @@ fn a_full_disk_of_a_follower_keeps_nobody_from_writing() {
 #[test]
 fn a_snapshot_waits_for_space_and_the_store_goes_on() {
     SimRt::with_seed(7).block_on(async {
-        let world = World::formed(plan()).await;
+        let world = World::formed(Plan::quiet()).await;
         let (leader, _) = world.leader().await;
         let leading = world.running(leader).await;
         leading.propose(put("large", 200_000), Options::default()).await.unwrap();
@@ -142,7 +129,7 @@ fn a_snapshot_waits_for_space_and_the_store_goes_on() {
 #[test]
 fn a_snapshot_of_the_leader_waits_for_space_on_the_disk_of_who_needs_it() {
     SimRt::with_seed(7).block_on(async {
-        let world = World::formed(plan()).await;
+        let world = World::formed(Plan::quiet()).await;
         let (leader, _) = world.leader().await;
         let number = (leader + 1) % 3;
         let (leading, behind) = (world.running(leader).await, world.running(number).await);

@@ -10,24 +10,12 @@ use skein_raft_store::{
     Change, Expect, MemberChange, Metrics, Op, Options, ProposeError, ReadError, Timings, VoterId,
 };
 
-use crate::world::{Faults, Now, Plan, World};
-
-fn plan(timings: Timings) -> Plan {
-    Plan {
-        seed: 7,
-        nodes: 3,
-        followers: 0,
-        clients: 0,
-        faults_for: Duration::ZERO,
-        faults: Faults::None,
-        timings,
-    }
-}
+use crate::world::{Now, Plan, World};
 
 /// Whether a cluster whose disks all take `sync` elects a leader within 30 s of a full restart.
 fn elects(sync: Duration, timings: Timings) -> bool {
     SimRt::with_seed(7).block_on(async {
-        let world = World::formed(plan(timings)).await;
+        let world = World::formed(Plan { timings, ..Plan::quiet() }).await;
         (0..3).for_each(|number| world.set_sync_time(number, sync));
         (0..3).for_each(|number| world.power_off(number));
         (0..3).for_each(|number| world.start(number));
@@ -47,7 +35,7 @@ fn voters_with_slow_disks_need_the_patience_that_the_measured_sync_gives_them() 
 #[test]
 fn a_leader_whose_disk_stalls_keeps_leading_and_purging() {
     SimRt::with_seed(7).block_on(async {
-        let world = World::formed(plan(Timings::default())).await;
+        let world = World::formed(Plan::quiet()).await;
         let (number, before) = world.leader().await;
         world.set_sync_time(number, Duration::from_secs(10));
         for serial in 0..300 {
@@ -68,7 +56,7 @@ fn leadership(metrics: &Metrics) -> (u64, Option<skein_raft_store::VoterId>) {
 #[test]
 fn a_voter_that_lost_its_disk_comes_back_under_another_name_and_does_not_vote() {
     SimRt::with_seed(7).block_on(async {
-        let world = World::formed(plan(Timings::default())).await;
+        let world = World::formed(Plan::quiet()).await;
         world.power_off(2);
         let old = world.replace_disk(2);
         world.start(2);
@@ -101,7 +89,7 @@ fn acknowledgements_from_before_a_cut_do_not_confirm_that_a_leader_still_leads()
 /// read from its state of before when the link is back.
 fn answers_from_an_old_state(seed: u64) -> bool {
     SimRt::with_seed(seed).block_on(async move {
-        let world = World::formed(Plan { seed, ..plan(Timings::default()) }).await;
+        let world = World::formed(Plan { seed, ..Plan::quiet() }).await;
         let (old, before) = world.leader().await;
         let slow = Duration::from_millis(40);
         world.set_weather(Weather { delay: (slow, slow), loss: 0.0 });
@@ -130,7 +118,7 @@ fn answers_from_an_old_state(seed: u64) -> bool {
 #[test]
 fn a_leader_whose_disk_fails_does_not_call_itself_the_leader_any_more() {
     SimRt::with_seed(7).block_on(async {
-        let world = World::formed(plan(Timings::default())).await;
+        let world = World::formed(Plan::quiet()).await;
         let (leader, before) = world.leader().await;
         let failed = world.running(leader).await;
         world.disk(leader).set_broken(Some(Broken::Syncs));
@@ -149,7 +137,7 @@ fn a_leader_whose_disk_fails_does_not_call_itself_the_leader_any_more() {
 #[test]
 fn a_follower_whose_disk_fails_says_at_once_that_it_has_stopped() {
     SimRt::with_seed(7).block_on(async {
-        let world = World::formed(plan(Timings::default())).await;
+        let world = World::formed(Plan::quiet()).await;
         let (leader, _) = world.leader().await;
         let (leading, failed) = (world.running(leader).await, world.running((leader + 1) % 3).await);
         world.disk((leader + 1) % 3).set_broken(Some(Broken::Syncs));
@@ -178,7 +166,7 @@ fn of_two_changes_of_the_voters_decided_at_once_one_is_refused() {
 
 fn both_changes_happen() -> bool {
     SimRt::with_seed(7).block_on(async {
-        let world = World::formed(Plan { nodes: 5, ..plan(Timings::default()) }).await;
+        let world = World::formed(Plan { nodes: 5, ..Plan::quiet() }).await;
         let (leader, metrics) = world.leader().await;
         let store = world.running(leader).await;
         let others: Vec<VoterId> =

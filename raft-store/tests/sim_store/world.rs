@@ -36,6 +36,21 @@ pub(crate) struct Plan {
     pub(crate) timings: Timings,
 }
 
+impl Plan {
+    /// Three voters, and nothing happens to them.
+    pub(crate) fn quiet() -> Plan {
+        Plan {
+            seed: 7,
+            nodes: 3,
+            followers: 0,
+            clients: 0,
+            faults_for: Duration::ZERO,
+            faults: Faults::None,
+            timings: Timings::default(),
+        }
+    }
+}
+
 /// Which faults happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Faults {
