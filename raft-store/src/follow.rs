@@ -180,7 +180,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     /// Who may be followed: voters and learners in an order of this node's own, so that a crowd of
     /// followers spreads over them, the leader last, which has enough to do.
     fn candidates(&self) -> Vec<VoterId> {
-        let standing = self.standing();
+        let standing = self.look();
         let me = self.voter();
         let members = standing.members.membership();
         let known = members.voter_ids().chain(members.learner_ids()).filter(|id| id.node != me.node);
@@ -212,7 +212,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         };
         let mut frames = frames(rx);
         let mut feeding = Feeding::<Rt> {
-            members: self.standing().members,
+            members: self.look().members,
             records: None,
             bytes: 0,
             moved: Rt::Instant::now(),
@@ -233,7 +233,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
                 Ok(Select2::First(Some(Err(Broken(why))))) => break Left::Unfit(why),
                 Ok(Select2::First(None)) => break Left::Unfit("it feeds us no more".into()),
                 Ok(Select2::Second(_)) => break Left::Stopped,
-                Err(_) => self.look(),
+                Err(_) => drop(self.look()),
             }
             if let Some(left) = self.judge(source, &feeding) {
                 break left;
@@ -319,7 +319,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         if feeding.led.elapsed() > PATIENCE {
             return Some(Left::Unfit("it knows of no leader with a quorum".into()));
         }
-        let moved = self.standing().members.log_id() != feeding.members.log_id();
+        let moved = self.look().members.log_id() != feeding.members.log_id();
         if moved && self.candidates().first().is_some_and(|best| best.node != source.node) {
             return Some(Left::Moved);
         }
@@ -330,7 +330,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
 
     /// Whether this store votes or learns, so that its log holds what it shows.
     fn has_log(&self) -> bool {
-        let members = self.standing().members;
+        let members = self.look().members;
         members.log_id().is_some() && !is_outside(&members, self.voter())
     }
 

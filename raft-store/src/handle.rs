@@ -398,13 +398,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     /// How the store stands, seen from here.
     pub fn metrics(&self) -> Metrics {
         let raft = self.shared.raft.metrics().borrow_watched().clone();
-        let standing = self.standing_with(Standing {
-            leader: raft.current_leader,
-            term: raft.current_term,
-            members: raft.membership_config.clone(),
-            committed: raft.membership_config == raft.committed_membership_config,
-            stopped: false,
-        });
+        let standing = self.look();
         let state = self.state();
         let members = standing.members.membership();
         let voter = self.shared.voter;
@@ -447,32 +441,31 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     }
 
     /// Who leads and who votes, as far as this store knows.
-    pub(crate) fn standing(&self) -> Standing {
-        let raft = self.shared.raft.server_metrics();
-        let own = Standing::by_raft::<Rt>(&raft.borrow_watched());
-        self.standing_with(own)
-    }
-
-    fn standing_with(&self, own: Standing) -> Standing {
-        let own = Own { lives: self.raft_lives(), standing: own };
-        let followed = self.followed();
-        Standing::of(self.shared.voter, own, followed.told(), followed.members.as_ref())
-    }
-
-    /// Tells those who wait when leader, term or membership are no longer what they were.
-    pub(crate) fn look(&self) {
+    ///
+    /// Tells those who wait when that is no longer what it was. It also changes by mere time (a leader that
+    /// nobody hears any more), so whoever sees it must have it told: they would wait for a change back that
+    /// nobody else sees as one.
+    pub(crate) fn look(&self) -> Standing {
         // Under the lock, or of two that look at once the one who saw less might have the last word.
         let seen = self.seen();
-        let standing = self.standing();
+        let own = Own {
+            lives: self.raft_lives(),
+            standing: Standing::by_raft::<Rt>(&self.shared.raft.server_metrics().borrow_watched()),
+        };
+        let standing = {
+            let followed = self.followed();
+            Standing::of(self.shared.voter, own, followed.told(), followed.members.as_ref())
+        };
         // Its old log may say that a store votes which is out: others would only refuse it.
         self.shared.raft.runtime_config().elect(!is_outside(&standing.members, self.shared.voter));
         seen.send_if_modified(|told| {
             let changed = !told.stopped && *told != standing;
             if changed {
-                *told = standing;
+                *told = standing.clone();
             }
             changed
         });
+        standing
     }
 
     /// Looks whenever Raft has something new, until it ends.
@@ -704,7 +697,7 @@ impl<'a, Rt: AsyncRuntime> Retry<'a, Rt> {
     }
 
     fn leader(&mut self) -> Option<VoterId> {
-        self.hint.take().or_else(|| self.handle.standing().leader)
+        self.hint.take().or_else(|| self.handle.look().leader)
     }
 
     /// A refusing voter named the leader it knows; ask that one at once.
