@@ -79,7 +79,7 @@ pub(crate) struct Client {
 /// Between a node and the leader that watches it. Small, and a lost one is repaired by the next.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Watchfulness {
-    /// "I am here." `tick` is the newest one heard of this leader; another voter may pass it on.
+    /// "I am here." `tick` is the newest one heard of this leader; another member may pass it on.
     Renewal {
         origin: NodeId,
         term: u64,

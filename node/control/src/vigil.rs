@@ -25,8 +25,11 @@ pub const PROBE_STEP: Duration = Duration::from_millis(25);
 pub const LEARN_EVERY: Duration = Duration::from_secs(60);
 /// How long a try at leisure may take: enough for any link that works.
 pub const LEARN_LIMIT: Duration = Duration::from_secs(2);
-/// Without a grant for so long a node sends its renewals through all voters.
+/// Without a grant for so long a node sends its renewals through others too.
 const GRANT_MISSED: Duration = Duration::from_secs(1);
+/// Through all voters, and where these are fewer, through so many healthy members: a leader that votes alone
+/// must not lose a node over one bad link either.
+const RELAYS_MIN: usize = 4;
 /// Two renewals without a grant: from here on the leader's kernel is probed.
 const LEADER_SILENT: Duration = Duration::from_millis(500);
 /// Contact counts for so long after the last sign of it.
@@ -41,7 +44,7 @@ const CHOSEN_MAX: Duration = Duration::from_secs(5);
 pub enum Message<Id> {
     /// "I am here."
     Renewal {
-        /// Who is; another voter may pass it on.
+        /// Who is; another member may pass it on.
         origin: Id,
         /// The term it knows.
         term: u64,
@@ -212,7 +215,7 @@ pub struct Vigil<Id> {
     me: Id,
     settings: Settings,
     granted: Option<Granted>,
-    /// When the leader itself granted, not through another voter.
+    /// When the leader itself granted, not through another member.
     granted_directly: Option<Instant>,
     /// When each voter last answered a greeting.
     greeted: BTreeMap<Id, Instant>,
@@ -424,14 +427,14 @@ impl<Id: Copy + Ord> Vigil<Id> {
         };
         self.send_to_leader(leadership.leader, message.clone(), effects);
         let missed = self.granted_directly.is_none_or(|at| now.since(at) > GRANT_MISSED);
-        for to in leadership.voters {
-            if to == self.me || Some(to) == leadership.leader {
-                continue;
-            }
-            if missed {
+        let is_other = |node: &Id| *node != self.me && Some(*node) != leadership.leader;
+        if missed {
+            for to in relays(&leadership.voters, sight).into_iter().filter(is_other) {
                 effects.push(Effect::Send { to, message: message.clone() });
             }
-            if missed || now < self.survey_until {
+        }
+        if missed || now < self.survey_until {
+            for to in leadership.voters.iter().copied().filter(is_other) {
                 effects.push(Effect::Send { to, message: Message::Greeting });
             }
         }
@@ -621,6 +624,16 @@ impl<Id: Copy + Ord> Office<Id> {
         heard.insert(me, succession::Member { votes: true, disk_full, reaches });
         self.succession.step(now, &heard, &leadership.voters)
     }
+}
+
+/// Who may pass a renewal on.
+fn relays<Id: Copy + Ord>(voters: &BTreeSet<Id>, sight: &impl Sight<Id>) -> BTreeSet<Id> {
+    let mut relays = voters.clone();
+    let members = sight.members().into_iter().map(|(node, _)| node);
+    let healthy = members.filter(|node| !voters.contains(node) && sight.gossip(*node) == Gossip::Alive);
+    // This node and the leader are among them, and relay nothing.
+    relays.extend(healthy.take((RELAYS_MIN + 2).saturating_sub(voters.len())));
+    relays
 }
 
 /// In a cluster of two nobody else says whose link is down, but perhaps the gateway.

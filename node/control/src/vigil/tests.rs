@@ -8,6 +8,8 @@ use crate::judge::{RENEWAL, STEP};
 /// What the nodes look up: one truth for all, except that a node may have missed an election.
 struct World {
     nodes: u8,
+    /// The first so many vote.
+    voters: u8,
     leader: Option<u8>,
     term: u64,
     quorum_acked_age: Option<Duration>,
@@ -36,7 +38,7 @@ impl Sight<u8> for RefCell<World> {
         Leadership {
             leader: world.leader,
             term: world.term,
-            voters: (0..world.nodes).collect(),
+            voters: (0..world.voters).collect(),
             revision: 7,
             disk_full: false,
             quorum_acked_age: world.quorum_acked_age,
@@ -75,6 +77,7 @@ impl Cluster {
     fn of(nodes: u8, leader: u8) -> Cluster {
         let world = World {
             nodes,
+            voters: nodes,
             leader: Some(leader),
             term: 1,
             quorum_acked_age: Some(Duration::ZERO),
@@ -276,6 +279,22 @@ fn a_node_that_hears_no_grant_renews_through_the_other_voters() {
     assert!(cluster.sent.iter().any(|(from, to, message)| {
         (*from, *to) == (1, 2) && matches!(message, Message::Renewal { origin: 1, .. })
     }));
+}
+
+#[test]
+fn a_leader_that_votes_alone_is_renewed_with_through_other_members() {
+    let mut cluster = Cluster::new(0);
+    cluster.world.borrow_mut().voters = 1;
+    cluster.pass(ms(2000));
+    cluster.world.borrow_mut().cut.insert((0, 2));
+    cluster.sent.clear();
+    cluster.pass(ms(60_000));
+    assert!(cluster.lost().is_empty());
+    let granted = |(from, to, message): &(u8, u8, Message<u8>)| {
+        (*from, *to) == (1, 2) && matches!(message, Message::Grant { origin: 2, .. })
+    };
+    assert!(cluster.sent.iter().any(granted));
+    assert!(!cluster.sent.iter().any(|(_, to, message)| *to != 0 && *message == Message::Greeting));
 }
 
 #[test]
