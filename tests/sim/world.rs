@@ -806,12 +806,9 @@ impl World {
             }
             let running: BTreeSet<String> =
                 self.machine(number, |machine| machine.running()).into_iter().collect();
-            let uids = |backs_off: bool| -> BTreeSet<String> {
-                let pods = view.pods_on(&name).filter(|(_, pod)| self::backs_off(pod) == backs_off);
-                pods.filter_map(|(_, pod)| pod.metadata.uid.clone()).collect()
-            };
-            let (bound, backing_off) = (uids(false), uids(true));
-            if running.difference(&backing_off).ne(&bound) {
+            let bound: BTreeSet<String> =
+                view.pods_on(&name).filter_map(|(_, pod)| pod.metadata.uid.clone()).collect();
+            if running != bound {
                 return Some(format!("on {name} run {running:?}, and {bound:?} should"));
             }
         }
@@ -827,11 +824,8 @@ impl World {
             };
             let have = view.all::<Pod>().filter(|(_, pod)| is_ours(pod)).count() as i32;
             let ready = deployment.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0);
-            let back_off = view.all::<Pod>().filter(|(_, pod)| is_ours(pod) && backs_off(pod)).count() as i32;
-            if have != wanted || ready + back_off != wanted {
-                return Some(format!(
-                    "{key} wants {wanted} pods, has {have}, {ready} ready, {back_off} back off"
-                ));
+            if have != wanted || ready != wanted {
+                return Some(format!("{key} wants {wanted} pods, has {have}, {ready} ready"));
             }
         }
         None
@@ -853,12 +847,4 @@ impl World {
         counts.insert("revisions", history.revision());
         Outcomes { wrong: history.check(is_over), counts, trace, lasted: self.began.elapsed() }
     }
-}
-
-/// Whether the pod's container ended so often that it is started again only after a while: up to 80 s after the
-/// fourth time, which may be long after all faults.
-fn backs_off(pod: &Pod) -> bool {
-    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
-    let reasons = statuses.into_iter().flatten().filter_map(|status| status.state.as_ref()?.waiting.as_ref());
-    reasons.into_iter().any(|waiting| waiting.reason.as_deref() == Some("CrashLoopBackOff"))
 }

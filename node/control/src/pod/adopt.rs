@@ -29,7 +29,10 @@ pub(super) fn restore(units: &mut [Unit], pod: &Pod, found: &Found, now: Now) {
                 }
             }
         }
-        resume_backoff(unit, now.boot);
+        // Where the sandbox is gone the machine took the container with it: it did not fail, and owes no wait.
+        if sandbox_stands {
+            resume_backoff(unit, now.boot);
+        }
         // A new sandbox is a new start: what prepared the old one has to prepare it again.
         if !sandbox_stands && unit.role == Role::Init && unit.is_done() {
             unit.attempt.0 += 1;

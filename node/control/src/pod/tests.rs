@@ -603,18 +603,19 @@ fn what_ended_while_the_daemon_was_away_is_reported_and_restarted() {
 }
 
 #[test]
-fn after_a_reboot_the_count_of_restarts_goes_on() {
+fn after_a_reboot_the_count_of_restarts_goes_on_and_nothing_waits_for_it() {
     let status = json!({"phase": "Running", "containerStatuses": [{
         "name": "a", "image": "x:1", "imageID": "sha256:1", "ready": true, "restartCount": 3,
         "state": {"running": {"startedAt": "2024-01-01T00:00:00Z"}},
     }]});
     let mut bench = Bench::adopt(pod(one("Always"), status), Found::default());
     assert_eq!(bench.desired(), ["sandbox"]);
-    bench.sandbox_up();
-    bench.after(60);
+    assert_eq!(bench.sandbox_up(), ["remove a 3", "pull a"]);
     bench.has_image("a");
     bench.runs("a");
     assert_eq!(bench.shows("a"), "Running, 4 restarts");
+    bench.exits("a", 1);
+    assert_eq!(bench.shows("a"), "CrashLoopBackOff, 4 restarts");
 }
 
 #[test]
