@@ -108,7 +108,7 @@ impl Planner {
             if metrics.term != term || !metrics.leads() {
                 break;
             }
-            let wake_at = Instant::now() + agenda.wake_in(clock::wall());
+            let wake_at = Instant::now() + agenda.wake_in(self.stamp());
             if self.wait(&mut revisions, &mut changes, wake_at).await {
                 agenda.woken();
             }
@@ -144,11 +144,9 @@ impl Planner {
         Ok(all_done(&answer).then_some(answer.revision))
     }
 
-    /// Never earlier than what was stamped before.
+    /// The time by which plans are made; never earlier than what was stamped before.
     fn stamp(&self) -> jiff::Timestamp {
-        let last =
-            jiff::Timestamp::from_millisecond(self.store.state().stamp_ms() as i64).unwrap_or_default();
-        clock::wall().max(last)
+        jiff::Timestamp::from_millisecond(self.store.stamp_ms() as i64).unwrap_or_default()
     }
 }
 

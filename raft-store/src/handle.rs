@@ -20,6 +20,7 @@ use crate::follow::Followed;
 use crate::log::Health;
 use crate::machine::Machine;
 use crate::replica::Replica;
+use crate::stamp::Stamps;
 use crate::standing::{Changes, Own, Standing, is_outside};
 use crate::state::{OBJECT_BYTES_MAX, State, end_session, raise_level};
 use crate::transport::Lane;
@@ -84,6 +85,7 @@ pub(crate) struct Shared<Rt: AsyncRuntime> {
     pub(crate) followers: AtomicUsize,
     /// A revision that exists somewhere, by an answer to this store.
     pub(crate) known_revision: AtomicU64,
+    pub(crate) stamps: Mutex<Stamps<Rt::Instant>>,
     /// The task that follows.
     pub(crate) following: Mutex<Option<Rt::JoinHandle<()>>>,
     /// Ends log and files, once.
@@ -386,6 +388,13 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     }
 
     /// Waits until `revision` is applied here. `false` if it was not within `timeout`.
+    /// The time that this node, where it leads, stamps on a write now: that of its clock, or a little more than the
+    /// last stamp where the clock is behind that. Milliseconds since 1970; it goes on also while nothing is written.
+    pub fn stamp_ms(&self) -> u64 {
+        let mut stamps = self.shared.stamps.lock().unwrap_or_else(PoisonError::into_inner);
+        stamps.now(self.shared.replica.stamp_ms(), (self.shared.clock)())
+    }
+
     pub async fn wait_revision(&self, revision: u64, timeout: Duration) -> bool {
         Rt::timeout(timeout, self.shared.replica.wait(revision)).await.unwrap_or(false)
     }
@@ -596,7 +605,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             let leader = self.shared.raft.metrics().borrow_watched().current_leader;
             return if leader == Some(self.shared.voter) { Here::Full } else { Here::Elsewhere(leader) };
         }
-        command.stamp_ms = (self.shared.clock)().max(self.shared.replica.stamp_ms());
+        command.stamp_ms = self.stamp_ms();
         match self.shared.raft.client_write(command).await {
             Ok(written) => Here::Done(written.data),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => Here::Elsewhere(to.leader_id),

@@ -29,6 +29,7 @@ pub mod sim;
 #[cfg(feature = "sim")]
 pub mod sim_files;
 mod snapshot_file;
+mod stamp;
 mod standing;
 mod state;
 mod store;

@@ -134,6 +134,7 @@ where
             followed: Mutex::new(Followed { members, ..Followed::default() }),
             followers: AtomicUsize::new(0),
             known_revision: AtomicU64::new(0),
+            stamps: Mutex::default(),
             following: Mutex::new(None),
             closing: Mutex::new(Some(disk.closing)),
         }),

@@ -77,7 +77,7 @@ async fn lead(site: &Site, term: u64, chance: &mut StdRng) -> bool {
             break;
         }
         let something = SimRt::select2(moves.next(), changes.changed());
-        if SimRt::timeout(agenda.wake_in(site.clock.wall()), something).await.is_err() {
+        if SimRt::timeout(agenda.wake_in(stamp(site)), something).await.is_err() {
             agenda.woken();
         }
     }
@@ -102,8 +102,7 @@ async fn commit(site: &Site, term: u64, writes: Vec<Write>) -> Result<Option<u64
 
 /// Never earlier than what was stamped before.
 pub(crate) fn stamp(site: &Site) -> Timestamp {
-    let last = Timestamp::from_millisecond(site.store.state().stamp_ms() as i64).unwrap_or_default();
-    site.clock.wall().max(last)
+    Timestamp::from_millisecond(site.store.stamp_ms() as i64).unwrap_or_default()
 }
 
 /// An operation of the store for a write of the API or of a planner.
