@@ -20,7 +20,6 @@ use skein_apiserver::{Body, Identity, Server, body_from, full};
 use skein_net::endpoint::Endpoint;
 use skein_net::gossip;
 use skein_net::identity::NodeId;
-use skein_raft_store::log::Health;
 use skein_raft_store::{Change, Expect, Handle, Op, Options, TokioRuntime};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
@@ -201,8 +200,8 @@ impl Admin {
                     Some(at) => Some(metrics.last_log.saturating_sub(*at)),
                     None => self.watchful.shown(record.node).map(behind),
                 };
-                let says_full = member.and_then(|member| member.metadata.as_ref()).is_some_and(|data| disk::is_full(data));
-                let full = if record.node == me { metrics.disk == Health::Full } else { says_full };
+                let said = member.and_then(|member| member.metadata.as_deref());
+                let disk = if record.node == me { disk::word(&metrics.disk) } else { disk::word_of(said) };
                 json!({
                     "name": record.name,
                     "id": record.node.to_string(),
@@ -212,7 +211,7 @@ impl Admin {
                     "voter": metrics.voters.contains(&voter),
                     "learner": metrics.learners.contains(&voter),
                     "ready": ready,
-                    "disk": if full { "full" } else { "ok" },
+                    "disk": disk,
                     "pods": running,
                     "podNetwork": record.subnet.to_string(),
                     "lag": lag,

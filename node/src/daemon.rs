@@ -34,6 +34,7 @@ use crate::authority::Authority;
 use crate::clients::Clients;
 use crate::clock::WallTime;
 use crate::cluster::Here;
+use crate::disk;
 use crate::home::{ApiCertificate, Home, Membership};
 use crate::leader::{Planner, Voters};
 use crate::members::{Members, Record};
@@ -260,7 +261,7 @@ impl Node {
             gossip.clone(),
             stopping.clone(),
         ));
-        tasks.spawn(crate::disk::tell(store.clone(), gossip.clone(), stopping.clone()));
+        let disk = disk::watch(&tasks, store.clone(), gossip.clone(), stopping.clone());
         tasks.spawn(keep_addresses(home.clone(), book, stopping.clone()));
         let ca_pem = membership.public.members.to_pem();
         let planner = Planner {
@@ -291,6 +292,7 @@ impl Node {
             api_port,
             subnet: record.subnet.to_string(),
             share: config.share.max(1),
+            disk_kib: disk::capacity_kib(home.dir()),
         };
         let network_config = skein_podnet::Config {
             dir: home.part("network")?,
@@ -310,6 +312,7 @@ impl Node {
             members: members.clone(),
             gossiped: gossip.members(),
             offer,
+            disk,
         };
         tasks.spawn(agent.run(stopping.clone()));
 

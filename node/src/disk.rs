@@ -1,35 +1,72 @@
 //! What others are told about this node's disk.
 
+use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::statvfs::statvfs;
 use skein_net::gossip::{Metadata, service};
 use skein_raft_store::{Handle, TokioRuntime, log::Health};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-/// The label of a member whose disk is full, and its value.
+/// The label of a member whose disk does not do its work, and its values.
 const LABEL: &str = "disk";
 const FULL: &str = "full";
+const FAILED: &str = "failed";
 /// How often it is looked at; the log itself asks a full disk as often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Whether the member says that its disk is full.
-pub(crate) fn is_full(metadata: &Metadata) -> bool {
-    metadata.labels.get(LABEL).is_some_and(|word| word == FULL)
+/// One word for people and for others' labels: `ok`, `full` or `failed`.
+pub(crate) fn word(health: &Health) -> &'static str {
+    match health {
+        Health::Good => "ok",
+        Health::Full => FULL,
+        Health::Failed(_) => FAILED,
+    }
 }
 
-/// Says by gossip when this node's disk is full and when it is not any more.
-pub(crate) async fn tell(store: Handle<TokioRuntime>, gossip: service::Handle, stopping: CancellationToken) {
-    let mut told = false;
-    loop {
-        tokio::select! {
-            () = stopping.cancelled() => return,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-        }
-        let full = store.disk() == Health::Full;
-        if full == told {
-            continue;
-        }
-        told = full;
-        gossip.set_label(LABEL, full.then_some(FULL)).await;
+/// The same by what a member says of itself.
+pub(crate) fn word_of(metadata: Option<&Metadata>) -> &'static str {
+    match metadata.and_then(|metadata| metadata.labels.get(LABEL)).map(String::as_str) {
+        Some(FULL) => FULL,
+        Some(FAILED) => FAILED,
+        _ => "ok",
     }
+}
+
+/// Whether the member says that its disk has failed: it does not copy the log any more.
+pub(crate) fn has_failed(metadata: Option<&Metadata>) -> bool {
+    word_of(metadata) == FAILED
+}
+
+/// How much the file system holds that `dir` lies on.
+pub(crate) fn capacity_kib(dir: &Path) -> u64 {
+    // A kernel that does not say offers nothing; everything else of the node works.
+    statvfs(dir).map_or(0, |held| held.blocks() * held.fragment_size() / 1024)
+}
+
+/// Looks at this node's disk until `stopping`, and says by gossip what is wrong with it. For those who wait
+/// here: its present [`word`].
+pub(crate) fn watch(
+    tasks: &TaskTracker,
+    store: Handle<TokioRuntime>,
+    gossip: service::Handle,
+    stopping: CancellationToken,
+) -> watch::Receiver<&'static str> {
+    let (tell, told) = watch::channel(word(&Health::Good));
+    tasks.spawn(async move {
+        loop {
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            let health = store.disk();
+            let word = word(&health);
+            if tell.send_if_modified(|told| std::mem::replace(told, word) != word) {
+                gossip.set_label(LABEL, (health != Health::Good).then_some(word)).await;
+            }
+        }
+    });
+    told
 }

@@ -25,6 +25,7 @@ use crate::admission::all_done;
 use crate::authority::Authority;
 use crate::clock;
 use crate::cluster::op;
+use crate::disk;
 use crate::members::{Members, Record};
 use crate::picture::Picture;
 use crate::watchfulness::Verdicts;
@@ -221,8 +222,9 @@ impl Voters {
         let sightings = records.values().map(|record| {
             let id = record.voter();
             let removals = record.removals_ms.iter().filter(|at| **at + DAY_MS > wall_ms()).count();
+            let member = gossiped.get(&record.node).filter(|member| member.state.is_active());
             let sighting = Sighting {
-                up: gossiped.get(&record.node).is_some_and(|member| member.state.is_active()),
+                up: member.is_some_and(|member| !disk::has_failed(member.metadata.as_deref())),
                 matched: metrics.matched.get(&id).copied().unwrap_or(0),
                 fresh: record.fresh,
                 removals: removals as u32,

@@ -113,7 +113,7 @@ impl Sight<NodeId> for Node {
             term: metrics.term,
             voters: metrics.voters.iter().map(|voter| NodeId(voter.node)).collect(),
             revision: metrics.revision,
-            disk_full: metrics.disk == Health::Full,
+            writable: metrics.disk == Health::Good,
             quorum_acked_age: metrics.quorum_acked_age,
         }
     }
@@ -350,8 +350,8 @@ impl From<Report> for judge::Report {
 impl From<Message<NodeId>> for Watchfulness {
     fn from(message: Message<NodeId>) -> Watchfulness {
         match message {
-            Message::Renewal { origin, term, tick, word: Word { revision, disk_full, reaches } } => {
-                let word = NodeWord { revision, disk_full, reaches };
+            Message::Renewal { origin, term, tick, word: Word { revision, writable, reaches } } => {
+                let word = NodeWord { revision, writable, reaches };
                 Watchfulness::Renewal { origin, term, tick: tick.map(|tick| tick.0), word }
             }
             Message::Grant { origin, term, tick, survey } => {
@@ -371,8 +371,8 @@ impl From<Message<NodeId>> for Watchfulness {
 impl From<Watchfulness> for Message<NodeId> {
     fn from(message: Watchfulness) -> Message<NodeId> {
         match message {
-            Watchfulness::Renewal { origin, term, tick, word: NodeWord { revision, disk_full, reaches } } => {
-                let word = Word { revision, disk_full, reaches };
+            Watchfulness::Renewal { origin, term, tick, word: NodeWord { revision, writable, reaches } } => {
+                let word = Word { revision, writable, reaches };
                 Message::Renewal { origin, term, tick: tick.map(Instant), word }
             }
             Watchfulness::Grant { origin, term, tick, survey } => {

@@ -115,7 +115,7 @@ pub(crate) enum Watchfulness {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct NodeWord {
     pub(crate) revision: u64,
-    pub(crate) disk_full: bool,
+    pub(crate) writable: bool,
     pub(crate) reaches: Vec<NodeId>,
 }
 

@@ -288,10 +288,7 @@ impl Directory {
 }
 
 fn again((kind, text): &(io::ErrorKind, String)) -> io::Error {
-    io::Error::new(
-        *kind,
-        format!("the disk failed ({text}); replace it, then start with an empty data directory"),
-    )
+    io::Error::new(*kind, format!("the disk failed ({text}); look at it, then start this node again"))
 }
 
 fn private_file() -> OpenOptions {

@@ -142,7 +142,8 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         let raft = self.raft().server_metrics().borrow_watched().clone();
         let state = self.state();
         let term = raft.vote.leader_id.term;
-        let leader = raft.current_leader.filter(|leader| self.is_confirmed(*leader, term));
+        let leader =
+            raft.current_leader.filter(|leader| !self.raft_failed() && self.is_confirmed(*leader, term));
         let members = (*raft.committed_membership_config).clone();
         Told { term, leader, members, level: state.level(), stamp_ms: state.stamp_ms() }
     }
@@ -168,7 +169,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     fn is_member(&self) -> bool {
         let raft = self.raft().server_metrics();
         let members = raft.borrow_watched().committed_membership_config.clone();
-        members.log_id().is_some() && !is_outside(&members, self.voter())
+        members.log_id().is_some() && !is_outside(&members, self.voter()) && !self.raft_failed()
     }
 }
 

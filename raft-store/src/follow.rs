@@ -1,7 +1,7 @@
 //! A replica without a log: what a store shows while its own Raft hears nothing.
 //!
-//! One task per store looks whether Raft lives here. Where it does not (this store is no member, or is
-//! cut off from the leader), the task follows a voter or learner it reaches, and goes on to another one
+//! One task per store looks whether Raft lives here. Where it does not (this store is no member, is cut off
+//! from the leader, or its disk failed under the log), the task follows a voter or learner it reaches, and goes on to another one
 //! when that breaks, falls silent, falls behind, or knows of no leader. What it is fed goes to readers
 //! and watchers of this node and never to Raft, whose log and sessions are its own: a store that becomes
 //! a learner starts from those. Readers see whichever of the two is ahead, so a revision never goes back.
@@ -125,8 +125,16 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         self.followed().introduced = nodes;
     }
 
+    /// Whether Raft on this node has stopped for good: a disk that failed it, mostly.
+    pub(crate) fn raft_failed(&self) -> bool {
+        self.raft().metrics().borrow_watched().running_state.is_err()
+    }
+
     /// Whether Raft on this node leads with a quorum, or hears who leads.
     pub(crate) fn raft_lives(&self) -> bool {
+        if self.raft_failed() {
+            return false;
+        }
         if self.raft().server_metrics().borrow_watched().current_leader == Some(self.voter()) {
             return self.has_quorum();
         }
@@ -331,7 +339,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     /// Whether this store votes or learns, so that its log holds what it shows.
     fn has_log(&self) -> bool {
         let members = self.look().members;
-        members.log_id().is_some() && !is_outside(&members, self.voter())
+        members.log_id().is_some() && !is_outside(&members, self.voter()) && !self.raft_failed()
     }
 
     /// Waits for `time`, or until the store stops.

@@ -245,7 +245,8 @@ pub struct Metrics {
     pub matched: BTreeMap<VoterId, u64>,
     /// Whether the disk under the log does its work.
     pub disk: Health,
-    /// Why consensus stopped on this node, if it did: a failed disk, mostly.
+    /// Why consensus stopped on this node until it is started again, if it did: a failed disk, mostly. The
+    /// store follows another one then, as if it had no part in the log.
     pub failed: Option<String>,
 }
 
@@ -387,7 +388,6 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         self.shared.replica.state()
     }
 
-    /// Waits until `revision` is applied here. `false` if it was not within `timeout`.
     /// The time that this node, where it leads, stamps on a write now: that of its clock, or a little more than the
     /// last stamp where the clock is behind that. Milliseconds since 1970; it goes on also while nothing is written.
     pub fn stamp_ms(&self) -> u64 {
@@ -395,6 +395,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         stamps.now(self.shared.replica.stamp_ms(), (self.shared.clock)())
     }
 
+    /// Waits until `revision` is applied here. `false` if it was not within `timeout`.
     pub async fn wait_revision(&self, revision: u64, timeout: Duration) -> bool {
         Rt::timeout(timeout, self.shared.replica.wait(revision)).await.unwrap_or(false)
     }
@@ -435,13 +436,21 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             quorum_acked_age: if leads && alone { Some(Duration::ZERO) } else { acked.filter(|_| leads) },
             matched: matched.map(|(peer, log_id)| (*peer, log_id.index().unwrap_or(0))).collect(),
             disk: self.disk(),
-            failed: raft.running_state.err().map(|fatal| fatal.to_string()),
+            failed: self.failure(),
         }
     }
 
-    /// Whether the disk under the log does its work.
+    /// Whether the disk does its work. One that failed a snapshot ends consensus as one does that failed the log.
     pub fn disk(&self) -> Health {
-        (self.shared.health)()
+        match ((self.shared.health)(), self.failure()) {
+            (Health::Good, Some(failure)) => Health::Failed(failure.into()),
+            (health, _) => health,
+        }
+    }
+
+    fn failure(&self) -> Option<String> {
+        let raft = self.shared.raft.metrics();
+        raft.borrow_watched().running_state.as_ref().err().map(ToString::to_string)
     }
 
     /// Wakes when leader, term or membership change.
@@ -459,6 +468,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         let seen = self.seen();
         let own = Own {
             lives: self.raft_lives(),
+            failed: self.raft_failed(),
             standing: Standing::by_raft::<Rt>(&self.shared.raft.server_metrics().borrow_watched()),
         };
         let standing = {
@@ -477,13 +487,13 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         standing
     }
 
-    /// Looks whenever Raft has something new, until it ends.
+    /// Looks whenever Raft has something new, and when it has ended.
     pub(crate) async fn mirror(self) {
         let mut raft = self.shared.raft.server_metrics();
         while raft.changed().await.is_ok() {
             self.look();
         }
-        self.seen().send_if_modified(|told| !std::mem::replace(&mut told.stopped, true));
+        self.look();
     }
 
     fn seen(&self) -> MutexGuard<'_, <Rt::Watch as Watch>::Sender<Standing>> {
@@ -580,6 +590,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         }
         self.transfer_leader(None).await;
         self.shared.replica.stop();
+        self.seen().send_if_modified(|told| !std::mem::replace(&mut told.stopped, true));
         let following = self.shared.following.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(following) = following {
             // A panic of it has been reported where it happened.
@@ -717,7 +728,7 @@ impl<'a, Rt: AsyncRuntime> Retry<'a, Rt> {
     /// Asks `leader`, and gives it up when another one leads, so that no caller sits out the silence
     /// of a dead machine.
     async fn ask(&mut self, leader: Option<VoterId>, request: Request<Rt>) -> Asked<Rt> {
-        // Nothing that is waited for here and in a pause would ever wait again.
+        // What is waited for here and in a pause would never come, nor let anybody wait.
         if self.changes.are_over() {
             return Asked::Stopped;
         }
@@ -737,7 +748,8 @@ impl<'a, Rt: AsyncRuntime> Retry<'a, Rt> {
                 Request::Propose(command) => answer(handle.propose_here(command).await, Response::Proposed),
                 _ => answer(handle.read_index_here().await, Response::ReadIndex),
             };
-            response.map_or(Asked::Stopped, Asked::Answer)
+            // Raft has failed here. What others have of it may be committed by the next leader.
+            response.map_or(Asked::Lost, Asked::Answer)
         };
         let changes = &mut self.changes;
         let deposed = async {

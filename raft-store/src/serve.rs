@@ -32,6 +32,8 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     /// The caller has authenticated `from` and knows that it is a member.
     pub async fn serve(&self, from: [u8; 16], lane: Lane, pipe: Pipe) {
         let served = match lane {
+            // Openraft would call each of them an error, ten times a second.
+            Lane::Append | Lane::Snapshot if self.raft_failed() => Err("consensus has stopped here".into()),
             Lane::Control | Lane::Forward => self.serve_calls(from, lane, pipe).await,
             Lane::Append => self.serve_appends(from, pipe).await,
             Lane::Snapshot => self.serve_snapshot(from, pipe).await,
@@ -69,7 +71,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
 
     async fn answer(&self, from: [u8; 16], lane: Lane, request: Request<Rt>) -> Response<Rt> {
         let raft = self.raft();
-        let own = |vote: &Vote| vote.leader_id.voted_for.node == from;
+        let own = |vote: &Vote| vote.leader_id.voted_for.node == from && !self.raft_failed();
         let response = match (lane, request) {
             (Lane::Control, Request::Vote(request)) if own(&request.vote) => {
                 raft.vote(request).await.map(Response::Vote).ok()

@@ -27,6 +27,8 @@ pub(crate) struct Own {
     pub(crate) standing: Standing,
     /// It leads with a quorum, or hears who does. Raft itself never forgets a leader that fell silent.
     pub(crate) lives: bool,
+    /// It stopped for good, because the disk under it failed: it leads nobody and knows nothing new.
+    pub(crate) failed: bool,
 }
 
 /// What a store tells those who follow it about the rest of the cluster. Frozen: see [`crate::feed::Word`].
@@ -54,21 +56,22 @@ impl Standing {
 
     /// Puts together what Raft says and what was told, `told` being `None` where nothing was told lately.
     ///
-    /// The newer membership holds. Whoever is not part of it has no Raft that knows anything; a member
-    /// believes its own Raft as long as that lives, and what is told only if no older than it.
+    /// The newer membership holds. Whoever is not part of it has no Raft that knows anything, and nor has
+    /// who lost it; a member believes its own Raft as long as that lives, and what is told only if no older.
     pub(crate) fn of(me: VoterId, own: Own, told: Option<&Told>, known: Option<&Arc<Members>>) -> Standing {
-        let Own { standing: own, lives } = own;
+        let Own { standing: own, lives, failed } = own;
         let (members, committed) = match known {
             Some(known) if known.log_id() > own.members.log_id() => (known.clone(), true),
             _ => (own.members.clone(), own.committed),
         };
-        let outside = is_outside(&members, me);
+        let outside = failed || is_outside(&members, me);
         let standing = Standing { members, committed, ..own };
         match told {
             Some(told) if !lives && (outside || told.term >= standing.term) => {
                 // Nobody but its own Raft makes a store lead.
                 Standing { leader: told.leader.filter(|leader| *leader != me), term: told.term, ..standing }
             }
+            _ if failed => Standing { leader: None, ..standing },
             None if outside && known.is_some() => Standing { leader: None, ..standing },
             _ => standing,
         }
@@ -123,7 +126,7 @@ mod tests {
 
     fn own(leader: Option<u8>, term: u64, members: Arc<Members>, lives: bool) -> Own {
         let standing = Standing { leader: leader.map(voter), term, members, committed: true, stopped: false };
-        Own { standing, lives }
+        Own { standing, lives, failed: false }
     }
 
     fn told(leader: Option<u8>, term: u64, members: &Arc<Members>) -> Told {
@@ -156,6 +159,15 @@ mod tests {
         check(own(Some(2), 7, old.clone(), false), Some(told(Some(4), 6, &new)), Some(&new), Some(4), 6);
         // Told nothing lately, it knows of no leader any more.
         check(own(Some(2), 7, old, false), None, Some(&new), None, 7);
+    }
+
+    #[test]
+    fn who_lost_its_raft_believes_what_it_is_told_and_never_what_that_knew_last() {
+        let all = members(1, &[1, 2, 3]);
+        let failed = |leader| Own { failed: true, ..own(leader, 7, all.clone(), false) };
+        check(failed(Some(1)), Some(told(Some(2), 6, &all)), Some(&all), Some(2), 6);
+        check(failed(Some(1)), None, None, None, 7);
+        check(failed(Some(3)), None, Some(&all), None, 7);
     }
 
     #[test]

@@ -1,7 +1,10 @@
-//! Disks that are full.
+//! Disks that are full, and one that fails.
+
+use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
 
+use crate::failover::{NODES, REPLICAS, leader, lives, with_pods};
 use crate::house::{House, said, wait};
 use crate::user::User;
 use crate::{Tests, tests};
@@ -9,6 +12,7 @@ use crate::{Tests, tests};
 pub(crate) const TESTS: Tests = tests![
     a_full_disk_refuses_writes_by_its_name_until_there_is_space,
     a_leader_whose_disk_is_full_gives_way_to_one_that_has_space,
+    a_node_whose_disk_fails_keeps_its_pods_and_votes_again_after_a_start,
 ];
 
 /// Holds the files of a node with the built-in image of a debug build, and what the log sets aside.
@@ -89,4 +93,72 @@ fn a_leader_whose_disk_is_full_gives_way_to_one_that_has_space() {
         (user.say(&["create", "configmap", "through"]).code == 0).then_some(())
     });
     assert_eq!(house.until("a leader", || wait(house.cluster.leader())), next);
+}
+
+/// Ends every sync of a process with EIO, until dropped.
+struct FailingSyncs(Child);
+
+impl FailingSyncs {
+    fn of(pid: i32) -> FailingSyncs {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync"]);
+        command.args(["-e", "inject=fsync,fdatasync:error=EIO", "-p", &pid.to_string()]);
+        FailingSyncs(command.stdin(Stdio::null()).spawn().expect("tests/install has installed strace"))
+    }
+}
+
+impl Drop for FailingSyncs {
+    fn drop(&mut self) {
+        // It has ended by itself if the process has.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn a_node_whose_disk_fails_keeps_its_pods_and_votes_again_after_a_start() {
+    let mut house = with_pods();
+    let leader = leader(&house);
+    let victim = NODES.into_iter().find(|name| *name != leader).expect("there are three");
+    let before = lives(&house, &leader);
+
+    let daemon = house.cluster.lab().machine_mut(victim).daemon().expect("it runs").pid();
+    let failing = FailingSyncs::of(daemon);
+    let user = User::of(&house, "kubectl".as_ref(), victim, "default");
+    let disk_of = |house: &House, node: &str| {
+        let nodes = house.status(node)["nodes"].clone();
+        let of_victim = nodes.as_array().into_iter().flatten().find(|node| node["name"] == victim).cloned();
+        of_victim.map(|node| node["disk"].clone()).unwrap_or_default()
+    };
+    let mut written = 0;
+    for node in NODES {
+        house.until("that all are told", || {
+            written += 1;
+            user.say(&["create", "configmap", &format!("map-{written}")]);
+            (disk_of(&house, node) == "failed").then_some(())
+        });
+    }
+    assert!(house.skein_ok(&leader, &["status"]).contains(&format!("disk of {victim}  FAILED")));
+
+    // What its users ask of it goes on. It starts nothing new: that would need its disk.
+    user.run(&["create", "configmap", "after"]);
+    assert_eq!(user.run(&["get", "configmap", "after", "-o", "name"]), "configmap/after\n");
+    let tainted = |node: &serde_json::Value| node["spec"]["taints"].to_string().contains("disk-pressure");
+    let path = format!("/api/v1/nodes/{victim}");
+    house.until("a taint", || tainted(&house.get(victim, &path)).then_some(()));
+    user.run(&["scale", "deployment/web", &format!("--replicas={}", 2 * REPLICAS)]);
+    wait(house.cluster.until_running(victim, "web", 2 * REPLICAS))
+        .unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    let after = lives(&house, victim);
+    assert!(before.iter().all(|(uid, life)| after.get(uid) == Some(life)), "{before:#?}\n{after:#?}");
+    let new = |uid: &String| !before.contains_key(uid);
+    assert!(after.iter().all(|(uid, life)| !new(uid) || life.node != victim), "{before:#?}\n{after:#?}");
+
+    // A cable was changed.
+    drop(failing);
+    house.cluster.lab().machine_mut(victim).kill_daemon();
+    house.cluster.up(victim).expect("the daemon starts");
+    wait(house.cluster.until_caught_up(victim)).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until("that all are told", || (disk_of(&house, &leader) == "ok").then_some(()));
+    house.until("no taint", || (!tainted(&house.get(victim, &path))).then_some(()));
+    assert_eq!(lives(&house, &leader), after, "pods were touched\n{}", house.logs());
 }

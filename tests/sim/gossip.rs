@@ -7,6 +7,7 @@ use openraft::AsyncRuntime;
 use skein_net::gossip::core::{Core, Effect, Input, Instant, Mutation as Broken, Tuning};
 use skein_net::gossip::{Change, List, Metadata};
 use skein_net::identity::NodeId;
+use skein_raft_store::log::Health;
 use skein_raft_store::sim::SimRt;
 
 use crate::air::Post;
@@ -19,17 +20,25 @@ pub(crate) enum In {
     Answered(List),
 }
 
+/// What a member whose disk has failed says of itself: as a node does.
+const DISK: &str = "disk";
+const FAILED: &str = "failed";
+
+pub(crate) fn has_failed(metadata: &Metadata) -> bool {
+    metadata.labels.get(DISK).is_some_and(|word| word == FAILED)
+}
+
 /// Runs one core until its process ends.
 pub(crate) async fn run(site: Site, seed: u64, mut inbox: UnboundedReceiver<In>) {
     let me = node_id(site.number);
-    let metadata = Metadata {
+    let mut metadata = Metadata {
         name: node_name(site.number),
         addresses: vec![std::net::SocketAddr::from(([192, 0, 2, site.number as u8 + 1], 7946))],
         version: "0.1.0".into(),
         ..Metadata::default()
     };
     let instance = seed as u32 ^ site.generation as u32;
-    let mut core = Core::new(me, site.generation, instance, seed, Tuning::default(), metadata);
+    let mut core = Core::new(me, site.generation, instance, seed, Tuning::default(), metadata.clone());
     if site.world.plan.mutation == Some(Mutation::NoGossipGuard) {
         core.mutate(Broken::NoSuspicionGuard);
     }
@@ -43,6 +52,12 @@ pub(crate) async fn run(site: Site, seed: u64, mut inbox: UnboundedReceiver<In>)
             perform(&site, effect, &mut wake_at);
         }
         *site.members.lock().unwrap() = core.members().clone();
+        let failed = matches!(site.store.disk(), Health::Failed(_));
+        if failed != has_failed(&metadata) {
+            metadata.labels.insert(DISK.into(), FAILED.into());
+            input = Input::Describe(metadata.clone());
+            continue;
+        }
         input = loop {
             let wake = wake_at.unwrap_or(Instant(site.clock.boot().0 + 10_000));
             let wake = site.clock.moment(skein_control::time::Instant(wake.0));

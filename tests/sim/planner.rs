@@ -10,11 +10,13 @@ use skein_api::write::{self, Write};
 use skein_control::chance::Chance;
 use skein_control::plan::{Agenda, Round};
 use skein_control::voters::{self, Membership, Memory, Sighting};
+use skein_net::gossip::Member;
 use skein_raft_store::sim::SimRt;
 use skein_raft_store::{
     Change, Expect, MemberChange, Metrics, Op, Options, Outcome, ProposeError, ReadError, VoterId,
 };
 
+use crate::gossip::has_failed;
 use crate::plan::Mutation;
 use crate::world::{Site, node_id, voter_id};
 
@@ -165,8 +167,10 @@ fn look(site: &Site, metrics: &Metrics, memory: &mut Memory<VoterId>) -> Option<
     let gossiped = site.members.lock().unwrap().clone();
     let sightings = (0..site.world.plan.nodes).map(|number| {
         let id = voter_id(number);
+        let member = gossiped.get(&node_id(number)).filter(|member| member.state.is_active());
+        let works = |member: &Member| !member.metadata.as_deref().is_some_and(has_failed);
         let sighting = Sighting {
-            up: gossiped.get(&node_id(number)).is_some_and(|member| member.state.is_active()),
+            up: member.is_some_and(works),
             matched: metrics.matched.get(&id).copied().unwrap_or(0),
             fresh: site.world.is_fresh(number),
             removals: 0,

@@ -48,7 +48,7 @@ impl Sight<usize> for Site {
             term: metrics.term,
             voters: metrics.voters.iter().map(number_of_voter).collect(),
             revision: metrics.revision,
-            disk_full: metrics.disk == Health::Full,
+            writable: metrics.disk == Health::Good,
             quorum_acked_age: metrics.quorum_acked_age,
         }
     }

@@ -12,6 +12,8 @@ pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 pub const NOT_READY: &str = "node.kubernetes.io/not-ready";
 /// The taint of a node that was cordoned.
 pub const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+/// The taint of a node whose disk is full or has failed.
+pub const DISK_PRESSURE: &str = "node.kubernetes.io/disk-pressure";
 
 /// Whether the toleration accepts the taint. For how long is another question.
 pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {

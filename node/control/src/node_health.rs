@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, PodCondition, PodStatus, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use skein_api::pod::RESCHEDULE_ANNOTATION;
-use skein_api::scheduling::{UNREACHABLE, UNSCHEDULABLE, toleration_seconds};
+use skein_api::scheduling::{DISK_PRESSURE, UNREACHABLE, UNSCHEDULABLE, toleration_seconds};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -37,9 +37,8 @@ pub(crate) fn plan(draft: &mut Draft<'_>, verdicts: &BTreeMap<String, Verdict>) 
             Some(Verdict::Alive) if unreachable_since(node).is_some() => mark_reachable(draft, key),
             Some(Verdict::Alive) | None => {}
         }
-        if is_cordoned(node) != has_taint(node, UNSCHEDULABLE) {
-            mirror_cordon(draft, key);
-        }
+        mirror(draft, key, node, UNSCHEDULABLE, is_cordoned(node));
+        mirror(draft, key, node, DISK_PRESSURE, has_disk_pressure(node));
         let marked = draft.view().get::<Node>(key).and_then(|node| unreachable_since(node));
         if let Some(since) = marked {
             empty(draft, name, Some(since));
@@ -117,25 +116,33 @@ fn mark_reachable(draft: &mut Draft<'_>, key: &Key) {
     });
 }
 
-/// A cordoned node carries the taint that tools look for.
-fn mirror_cordon(draft: &mut Draft<'_>, key: &Key) {
+/// A node that takes no new pods says so by a taint: the scheduler and tools look for that.
+fn mirror(draft: &mut Draft<'_>, key: &Key, node: &Node, taint: &str, wanted: bool) {
+    if has_taint(node, taint) == wanted {
+        return;
+    }
     let now = draft.now;
     draft.edit::<Node>(key, |node| {
-        let cordoned = is_cordoned(node);
         let spec = node.spec.get_or_insert_default();
         let mut taints = spec.taints.take().unwrap_or_default();
-        if cordoned {
+        if wanted {
             taints.push(Taint {
-                key: UNSCHEDULABLE.to_owned(),
+                key: taint.to_owned(),
                 effect: "NoSchedule".to_owned(),
                 time_added: stamp(now),
                 value: None,
             });
         } else {
-            taints.retain(|taint| taint.key != UNSCHEDULABLE);
+            taints.retain(|held| held.key != taint);
         }
         spec.taints = Some(taints).filter(|taints| !taints.is_empty());
     });
+}
+
+fn has_disk_pressure(node: &Node) -> bool {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let holds = |condition: &NodeCondition| condition.type_ == "DiskPressure" && condition.status == "True";
+    conditions.into_iter().flatten().any(holds)
 }
 
 fn is_cordoned(node: &Node) -> bool {

@@ -25,8 +25,8 @@ pub const HOLD: Duration = Duration::from_secs(30);
 pub struct Member<Id> {
     /// It may lead.
     pub votes: bool,
-    /// Its log has no room, so a cluster that it leads takes no writes.
-    pub disk_full: bool,
+    /// Its log takes entries. A cluster that it leads takes no writes otherwise.
+    pub writable: bool,
     /// Voters that it is in contact with, both ways, by its own word.
     pub reaches: BTreeSet<Id>,
 }
@@ -73,7 +73,7 @@ impl<Id: Copy + Ord> Succession<Id> {
         };
         let better: BTreeMap<Id, Worth> = members
             .iter()
-            .filter(|(id, member)| **id != self.me && member.votes && !member.disk_full && is_fit(id))
+            .filter(|(id, member)| **id != self.me && member.votes && member.writable && is_fit(id))
             .map(|(id, _)| (*id, worth(*id, members)))
             .filter(|(_, worth)| *worth > own)
             .collect();
@@ -93,7 +93,7 @@ impl<Id: Copy + Ord> Succession<Id> {
 }
 
 fn worth<Id: Copy + Ord>(id: Id, members: &BTreeMap<Id, Member<Id>>) -> Worth {
-    let writes = members.get(&id).is_some_and(|member| !member.disk_full);
+    let writes = members.get(&id).is_some_and(|member| member.writable);
     (writes, members.keys().filter(|other| are_in_contact(**other, id, members)).count())
 }
 
@@ -111,7 +111,7 @@ mod tests {
         let reaches = |id: u8| (0..3).filter(|voter| *voter != id).collect();
         [0, 1, 2, 8, 9]
             .into_iter()
-            .map(|id| (id, Member { votes: id < 3, disk_full: false, reaches: reaches(id) }))
+            .map(|id| (id, Member { votes: id < 3, writable: true, reaches: reaches(id) }))
             .collect()
     }
 
@@ -203,11 +203,11 @@ mod tests {
     #[test]
     fn a_leader_without_space_gives_way_to_one_that_has_some() {
         let mut members = without(&[(1, 9)]);
-        members.get_mut(&0).unwrap().disk_full = true;
+        members.get_mut(&0).unwrap().writable = false;
         assert_eq!(after(3, &members), Some(2));
-        members.get_mut(&2).unwrap().disk_full = true;
+        members.get_mut(&2).unwrap().writable = false;
         assert_eq!(after(3, &members), Some(1), "it reaches less, but it writes");
-        members.get_mut(&1).unwrap().disk_full = true;
+        members.get_mut(&1).unwrap().writable = false;
         assert_eq!(after(60, &members), None);
     }
 }

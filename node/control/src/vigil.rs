@@ -93,8 +93,8 @@ pub enum Message<Id> {
 pub struct Word<Id> {
     /// The revision that it shows.
     pub revision: u64,
-    /// Its log has no room.
-    pub disk_full: bool,
+    /// Its log takes entries: the disk under it has room and works.
+    pub writable: bool,
     /// Voters that it is in contact with, both ways; beside the leader it knows them only in a survey.
     pub reaches: Vec<Id>,
 }
@@ -110,8 +110,8 @@ pub struct Leadership<Id> {
     pub voters: BTreeSet<Id>,
     /// The revision that this node shows.
     pub revision: u64,
-    /// The log of this node has no room.
-    pub disk_full: bool,
+    /// The log of this node takes entries.
+    pub writable: bool,
     /// While this node leads: how long ago a quorum last acknowledged it; `None` if none has since the election.
     pub quorum_acked_age: Option<Duration>,
 }
@@ -446,7 +446,7 @@ impl<Id: Copy + Ord> Vigil<Id> {
         let leader = leadership.leader.filter(|_| self.granted_directly.is_some_and(is_fresh));
         Word {
             revision: leadership.revision,
-            disk_full: leadership.disk_full,
+            writable: leadership.writable,
             reaches: self.greeted.keys().copied().chain(leader).take(REACHES_MAX).collect(),
         }
     }
@@ -613,15 +613,15 @@ impl<Id: Copy + Ord> Office<Id> {
             .map(|(node, (_, word))| {
                 let votes = leadership.voters.contains(node);
                 let reaches = word.reaches.iter().copied().collect();
-                (*node, succession::Member { votes, disk_full: word.disk_full, reaches })
+                (*node, succession::Member { votes, writable: word.writable, reaches })
             })
             .collect();
-        let disk_full = leadership.disk_full;
-        self.survey = disk_full || heard.values().any(|member| !member.reaches.contains(&me));
+        let writable = leadership.writable;
+        self.survey = !writable || heard.values().any(|member| !member.reaches.contains(&me));
         // Contact has two ends: whoever reaches this leader is reached by it.
         let reaches = heard.iter().filter(|(_, member)| member.votes && member.reaches.contains(&me));
         let reaches = reaches.map(|(node, _)| *node).collect();
-        heard.insert(me, succession::Member { votes: true, disk_full, reaches });
+        heard.insert(me, succession::Member { votes: true, writable, reaches });
         self.succession.step(now, &heard, &leadership.voters)
     }
 }

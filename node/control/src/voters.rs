@@ -29,7 +29,7 @@ pub const VOLUNTARY_EVERY: Duration = Duration::from_secs(10 * 60);
 /// What the leader knows of one member. `Id` orders equal candidates, so that two plans agree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Gossip and the judge say alive (for a leader: always).
+    /// See [`Sighting::up`] (for a leader: always).
     pub up: bool,
     /// Since when `up` is as it is, on the leader's clock.
     pub since: Instant,
@@ -94,7 +94,8 @@ const LAG_MAX: u64 = 64;
 /// What the leader sees of one member at one look.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sighting {
-    /// Gossip calls it alive or suspect; not looked at for the leader itself.
+    /// Gossip calls it alive or suspect, and the disk under its log has not failed; not looked at for the leader
+    /// itself.
     pub up: bool,
     /// Up to which entry its log agrees with the leader's; 0 if that is not known.
     pub matched: u64,

@@ -64,6 +64,8 @@ pub(crate) struct Agent {
     pub(crate) members: Members,
     pub(crate) gossiped: watch::Receiver<Arc<Gossiped>>,
     pub(crate) offer: Offer,
+    /// How this node's disk is: see [`crate::disk::word`].
+    pub(crate) disk: watch::Receiver<&'static str>,
 }
 
 impl Agent {
@@ -90,6 +92,7 @@ impl Agent {
             self.picture.clone(),
             self.endpoint.clone(),
             self.offer,
+            self.disk,
             stopping.clone(),
         ));
         tasks.spawn(routes(

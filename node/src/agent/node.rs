@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use skein_net::endpoint::Endpoint;
 use skein_raft_store::{Change, Expect, Handle, Op, Options, Outcome, TokioRuntime};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -14,6 +15,10 @@ use crate::clock;
 use crate::picture::Picture;
 
 const RETRY: Duration = Duration::from_millis(500);
+/// A full disk is told to the log of a leader who may have no room for it.
+const RETRY_MAX: Duration = Duration::from_secs(10);
+/// Of the disk so much is offered to pods, as kubelet has it: the rest is what pressure begins at.
+const ALLOCATABLE_PERCENT: u64 = 90;
 /// Pods one node takes, as kubelet has it.
 const PODS_MAX: u64 = 110;
 
@@ -26,6 +31,8 @@ pub(crate) struct Offer {
     pub(crate) subnet: String,
     /// Of this many nodes on one machine each offers its share.
     pub(crate) share: u64,
+    /// What the disk of the data directory holds.
+    pub(crate) disk_kib: u64,
 }
 
 /// Keeps the Node object until `stopping`.
@@ -34,8 +41,10 @@ pub(crate) async fn keep(
     picture: Picture,
     endpoint: Endpoint,
     offer: Offer,
+    mut disk: watch::Receiver<&'static str>,
     stopping: CancellationToken,
 ) {
+    let mut pause = RETRY;
     let mut addresses = endpoint.addresses();
     let key = format!("core/nodes//{}", offer.name);
     let mut revisions = picture.revisions();
@@ -44,7 +53,7 @@ pub(crate) async fn keep(
         let state = store.state();
         let object = state.get(&key);
         let before = object.and_then(|object| serde_json::from_slice::<Value>(&object.value).ok());
-        let after = offer.node(before.as_ref(), endpoint.host_address());
+        let after = offer.node(before.as_ref(), endpoint.host_address(), *disk.borrow_and_update());
         if before.as_ref() != Some(&after) {
             let op = Op {
                 key: key.as_str().into(),
@@ -59,6 +68,7 @@ pub(crate) async fn keep(
             };
             match proposed {
                 Ok(answer) => {
+                    pause = RETRY;
                     picture.reach(answer.revision).await;
                     if !said_ready && matches!(answer.outcomes[..], [Outcome::Done { .. }]) {
                         info!(node = offer.name, "ready");
@@ -70,8 +80,10 @@ pub(crate) async fn keep(
                     warn!(%error, "could not write this node's object, trying on");
                     tokio::select! {
                         () = stopping.cancelled() => return,
-                        () = tokio::time::sleep(RETRY) => continue,
+                        () = tokio::time::sleep(pause) => {}
                     }
+                    pause = (pause * 2).min(RETRY_MAX);
+                    continue;
                 }
             }
         }
@@ -80,6 +92,7 @@ pub(crate) async fn keep(
                 () = stopping.cancelled() => return,
                 changed = revisions.changed() => if changed.is_err() { return },
                 Ok(()) = addresses.changed() => break,
+                Ok(()) = disk.changed() => break,
             }
             let present = store.state().get(&key).map(|object| object.mod_rev);
             if present != object.map(|object| object.mod_rev) {
@@ -91,7 +104,7 @@ pub(crate) async fn keep(
 
 impl Offer {
     /// The object as it should be, given what is there: spec, labels and taints are others' to change.
-    fn node(&self, before: Option<&Value>, address: IpAddr) -> Value {
+    fn node(&self, before: Option<&Value>, address: IpAddr, disk: &str) -> Value {
         let mut node = before.cloned().unwrap_or_else(|| self.new_node());
         let labels = [
             ("kubernetes.io/hostname", self.name.as_str()),
@@ -106,16 +119,15 @@ impl Offer {
         node["metadata"]["annotations"]["skein.dev/node-id"] = self.node_id.as_str().into();
         node["spec"]["podCIDR"] = self.subnet.as_str().into();
         node["spec"]["podCIDRs"] = json!([self.subnet]);
-        let capacity = self.capacity();
-        node["status"]["capacity"] = capacity.clone();
-        node["status"]["allocatable"] = capacity;
+        node["status"]["capacity"] = self.capacity(100);
+        node["status"]["allocatable"] = self.capacity(ALLOCATABLE_PERCENT);
         node["status"]["addresses"] = json!([
             { "type": "InternalIP", "address": address.to_string() },
             { "type": "Hostname", "address": self.name },
         ]);
         node["status"]["daemonEndpoints"] = json!({ "kubeletEndpoint": { "Port": self.api_port } });
         node["status"]["nodeInfo"] = node_info();
-        self.set_ready(&mut node);
+        self.set_conditions(&mut node, disk);
         node
     }
 
@@ -136,7 +148,7 @@ impl Offer {
 
     /// The conditions that `kubectl` shows. Ready is taken back by the judge's verdict only, and given
     /// back here once the taint of that verdict is gone.
-    fn set_ready(&self, node: &mut Value) {
+    fn set_conditions(&self, node: &mut Value, disk: &str) {
         let unreachable = node["spec"]["taints"].as_array().is_some_and(|taints| {
             taints.iter().any(|taint| taint["key"] == skein_api::scheduling::UNREACHABLE)
         });
@@ -150,14 +162,20 @@ impl Offer {
                 "KubeletHasSufficientMemory",
                 "kubelet has sufficient memory available",
             ),
-            ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+            match disk {
+                "ok" => ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+                "full" => ("DiskPressure", "True", "KubeletHasDiskPressure", "the disk is full"),
+                _ => ("DiskPressure", "True", "KubeletHasDiskPressure", "the disk has failed"),
+            },
             ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
             ("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
         ];
         let mut conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
         for (kind, status, reason, message) in wanted {
             let place = conditions.iter().position(|condition| condition["type"] == kind);
-            if place.is_some_and(|place| conditions[place]["status"] == status) {
+            if place.is_some_and(|place| {
+                conditions[place]["status"] == status && conditions[place]["message"] == message
+            }) {
                 continue;
             }
             let condition = json!({
@@ -172,7 +190,8 @@ impl Offer {
         node["status"]["conditions"] = conditions.into();
     }
 
-    fn capacity(&self) -> Value {
+    /// What there is; of the disk only `disk_percent`.
+    fn capacity(&self, disk_percent: u64) -> Value {
         let cpu_millis =
             std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64) * 1000 / self.share;
         let memory_kib = memory_kib() / self.share;
@@ -185,7 +204,7 @@ impl Offer {
             "cpu": cpu,
             "memory": format!("{memory_kib}Ki"),
             "pods": PODS_MAX.to_string(),
-            "ephemeral-storage": "0",
+            "ephemeral-storage": format!("{}Ki", self.disk_kib / self.share * disk_percent / 100),
         })
     }
 }

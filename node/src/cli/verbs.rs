@@ -45,12 +45,16 @@ pub(super) fn status(dir: &Path, output: Output) -> Result<(), Failure> {
         "pod traffic  not encrypted between nodes".to_owned(),
         String::new(),
     ];
-    let full = |node: &&Value| node["disk"] == "full";
-    for node in status["nodes"].as_array().into_iter().flatten().filter(full) {
-        let what = if node["name"] == status["leader"] {
-            "FULL, so writes are refused; free some space there"
-        } else {
-            "FULL; free some space there, before it leads"
+    for node in status["nodes"].as_array().into_iter().flatten() {
+        let what = match node["disk"].as_str() {
+            Some("full") if node["name"] == status["leader"] => {
+                "FULL, so writes are refused; free some space there"
+            }
+            Some("full") => "FULL; free some space there, before it leads",
+            Some("failed") => {
+                "FAILED; its pods go on, but it votes no more; look at the disk, then start skein anew there"
+            }
+            _ => continue,
         };
         out.insert(4, format!("disk of {}  {what}", text(&node["name"])));
     }

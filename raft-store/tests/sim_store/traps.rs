@@ -10,7 +10,7 @@ use skein_raft_store::{
     Change, Expect, MemberChange, Metrics, Op, Options, ProposeError, ReadError, Timings, VoterId,
 };
 
-use crate::world::{Now, Plan, World};
+use crate::world::{Now, Plan, Store, World};
 
 /// Whether a cluster whose disks all take `sync` elects a leader within 30 s of a full restart.
 fn elects(sync: Duration, timings: Timings) -> bool {
@@ -129,13 +129,14 @@ fn a_leader_whose_disk_fails_does_not_call_itself_the_leader_any_more() {
         }
         let metrics = failed.metrics();
         assert!(metrics.failed.is_some() && !metrics.leads(), "{metrics:?}");
-        assert_eq!(failed.read_index(Duration::from_secs(1)).await, Err(ReadError::Stopped));
+        goes_on_without_a_log(&failed, &world.running(others).await).await;
     });
 }
 
-/// Its callers asked on until their time was up, without ever waiting for anything.
+/// Its callers asked on until their time was up, without ever waiting for anything; and later, when they were
+/// told that it has stopped, the node's pods went on but nothing new ever reached it.
 #[test]
-fn a_follower_whose_disk_fails_says_at_once_that_it_has_stopped() {
+fn a_follower_whose_disk_fails_goes_on_without_a_log() {
     SimRt::with_seed(7).block_on(async {
         let world = World::formed(Plan::quiet()).await;
         let (leader, _) = world.leader().await;
@@ -143,15 +144,51 @@ fn a_follower_whose_disk_fails_says_at_once_that_it_has_stopped() {
         world.disk((leader + 1) % 3).set_broken(Some(Broken::Syncs));
         let mut changes = failed.on_change();
         while world.put_revision(leader, "key", "value").await.is_none() {}
-        while changes.changed().await {}
-        assert!(failed.metrics().failed.is_some(), "{:?}", failed.metrics());
-        let began = Now::now();
-        let op = Op { key: "key".into(), expect: Expect::Any, change: Change::Delete };
-        assert_eq!(failed.propose(vec![op], Options::default()).await, Err(ProposeError::Stopped));
-        assert_eq!(failed.read_index(Duration::from_secs(9)).await, Err(ReadError::Stopped));
-        assert_eq!(began.elapsed(), Duration::ZERO);
+        while failed.metrics().failed.is_none() {
+            changes.changed().await;
+        }
+        goes_on_without_a_log(&failed, &leading).await;
         assert!(leading.metrics().leads());
     });
+}
+
+#[test]
+fn a_store_that_was_shut_down_says_so_at_once() {
+    SimRt::with_seed(7).block_on(async {
+        let world = World::formed(Plan::quiet()).await;
+        let store = world.running(2).await;
+        let mut changes = store.on_change();
+        store.shutdown().await;
+        while changes.changed().await {}
+        let began = Now::now();
+        let op = Op { key: "key".into(), expect: Expect::Any, change: Change::Delete };
+        assert_eq!(store.propose(vec![op], Options::default()).await, Err(ProposeError::Stopped));
+        assert_eq!(store.read_index(Duration::from_secs(9)).await, Err(ReadError::Stopped));
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    });
+}
+
+/// Reads, watches and writes go through the others from now on, and nobody follows such a store.
+async fn goes_on_without_a_log(failed: &Store, other: &Store) {
+    let limit = Duration::from_secs(9);
+    let before = failed.read_index(limit).await.expect("two of three vote");
+    let mut watcher = failed.watch("", before).expect("nothing is compacted");
+    let op = |key: &str| Op { key: key.into(), expect: Expect::Any, change: Change::Put("new".into()) };
+    let through_itself = failed.propose(vec![op("one")], Options::default()).await.expect("it is forwarded");
+    let elsewhere = other.propose(vec![op("two")], Options::default()).await.expect("two of three vote");
+    assert!(failed.wait_revision(elsewhere.revision, limit).await);
+    assert!(other.wait_revision(elsewhere.revision, limit).await);
+    let mut seen = before;
+    while seen < elsewhere.revision {
+        let events = watcher.next().await.expect("it goes on").events;
+        assert_eq!(events[0].revision, seen + 1);
+        seen += events.len() as u64;
+    }
+    assert!((before + 1..elsewhere.revision).contains(&through_itself.revision));
+    let metrics = failed.metrics();
+    assert_eq!((metrics.leader, metrics.followers), (other.metrics().leader, 0));
+    assert_eq!(metrics.follows.map(|source| source.node == metrics.voter.node), Some(false), "{metrics:?}");
+    assert_eq!(failed.state().digest(), other.state().digest());
 }
 
 /// Two changes that were decided on one membership: the second would undo or double the first.

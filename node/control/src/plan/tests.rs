@@ -1,6 +1,7 @@
 //! The planners together: a lost node, endings, and properties that hold after whatever users do.
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Namespace, Node, NodeCondition, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -170,6 +171,35 @@ fn cordoning_a_node_taints_it_and_uncordoning_takes_the_taint_away() {
     world.edit::<Node>("core/nodes//a", |node| node.spec.get_or_insert_default().unschedulable = None);
     world.settle();
     assert!(taints(&world).is_empty());
+}
+
+#[test]
+fn a_node_whose_disk_gives_trouble_keeps_its_pods_and_takes_no_new_ones() {
+    let mut world = World::with_nodes(&["a", "b"]);
+    world.put(deployment("web", 2, json!({})));
+    world.live(|_| {});
+    let say = |world: &mut World, status: &str| {
+        let condition = NodeCondition {
+            type_: "DiskPressure".to_owned(),
+            status: status.to_owned(),
+            ..NodeCondition::default()
+        };
+        world.edit::<Node>("core/nodes//a", |node| {
+            let conditions = node.status.get_or_insert_default().conditions.get_or_insert_default();
+            conditions.retain(|held| held.type_ != condition.type_);
+            conditions.push(condition.clone());
+        });
+        world.settle();
+    };
+    say(&mut world, "True");
+    world.edit::<Deployment>(WEB, |web| web.spec.replicas = Some(5));
+    world.settle();
+    assert_eq!(world.spread(), [("a".to_owned(), 1), ("b".to_owned(), 4)].into());
+    say(&mut world, "False");
+    assert_eq!(world.node("a").spec.clone().and_then(|spec| spec.taints), None);
+    world.edit::<Deployment>(WEB, |web| web.spec.replicas = Some(8));
+    world.settle();
+    assert_eq!(world.spread(), [("a".to_owned(), 4), ("b".to_owned(), 4)].into());
 }
 
 #[test]

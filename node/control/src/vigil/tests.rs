@@ -40,7 +40,7 @@ impl Sight<u8> for RefCell<World> {
             term: world.term,
             voters: (0..world.voters).collect(),
             revision: 7,
-            disk_full: false,
+            writable: true,
             quorum_acked_age: world.quorum_acked_age,
         }
     }
@@ -180,7 +180,7 @@ impl Cluster {
 }
 
 fn word(reaches: &[u8]) -> Word<u8> {
-    Word { revision: 7, disk_full: false, reaches: reaches.to_vec() }
+    Word { revision: 7, writable: true, reaches: reaches.to_vec() }
 }
 
 fn ms(count: u64) -> Duration {
