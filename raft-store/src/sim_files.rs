@@ -114,6 +114,11 @@ impl SimDisk {
         self.disk().broken = broken;
     }
 
+    /// Whether it is broken.
+    pub fn is_broken(&self) -> bool {
+        self.disk().broken.is_some()
+    }
+
     /// How many syncs were begun.
     pub fn syncs(&self) -> u64 {
         self.disk().syncs

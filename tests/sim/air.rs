@@ -20,6 +20,8 @@ use skein_raft_store::sim::{SimRt, Weather};
 use crate::watch::Message;
 use crate::world::{Now, World};
 
+const LATEST_DUPLICATE: Duration = Duration::from_secs(2);
+
 /// What one node sends to another.
 #[derive(Clone, Debug)]
 pub(crate) enum Post {
@@ -51,6 +53,7 @@ pub(crate) struct Air {
 struct Inner {
     chance: StdRng,
     weather: Weather,
+    duplicates: f64,
     cut: BTreeMap<(usize, usize), u32>,
 }
 
@@ -58,7 +61,7 @@ impl Air {
     pub(crate) fn new(seed: u64) -> (Air, UnboundedReceiver<(Now, Letter)>) {
         let (sent, carried) = futures::channel::mpsc::unbounded();
         let chance = StdRng::seed_from_u64(seed ^ 0xa1 << 56);
-        let inner = Inner { chance, weather: Weather::LAN, cut: BTreeMap::new() };
+        let inner = Inner { chance, weather: Weather::LAN, duplicates: 0.0, cut: BTreeMap::new() };
         (Air { inner: Mutex::new(inner), sent }, carried)
     }
 
@@ -72,6 +75,11 @@ impl Air {
             return;
         }
         let arrives = Now::now() + inner.travel_time();
+        let duplicates = if post.is_stream() { 0.0 } else { inner.duplicates };
+        if duplicates > 0.0 && inner.chance.random_bool(duplicates) {
+            let again = arrives + LATEST_DUPLICATE.mul_f64(inner.chance.random_range(0.0..1.0));
+            let _ = self.sent.unbounded_send((again, Letter { from, to, post: post.clone() }));
+        }
         // The carrier ends with the run.
         let _ = self.sent.unbounded_send((arrives, Letter { from, to, post }));
     }
@@ -99,6 +107,10 @@ impl Air {
         self.inner.lock().unwrap().weather = weather;
     }
 
+    pub(crate) fn set_duplicates(&self, share: f64) {
+        self.inner.lock().unwrap().duplicates = share;
+    }
+
     /// Cuts are counted: one that begins within another ends by itself.
     pub(crate) fn cut(&self, from: usize, to: usize) {
         *self.inner.lock().unwrap().cut.entry((from, to)).or_default() += 1;
@@ -120,6 +132,7 @@ impl Air {
     pub(crate) fn clear(&self) -> BTreeSet<(usize, usize)> {
         let mut inner = self.inner.lock().unwrap();
         inner.weather = Weather::LAN;
+        inner.duplicates = 0.0;
         std::mem::take(&mut inner.cut).into_keys().collect()
     }
 }

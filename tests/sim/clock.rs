@@ -1,5 +1,7 @@
 //! A node's clocks: boot time that runs a little too fast or slow, wall time that is off by hours.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -13,11 +15,11 @@ use crate::world::Now;
 /// When the simulated world begins.
 const EPOCH_MS: i64 = 1_760_000_000_000;
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Clock {
     began: Now,
     boot_offset_ms: u64,
-    wall_offset_ms: i64,
+    wall_offset_ms: Arc<AtomicI64>,
     /// Parts in a million by which it is fast.
     fast_ppm: i64,
 }
@@ -30,7 +32,7 @@ impl Clock {
         Clock {
             began,
             boot_offset_ms: chance.random_range(100_000..10_000_000),
-            wall_offset_ms: chance.random_range(-3_600_000..3_600_000),
+            wall_offset_ms: Arc::new(AtomicI64::new(chance.random_range(-3_600_000..3_600_000))),
             fast_ppm: chance.random_range(-fast_ppm..=fast_ppm),
         }
     }
@@ -54,7 +56,11 @@ impl Clock {
     }
 
     pub(crate) fn wall_ms(&self) -> u64 {
-        (EPOCH_MS + self.wall_offset_ms + self.began.elapsed().as_millis() as i64) as u64
+        (EPOCH_MS + self.wall_offset_ms.load(Relaxed) + self.began.elapsed().as_millis() as i64) as u64
+    }
+
+    pub(crate) fn jump(&self, by_ms: i64) {
+        self.wall_offset_ms.fetch_add(by_ms, Relaxed);
     }
 
     pub(crate) fn now(&self) -> time::Now {

@@ -148,13 +148,16 @@ fn no_fault_breaks_an_invariant() {
 const SEEDS: u64 = 200;
 
 /// What 200 seeds must have seen at least, or they prove little: about half of what was measured.
-const LEAST: [(&str, u64); 30] = [
+const LEAST: [(&str, u64); 33] = [
     ("all off", 60),
     ("bytes lost", 360),
     ("changes of members failed", 20),
+    ("clocks jumped", 30),
     ("containers started", 4000),
     ("deaths noticed", 25),
     ("delay", 160),
+    ("disks failed", 10),
+    ("duplicates", 28),
     ("event followed", 10_000),
     ("isolations", 330),
     ("kills", 210),

@@ -82,6 +82,19 @@ pub(crate) enum Kind {
         longest: Duration,
     },
     SlowDisks(Duration),
+    /// Every sync ends with EIO, or every write as well. Afterwards somebody mends the disk and starts the daemon
+    /// anew.
+    FailingDisk {
+        node: usize,
+        writes: bool,
+    },
+    /// Its wall clock is set to another time, and right again afterwards.
+    ClockJump {
+        node: usize,
+        hours: i64,
+    },
+    /// This share of the datagrams comes twice, up to two seconds apart.
+    Duplicates(f64),
     /// It leaves the cluster's members, and joins them again afterwards.
     Leave(usize),
 }
@@ -104,6 +117,36 @@ impl Plan {
 
     /// The faults in the order of time.
     pub(crate) fn faults(&self) -> Vec<Fault> {
+        let mut faults = self.frequent();
+        if self.aim == Aim::Everything {
+            faults.extend((0..3).filter_map(|which| self.rare(which)));
+            faults.sort_by_key(|fault| fault.at);
+        }
+        faults
+    }
+
+    /// What most runs do without. Each has draws of its own: the other faults of a seed do not depend on it.
+    fn rare(&self, which: u64) -> Option<Fault> {
+        let mut chance = StdRng::seed_from_u64(self.seed ^ (0x01 + which) << 56);
+        if !chance.random_bool(0.3) {
+            return None;
+        }
+        let at = self.faults_for.mul_f64(chance.random_range(0.1..0.8));
+        let lasts = Duration::from_millis(chance.random_range(1000..20_000));
+        let node = chance.random_range(0..self.nodes);
+        let kind = match which {
+            0 => Kind::FailingDisk { node, writes: chance.random_bool(0.5) },
+            1 => {
+                let hours = if chance.random_bool(0.3) { 10 * 365 * 24 } else { 1 };
+                let back = chance.random_bool(0.5);
+                Kind::ClockJump { node, hours: if back { -hours } else { hours } }
+            }
+            _ => Kind::Duplicates(chance.random_range(0.02..0.3)),
+        };
+        Some(Fault { at, lasts, kind })
+    }
+
+    fn frequent(&self) -> Vec<Fault> {
         let mut chance = StdRng::seed_from_u64(self.seed ^ 0xfau64 << 56);
         let mut at = Duration::ZERO;
         let mut faults = Vec::new();

@@ -22,7 +22,7 @@ use skein_net::identity::NodeId;
 use skein_raft_store::sim::{
     Mutation as StoreMutation, Process, SimNetwork, SimRt, Weather, start, take_seen,
 };
-use skein_raft_store::sim_files::SimDisk;
+use skein_raft_store::sim_files::{Broken, SimDisk};
 use skein_raft_store::{Compaction, Config, Event, Expect, Handle, VoterId};
 
 use crate::air::{Air, Letter, Post, carry};
@@ -295,7 +295,8 @@ impl World {
         slot.generation += 1;
         slot.paused = false;
         let generation = slot.generation;
-        let clock = slot.clock;
+        let clock = slot.clock.clone();
+        let store_clock = clock.clone();
         let process = Process::new(format!("node {number}, start {generation}"));
         slot.process = Some(process.clone());
         let (transport, mut incoming) = self.network.connect(voter_id(number));
@@ -303,11 +304,13 @@ impl World {
         drop(slot);
         let mut config = Config::new(voter_id(number), generation);
         config.compaction = Compaction { every_entries: 100, keep_entries: 30 };
-        config.clock = Arc::new(move || clock.wall_ms());
+        config.clock = Arc::new(move || store_clock.wall_ms());
         let world = self.clone();
         drop(process.spawn(async move {
             let store: Store = match start(config, files, Arc::new(transport)).await {
                 Ok(store) => store,
+                // Its supervisor tries in vain until the disk is mended.
+                Err(_) if world.has_broken_disk(number) => return world.count("starts on a failed disk"),
                 Err(error) => return world.wrong(format!("node {number} did not start: {error:?}")),
             };
             let picture = Picture::new();
@@ -555,7 +558,7 @@ impl World {
     fn may_take(&self, number: usize) -> bool {
         let is_down = |number: &usize| {
             let slot = self.slots[*number].lock().unwrap();
-            slot.running.is_none() || slot.paused
+            slot.running.is_none() || slot.paused || slot.disk.is_broken()
         };
         let down = (0..self.plan.nodes).filter(is_down).count();
         !is_down(&number) && down < (self.plan.nodes - 1) / 2
@@ -641,6 +644,33 @@ impl World {
                     self.afterwards(fault.lasts, move |world| world.join_again(number));
                 }
             }
+            Kind::FailingDisk { node, writes } => {
+                if self.may_take(node) {
+                    self.count(if self.leader() == Some(node) {
+                        "a leader's disk failed"
+                    } else {
+                        "disks failed"
+                    });
+                    let broken = if writes { Broken::Writes } else { Broken::Syncs };
+                    self.slots[node].lock().unwrap().disk.set_broken(Some(broken));
+                    self.afterwards(fault.lasts, move |world| {
+                        world.mend_disk(node);
+                        world.start(node);
+                    });
+                }
+            }
+            Kind::ClockJump { node, hours } => {
+                self.count("clocks jumped");
+                let clock = self.slots[node].lock().unwrap().clock.clone();
+                let by_ms = hours * 3_600_000;
+                clock.jump(by_ms);
+                self.afterwards(fault.lasts, move |_| clock.jump(-by_ms));
+            }
+            Kind::Duplicates(share) => {
+                self.count("duplicates");
+                self.air.set_duplicates(share);
+                self.afterwards(fault.lasts, |world| world.air.set_duplicates(0.0));
+            }
             Kind::SlowDisks(longest) => {
                 (0..self.plan.nodes).for_each(|node| self.slow_disk(node, longest, fault.lasts));
             }
@@ -704,6 +734,16 @@ impl World {
         self.slots[number].lock().unwrap().disk.set_sync_time(shortest, longest);
     }
 
+    fn has_broken_disk(&self, number: usize) -> bool {
+        self.slots[number].lock().unwrap().disk.is_broken()
+    }
+
+    /// What one process could not write, only another one may try again.
+    fn mend_disk(&self, number: usize) {
+        self.slots[number].lock().unwrap().disk.set_broken(None);
+        self.kill(number);
+    }
+
     // The second phase.
 
     async fn heal(self: &Arc<Self>) {
@@ -714,6 +754,9 @@ impl World {
         for number in 0..self.plan.nodes {
             self.join_again(number);
             self.set_sync_time(number, SYNC_MIN, SYNC_MAX);
+            if self.has_broken_disk(number) {
+                self.mend_disk(number);
+            }
             let mut slot = self.slots[number].lock().unwrap();
             slot.paused = false;
             let process = slot.process.clone();
