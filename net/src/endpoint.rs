@@ -15,6 +15,7 @@ pub(crate) mod beside;
 mod dial;
 pub(crate) mod interfaces;
 mod link;
+mod socket;
 mod strangers;
 #[cfg(test)]
 mod tests;
@@ -213,7 +214,7 @@ impl Endpoint {
         client.transport_config(transport);
 
         let runtime = Arc::new(quinn::TokioRuntime);
-        let (socket, beside) = beside::share(socket, &*runtime).map_err(failed)?;
+        let (socket, beside) = beside::share(socket).map_err(failed)?;
         let quinn =
             quinn::Endpoint::new_with_abstract_socket(memorable(&config.tls), Some(server), socket, runtime)
                 .map_err(failed)?;

@@ -19,6 +19,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 use quinn::{AsyncUdpSocket, UdpPoller, udp};
 use tokio::sync::mpsc;
 
+use super::socket::Socket;
 use crate::address_book::plain;
 
 /// The bit of a datagram's first byte that QUIC always sets.
@@ -38,14 +39,11 @@ pub(crate) struct Beside {
 }
 
 /// Splits `socket`: what QUIC shall use, and what goes beside it. Needs a tokio runtime.
-pub(super) fn share(
-    socket: UdpSocket,
-    runtime: &dyn quinn::Runtime,
-) -> io::Result<(Arc<dyn AsyncUdpSocket>, Beside)> {
+pub(super) fn share(socket: UdpSocket) -> io::Result<(Arc<dyn AsyncUdpSocket>, Beside)> {
     let beside = socket.try_clone()?;
     beside.set_broadcast(true)?;
     let (inbox, received) = mpsc::channel(INBOX_MAX);
-    let shared = Shared { inner: runtime.wrap_udp_socket(socket)?, inbox };
+    let shared = Shared { inner: Arc::new(Socket::new(socket)?), inbox };
     Ok((Arc::new(shared), Beside { socket: Arc::new(beside), received: Mutex::new(Some(received)) }))
 }
 
@@ -91,7 +89,7 @@ pub(crate) fn send(
 /// The socket as QUIC has it.
 #[derive(Debug)]
 struct Shared {
-    inner: Arc<dyn AsyncUdpSocket>,
+    inner: Arc<Socket>,
     inbox: mpsc::Sender<Received>,
 }
 
