@@ -244,6 +244,8 @@ pub struct Core {
     /// Nodes to try while alone.
     contacts: BTreeSet<NodeId>,
     timers: Timers,
+    /// foca's next round of gossip, which is due and has nothing to tell yet.
+    resting: Option<foca::Timer<MemberId>>,
     rng: SmallRng,
     stage: Stage,
     /// Mean time until the next exchange; grows from [`Tuning::seek_every`] to [`Tuning::exchange_every`].
@@ -295,6 +297,7 @@ impl Core {
             members: BTreeMap::new(),
             contacts: BTreeSet::new(),
             timers: Timers::default(),
+            resting: None,
             rng,
             stage: Stage::Fresh,
             exchange_after: tuning.seek_every,
@@ -335,6 +338,11 @@ impl Core {
             Input::Leave => self.leave(now, effects),
         }
         self.publish(effects);
+        if self.has_news()
+            && let Some(timer) = self.resting.take()
+        {
+            self.timers.add(now, Task::Foca(timer));
+        }
         if self.stage != Stage::Gone
             && let Some(at) = self.timers.newly_earliest()
         {
@@ -473,6 +481,8 @@ impl Core {
     }
 
     fn handle_woken(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        // That wake is over: a task for this same moment needs another one.
+        self.timers.told = None;
         if let Some(due) = self.timers.earliest()
             && now.since(due) > self.tuning.late
         {
@@ -486,6 +496,10 @@ impl Core {
 
     fn fire(&mut self, now: Instant, task: Task, effects: &mut Vec<Effect>) {
         match task {
+            // It would send nothing and come back ten times a second.
+            Task::Foca(timer @ foca::Timer::PeriodicGossip(_)) if !self.has_news() => {
+                self.resting = Some(timer);
+            }
             Task::Foca(timer) => {
                 if self.may_fire(&timer) {
                     if let foca::Timer::RemoveDown(id) = &timer {
@@ -510,6 +524,10 @@ impl Core {
                 }
             }
         }
+    }
+
+    fn has_news(&self) -> bool {
+        self.foca.updates_backlog() + self.foca.custom_broadcast_backlog() > 0
     }
 
     fn random_member(&mut self) -> Option<NodeId> {
