@@ -22,7 +22,7 @@ use skein_net::identity::NodeId;
 use skein_raft_store::log::Health;
 use skein_raft_store::{Handle, TokioRuntime};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -164,9 +164,11 @@ impl Watch {
         };
         let mut changes = self.node.store.on_change();
         let (mut renew, mut learn) = (every(judge::RENEWAL), every(LEARN_EVERY));
-        let (mut step, mut probe) = (every(judge::STEP), every(PROBE_STEP));
+        let mut probe = every(PROBE_STEP);
         let mut effects = Vec::new();
         loop {
+            let step_due = self.vigil.step_due();
+            let step_in = step_due.map(|due| due.since(clock::boot())).unwrap_or_default();
             // What has arrived is read before anybody is judged by a timer.
             tokio::select! {
                 biased;
@@ -179,7 +181,7 @@ impl Watch {
                     self.vigil.look(clock::boot(), &self.node, &mut effects);
                 }
                 _ = renew.tick() => self.vigil.renew(clock::boot(), &self.node, &mut effects),
-                _ = step.tick(), if self.vigil.is_in_office() => {
+                () = sleep(step_in), if step_due.is_some() => {
                     self.vigil.step(clock::boot(), &self.node, &mut effects);
                 }
                 _ = probe.tick(), if self.vigil.is_probing() => {

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Node;
 use openraft::AsyncRuntime;
 use openraft::async_runtime::{Instant as _, Select2};
 use skein_api::scheduling::UNREACHABLE;
-use skein_control::judge::{self, Answer, Cause, RENEWAL, STEP, Settings};
+use skein_control::judge::{self, Answer, Cause, RENEWAL, Settings};
 use skein_control::probe::Probe;
 use skein_control::time::Instant;
 use skein_control::view::View;
@@ -83,7 +83,7 @@ impl Watch {
     /// What has arrived is read before anybody is judged by a timer.
     pub(crate) async fn run(mut self) {
         let mut changes = self.site.store.on_change();
-        let mut due = [RENEWAL, STEP, PROBE_STEP, LEARN_EVERY].map(|_| Now::now());
+        let mut due = [RENEWAL, PROBE_STEP, LEARN_EVERY].map(|_| Now::now());
         let mut effects = Vec::new();
         loop {
             let next = self.next(&due);
@@ -109,13 +109,13 @@ impl Watch {
                     if later(&mut due[0], RENEWAL) {
                         self.vigil.renew(now, &self.site, &mut effects);
                     }
-                    if self.vigil.is_in_office() && later(&mut due[1], STEP) {
+                    if self.vigil.step_due().is_some_and(|due| due <= now) {
                         self.vigil.step(now, &self.site, &mut effects);
                     }
-                    if self.vigil.is_probing() && later(&mut due[2], PROBE_STEP) {
+                    if self.vigil.is_probing() && later(&mut due[1], PROBE_STEP) {
                         self.vigil.probe(now, &self.site, &mut effects);
                     }
-                    if later(&mut due[3], LEARN_EVERY) {
+                    if later(&mut due[2], LEARN_EVERY) {
                         self.vigil.learn(now, &self.site, &mut effects);
                     }
                 }
@@ -125,10 +125,10 @@ impl Watch {
     }
 
     /// The earliest timer that has anything to do.
-    fn next(&self, [renew, step, probe, learn]: &[Now; 4]) -> Now {
+    fn next(&self, [renew, probe, learn]: &[Now; 3]) -> Now {
         let mut next = *renew.min(learn);
-        if self.vigil.is_in_office() {
-            next = next.min(*step);
+        if let Some(due) = self.vigil.step_due() {
+            next = next.min(self.site.clock.moment(due));
         }
         if self.vigil.is_probing() {
             next = next.min(*probe);

@@ -6,8 +6,8 @@
 //!
 //! [`Judge`] holds what was heard; [`verdict`] is the rule, a pure function with one row for each kind of
 //! silence. Call order: [`Judge::new`] on taking office; [`Judge::renewed`] and [`Judge::reported`] as
-//! they arrive; [`Judge::step`] every [`STEP`], after everything that has arrived was handed in. A judge
-//! ends with its term.
+//! they arrive; [`Judge::step`] when it is [`due`](Judge::due), after everything that has arrived was handed in.
+//! A judge ends with its term.
 //!
 //! Source: SWIM §4.2 (suspicion); Gray & Cheriton 1989 (leases). The arithmetic stands at the constants.
 
@@ -17,8 +17,10 @@ use std::time::Duration;
 use crate::own_link::OwnLink;
 use crate::time::Instant;
 
-/// How often the shell calls [`Judge::step`].
+/// How often [`Judge::step`] is due while somebody is silent.
 pub const STEP: Duration = Duration::from_millis(50);
+/// And how often while all renew: an idle leader need not wake for each of them.
+const CALM_STEP: Duration = Duration::from_millis(250);
 /// How often a node renews.
 pub const RENEWAL: Duration = Duration::from_millis(250);
 /// Silence from which observers are asked: what is left of the quick row's 2.75 s after its 2.25 s of tries.
@@ -46,7 +48,7 @@ const OBSERVER_FRESH: Duration = Duration::from_secs(1);
 /// Without a younger acknowledgement of a quorum, silence is as likely the leader's own.
 const QUORUM_FRESH: Duration = Duration::from_millis(600);
 /// A loop that ran this late has read nothing for as long.
-const STALL: Duration = Duration::from_millis(250);
+const STALL: Duration = Duration::from_millis(200);
 /// What arrived during a stall is read within this time after it.
 const STALL_GRACE: Duration = Duration::from_millis(300);
 /// From here on a silent node counts towards a mass silence.
@@ -217,7 +219,7 @@ pub struct Judge<Id> {
     me: Id,
     in_office_since: Instant,
     nodes: BTreeMap<Id, Node<Id>>,
-    last_step: Instant,
+    due: Instant,
     /// Silence counts from here on, at the earliest.
     heard_nothing_until: Instant,
     deaf_until: Instant,
@@ -248,7 +250,7 @@ impl<Id: Copy + Ord> Judge<Id> {
             me,
             in_office_since: now,
             nodes: BTreeMap::new(),
-            last_step: now,
+            due: now,
             heard_nothing_until: Instant(0),
             deaf_until: Instant(0),
             mass: false,
@@ -311,15 +313,19 @@ impl<Id: Copy + Ord> Judge<Id> {
         }
     }
 
-    /// One round, every [`STEP`].
+    /// When the next [`step`](Self::step) is due; it may come earlier.
+    pub fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// One round.
     ///
     /// * `quorum_age`: the age of the last acknowledgement by a quorum; zero for a single voter.
     /// * `own_link`: what the gateway's answers say of this node's own link.
     pub fn step(&mut self, now: Instant, quorum_age: Duration, own_link: OwnLink) -> Vec<Effect<Id>> {
-        if now.since(self.last_step) > STALL {
+        if now.since(self.due) > STALL {
             self.deaf_until = now.after(STALL_GRACE);
         }
-        self.last_step = now;
         if quorum_age > QUORUM_FRESH {
             // A leader without a quorum goes on leading and comes back in the same term: the silence it
             // saw meanwhile was its own.
@@ -340,7 +346,16 @@ impl<Id: Copy + Ord> Judge<Id> {
                 effects.push(Effect::Welcome(id));
             }
         }
+        self.due = now.after(self.calm_for(now).clamp(STEP, CALM_STEP));
         effects
+    }
+
+    /// How long from now on nobody can be silent for so long that observers are asked.
+    fn calm_for(&self, now: Instant) -> Duration {
+        // Of those that are declared lost nobody asks; they may be off for days.
+        let judged = self.nodes.iter().filter(|(_, node)| !node.declared);
+        let longest = judged.map(|(id, _)| self.silence(now, *id)).max().unwrap_or_default();
+        ASK_AFTER.saturating_sub(longest)
     }
 
     fn step_node(&mut self, now: Instant, id: Id, own_link: OwnLink, effects: &mut Vec<Effect<Id>>) {

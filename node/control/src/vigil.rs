@@ -4,7 +4,7 @@
 //! [`Vigil`] is a state machine between the messages of other nodes, the ends of its tries, and timers.
 //! Call order: what has arrived is handed in ([`Vigil::hear`], [`Vigil::tried`], [`Vigil::learned`],
 //! [`Vigil::gateway_tried`]) before a timer runs; [`Vigil::look`] whenever leader or term may have changed, [`Vigil::renew`] every
-//! [`RENEWAL`](judge::RENEWAL), [`Vigil::step`] every [`STEP`](judge::STEP), [`Vigil::probe`] every
+//! [`RENEWAL`](judge::RENEWAL), [`Vigil::step`] when it is [due](Vigil::step_due), [`Vigil::probe`] every
 //! [`PROBE_STEP`], [`Vigil::learn`] every [`LEARN_EVERY`]. The shell performs the [`Effect`]s.
 //!
 //! It does not say what silence means (that is [`judge`]) and writes nothing: verdicts go to the planner.
@@ -289,9 +289,9 @@ impl<Id: Copy + Ord> Vigil<Id> {
         self.office.iter().flat_map(|office| office.verdicts.iter().map(|(node, verdict)| (*node, *verdict)))
     }
 
-    /// Whether [`step`](Self::step) has anything to do.
-    pub fn is_in_office(&self) -> bool {
-        self.office.is_some()
+    /// When [`step`](Self::step) has to be called next; `None` while another node leads.
+    pub fn step_due(&self) -> Option<Instant> {
+        self.office.as_ref().map(|office| office.judge.due())
     }
 
     /// Whether [`probe`](Self::probe) has anything to do.

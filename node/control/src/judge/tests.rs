@@ -540,6 +540,26 @@ fn a_stalled_loop_reads_what_arrived_before_it_judges() {
 }
 
 #[test]
+fn a_judge_is_due_seldom_while_all_renew_and_on_time_when_one_is_silent() {
+    let mut judge = Judge::new(0, Instant(1000), None, Settings::default());
+    judge.set_members([(0, false, true), (1, false, true), (2, true, true)]);
+    let mut step = |at: u64, renews: bool| {
+        if renews {
+            judge.renewed(Instant(at), 1, Some(Instant(at)), Duration::ZERO);
+        }
+        let asks = !judge.step(Instant(at), Duration::ZERO, OwnLink::Proven).is_empty();
+        (judge.due().0 - at, asks)
+    };
+    assert_eq!(step(1000, true), (250, false));
+    assert_eq!(step(1250, true), (250, false));
+    assert_eq!(step(1350, false), (250, false));
+    assert_eq!(step(1600, false), (150, false));
+    assert_eq!(step(1750, false), (50, true));
+    assert_eq!(step(1800, false), (50, false), "each question is asked anew after 100 ms");
+    assert_eq!(step(1850, false), (50, true));
+}
+
+#[test]
 fn a_new_leader_counts_the_old_ones_silence_from_its_last_heartbeat_but_not_for_ever() {
     let mut judge = Judge::new(0, Instant(50_000), Some((1, Instant(10_000))), Settings::default());
     judge.set_members([(0, false, true), (1, false, true), (2, false, true)]);
