@@ -138,8 +138,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         if self.raft().server_metrics().borrow_watched().current_leader == Some(self.voter()) {
             return self.has_quorum();
         }
-        let heard = *self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.is_some_and(|heard| heard.elapsed() < self.patience())
+        self.last_heard().is_some_and(|heard| heard.elapsed() < self.patience())
     }
 
     /// How long Raft may be silent and lives still: longer than an election that goes well, so that nobody
@@ -162,6 +161,11 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             // Just elected, and that by a quorum.
             None => self.is_confirmed(self.voter(), term),
         }
+    }
+
+    /// When Raft last heard a leader.
+    pub(crate) fn last_heard(&self) -> Option<Rt::Instant> {
+        *self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that a leader was heard by Raft.

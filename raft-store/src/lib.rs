@@ -20,6 +20,7 @@ mod handle;
 pub mod log;
 mod machine;
 mod network;
+mod pace;
 mod replica;
 mod serve;
 mod sessions;

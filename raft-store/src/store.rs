@@ -19,6 +19,7 @@ use crate::handle::{Closing, Core, Handle, Serials, Shared};
 use crate::log::{Health, Log};
 use crate::machine::{Heavy, Machine, Shelf};
 use crate::network::Network;
+use crate::pace;
 use crate::replica::Replica;
 use crate::shelf::{self, Copies, LoadError, load};
 use crate::snapshot_file::Snapshots;
@@ -141,6 +142,7 @@ where
     };
     handle.look();
     drop(Rt::spawn(handle.clone().mirror()));
+    drop(Rt::spawn(pace::run(handle.clone())));
     let following = Rt::spawn(follow::run(handle.clone(), disk.copies));
     *handle.shared.following.lock().unwrap_or_else(PoisonError::into_inner) = Some(following);
     Ok(handle)
