@@ -17,7 +17,7 @@ use skein_raft_store::{
     VoterId,
 };
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -30,8 +30,10 @@ use crate::members::{Members, Record};
 use crate::picture::Picture;
 use crate::watchfulness::Verdicts;
 
-/// How often the voters are looked at.
+/// How often the leader looks at the voters.
 const VOTERS_EVERY: Duration = Duration::from_millis(250);
+/// How often the others look whether they have all that a voter holds, beside each change of who votes.
+const HOLD_EVERY: Duration = Duration::from_secs(2);
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Plans objects, one command after another.
@@ -164,19 +166,20 @@ impl Voters {
     /// Runs until `stopping`.
     pub(crate) async fn run(self, stopping: CancellationToken) {
         let mut memory = Memory::default();
-        let mut timer = tokio::time::interval(VOTERS_EVERY);
-        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut changes = self.store.on_change();
         loop {
-            tokio::select! {
-                () = stopping.cancelled() => return,
-                _ = timer.tick() => {}
-            }
             self.authority.hold_if_voter(&self.store, &self.endpoint).await;
-            if self.store.metrics().leads() {
+            let leads = self.store.metrics().leads();
+            if leads {
                 self.look(&mut memory).await;
             } else {
                 // Another leader's clock and memory are its own.
                 memory = Memory::default();
+            }
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                () = sleep(if leads { VOTERS_EVERY } else { HOLD_EVERY }) => {}
+                changed = changes.changed(), if !leads => if !changed { return },
             }
         }
     }
