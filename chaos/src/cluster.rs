@@ -148,7 +148,10 @@ impl Cluster {
                 let ready =
                     nodes.iter().filter(|node| node["ready"] == true && node["state"] == "alive").count();
                 let voting = nodes.iter().filter(|node| node["voter"] == true).count();
-                if ready != cluster.names.len() || voting != voters {
+                // Less while the last change of the voters is not committed.
+                let survived = status["failuresSurvived"].as_u64();
+                let settled = survived == Some((voters as u64 - 1) / 2);
+                if ready != cluster.names.len() || voting != voters || !settled {
                     return false;
                 }
                 leaders.insert(status["leader"].to_string());

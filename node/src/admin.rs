@@ -230,7 +230,7 @@ impl Admin {
             "term": metrics.term,
             "revision": metrics.revision,
             "voters": voters,
-            "failuresSurvived": skein_control::voters::failures_survived(voters),
+            "failuresSurvived": skein_control::voters::failures_survived(metrics.smallest_set),
             "failed": metrics.failed,
             "certificateUntil": self.home.certificate().ok().flatten().map(|chain| seconds(chain.validity().until)),
             "podTrafficEncrypted": false,

@@ -221,6 +221,9 @@ pub struct Metrics {
     pub learners: BTreeSet<VoterId>,
     /// Whether a change of voters is half done.
     pub joint: bool,
+    /// Voters of the smallest set whose majority is needed now: until a change is committed, the set before it
+    /// decides as well, and if that is a single node nothing goes on without it.
+    pub smallest_set: usize,
     /// Entry of the membership; guards [`Handle::change_members`].
     pub membership: Option<LogId>,
     /// Whether that entry is committed.
@@ -423,6 +426,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             voters: members.voter_ids().collect(),
             learners: members.learner_ids().collect(),
             joint: members.get_joint_config().len() > 1,
+            smallest_set: self.smallest_set(&standing),
             membership: *standing.members.log_id(),
             membership_committed: standing.committed,
             follows: self.followed().source,
@@ -438,6 +442,14 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             disk: self.disk(),
             failed: self.failure(),
         }
+    }
+
+    fn smallest_set(&self, standing: &Standing) -> usize {
+        let raft = self.shared.raft.server_metrics().borrow_watched().clone();
+        let committed = raft.committed_membership_config.membership().get_joint_config();
+        let before = committed.iter().filter(|_| !standing.committed);
+        let sets = standing.members.membership().get_joint_config().iter().chain(before);
+        sets.map(BTreeSet::len).min().unwrap_or(0)
     }
 
     /// Whether the disk does its work. One that failed a snapshot ends consensus as one does that failed the log.

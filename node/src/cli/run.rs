@@ -238,7 +238,11 @@ impl Greet {
                 let me = self.store.voter();
                 let mut changes = self.store.on_change();
                 let votes = async {
-                    while !self.store.metrics().voters.contains(&me) {
+                    // Until the change is committed the voters before it are needed as well.
+                    let settled = |metrics: &skein_raft_store::Metrics| {
+                        metrics.voters.contains(&me) && metrics.smallest_set == metrics.voters.len()
+                    };
+                    while !settled(&self.store.metrics()) {
                         if !changes.changed().await {
                             return;
                         }
@@ -246,7 +250,7 @@ impl Greet {
                 };
                 // A fourth node, say, gets no vote: the cluster survives what it survived before.
                 let _ = tokio::time::timeout(VOTE_WAIT, votes).await;
-                let survived = skein_control::voters::failures_survived(self.store.metrics().voters.len());
+                let survived = skein_control::voters::failures_survived(self.store.metrics().smallest_set);
                 let failures =
                     if survived == 1 { "1 failure".to_owned() } else { format!("{survived} failures") };
                 println!(
