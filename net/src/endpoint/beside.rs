@@ -9,14 +9,12 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     os::fd::AsRawFd as _,
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
-use quinn::{AsyncUdpSocket, UdpPoller, udp};
+use quinn::udp;
 use tokio::sync::mpsc;
 
 use super::socket::Socket;
@@ -39,12 +37,12 @@ pub(crate) struct Beside {
 }
 
 /// Splits `socket`: what QUIC shall use, and what goes beside it. Needs a tokio runtime.
-pub(super) fn share(socket: UdpSocket) -> io::Result<(Arc<dyn AsyncUdpSocket>, Beside)> {
+pub(super) fn share(socket: UdpSocket) -> io::Result<(Arc<Socket>, Beside)> {
     let beside = socket.try_clone()?;
     beside.set_broadcast(true)?;
     let (inbox, received) = mpsc::channel(INBOX_MAX);
-    let shared = Shared { inner: Arc::new(Socket::new(socket)?), inbox };
-    Ok((Arc::new(shared), Beside { socket: Arc::new(beside), received: Mutex::new(Some(received)) }))
+    let shared = Arc::new(Socket::new(socket, Inbox(inbox))?);
+    Ok((shared, Beside { socket: Arc::new(beside), received: Mutex::new(Some(received)) }))
 }
 
 impl Beside {
@@ -86,30 +84,14 @@ pub(crate) fn send(
     Ok(())
 }
 
-/// The socket as QUIC has it.
+/// Where what comes beside QUIC goes to.
 #[derive(Debug)]
-struct Shared {
-    inner: Arc<Socket>,
-    inbox: mpsc::Sender<Received>,
-}
+pub(super) struct Inbox(mpsc::Sender<Received>);
 
-impl AsyncUdpSocket for Shared {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        self.inner.clone().create_io_poller()
-    }
-
-    fn try_send(&self, transmit: &udp::Transmit<'_>) -> io::Result<()> {
-        self.inner.try_send(transmit)
-    }
-
-    fn poll_recv(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &mut [IoSliceMut<'_>],
-        metas: &mut [udp::RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        let count = ready!(self.inner.poll_recv(cx, bufs, metas))?;
-        for (meta, buf) in metas.iter_mut().zip(bufs.iter()).take(count) {
+impl Inbox {
+    /// Takes what is not QUIC's out of what has just been received.
+    pub(super) fn sort(&self, bufs: &[IoSliceMut<'_>], metas: &mut [udp::RecvMeta]) {
+        for (meta, buf) in metas.iter_mut().zip(bufs) {
             let mut ours = false;
             // The kernel may hand over several datagrams of one sender as one, all but the last of them of
             // one length.
@@ -124,31 +106,12 @@ impl AsyncUdpSocket for Shared {
                 meta.len = 0;
             }
         }
-        Poll::Ready(Ok(count))
     }
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.inner.local_addr()
-    }
-
-    fn max_transmit_segments(&self) -> usize {
-        self.inner.max_transmit_segments()
-    }
-
-    fn max_receive_segments(&self) -> usize {
-        self.inner.max_receive_segments()
-    }
-
-    fn may_fragment(&self) -> bool {
-        self.inner.may_fragment()
-    }
-}
-
-impl Shared {
     fn take(&self, from: SocketAddr, datagram: &[u8]) {
         if datagram.len() <= BESIDE_BYTES_MAX {
             // Lost when nobody reads or too many wait, as any datagram may be.
-            let _ = self.inbox.try_send((from, Bytes::copy_from_slice(datagram)));
+            let _ = self.0.try_send((from, Bytes::copy_from_slice(datagram)));
         }
     }
 }

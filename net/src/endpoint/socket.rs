@@ -1,4 +1,4 @@
-//! The UDP socket as QUIC has it.
+//! The UDP socket as QUIC has it: without what comes [`beside`](super::beside) it.
 //!
 //! The kernel says that a UDP socket takes more after every packet that has left it. Quinn's own wrapping
 //! listens to that, so each packet sent wakes an idle process once more; this one listens only while the socket
@@ -18,11 +18,14 @@ use std::{
 use quinn::{AsyncUdpSocket, UdpPoller, udp};
 use tokio::io::{Interest, unix::AsyncFd};
 
+use super::beside::Inbox;
+
 /// A socket without a wait for space. Needs a tokio runtime.
 #[derive(Debug)]
 pub(super) struct Socket {
     io: AsyncFd<UdpSocket>,
     state: udp::UdpSocketState,
+    beside: Inbox,
     /// It took nothing when something was last sent.
     full: AtomicBool,
 }
@@ -36,10 +39,10 @@ struct Space {
 }
 
 impl Socket {
-    pub(super) fn new(socket: UdpSocket) -> io::Result<Socket> {
+    pub(super) fn new(socket: UdpSocket, beside: Inbox) -> io::Result<Socket> {
         // Makes it non-blocking, too.
         let state = udp::UdpSocketState::new((&socket).into())?;
-        Ok(Socket { io: listen(socket, Interest::READABLE)?, state, full: AtomicBool::new(false) })
+        Ok(Socket { io: listen(socket, Interest::READABLE)?, state, beside, full: AtomicBool::new(false) })
     }
 }
 
@@ -73,7 +76,9 @@ impl AsyncUdpSocket for Socket {
         loop {
             let mut ready = ready!(self.io.poll_read_ready(cx))?;
             if let Ok(received) = ready.try_io(|io| self.state.recv(io.get_ref().into(), bufs, metas)) {
-                return Poll::Ready(received);
+                let count = received?;
+                self.beside.sort(bufs, &mut metas[..count]);
+                return Poll::Ready(Ok(count));
             }
         }
     }
@@ -119,10 +124,11 @@ mod tests {
     use std::{future::poll_fn, net::Ipv4Addr};
 
     use super::*;
+    use crate::endpoint::beside::share;
 
     fn socket() -> Arc<Socket> {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port of loopback");
-        Arc::new(Socket::new(socket).expect("a socket like any other"))
+        share(socket).expect("a socket like any other").0
     }
 
     async fn receive(socket: &Socket) -> Vec<u8> {
