@@ -1,9 +1,9 @@
 //! A replica without a log: what a store shows while its own Raft hears nothing.
 //!
 //! One task per store looks whether Raft lives here. Where it does not (this store is no member, is cut off
-//! from the leader, or its disk failed under the log), the task follows a voter or learner it reaches, and goes on to another one
-//! when that breaks, falls silent, falls behind, or knows of no leader. What it is fed goes to readers
-//! and watchers of this node and never to Raft, whose log and sessions are its own: a store that becomes
+//! from the leader, or its disk failed under the log), the task follows a voter or learner it reaches, and
+//! goes on to another one when that breaks, falls silent, falls behind, or knows of no leader. What it is fed
+//! goes to readers and watchers of this node and never to Raft, whose log and sessions are its own: a store that becomes
 //! a learner starts from those. Readers see whichever of the two is ahead, so a revision never goes back.
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -22,7 +22,7 @@ use crate::machine::Machine;
 use crate::replica::Replica;
 use crate::stamp::Stamps;
 use crate::standing::{Changes, Own, Standing, is_outside};
-use crate::state::{OBJECT_BYTES_MAX, State, end_session, raise_level};
+use crate::state::{Members, OBJECT_BYTES_MAX, State, end_session, raise_level};
 use crate::transport::Lane;
 use crate::watch::{WatchError, Watcher};
 use crate::wire::{Request, Response};
@@ -426,7 +426,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             voters: members.voter_ids().collect(),
             learners: members.learner_ids().collect(),
             joint: members.get_joint_config().len() > 1,
-            smallest_set: self.smallest_set(&standing),
+            smallest_set: smallest_set(&standing, &raft.committed_membership_config),
             membership: *standing.members.log_id(),
             membership_committed: standing.committed,
             follows: self.followed().source,
@@ -440,16 +440,8 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             quorum_acked_age: if leads && alone { Some(Duration::ZERO) } else { acked.filter(|_| leads) },
             matched: matched.map(|(peer, log_id)| (*peer, log_id.index().unwrap_or(0))).collect(),
             disk: self.disk(),
-            failed: self.failure(),
+            failed: raft.running_state.err().map(|fatal| fatal.to_string()),
         }
-    }
-
-    fn smallest_set(&self, standing: &Standing) -> usize {
-        let raft = self.shared.raft.server_metrics().borrow_watched().clone();
-        let committed = raft.committed_membership_config.membership().get_joint_config();
-        let before = committed.iter().filter(|_| !standing.committed);
-        let sets = standing.members.membership().get_joint_config().iter().chain(before);
-        sets.map(BTreeSet::len).min().unwrap_or(0)
     }
 
     /// Whether the disk does its work. One that failed a snapshot ends consensus as one does that failed the log.
@@ -823,6 +815,13 @@ fn change_error<Rt: AsyncRuntime>(
             error => ChangeError::Impossible(error.to_string()),
         },
     }
+}
+
+/// See [`Metrics::smallest_set`].
+fn smallest_set(standing: &Standing, committed: &Members) -> usize {
+    let before = committed.membership().get_joint_config().iter().filter(|_| !standing.committed);
+    let sets = standing.members.membership().get_joint_config().iter().chain(before);
+    sets.map(BTreeSet::len).min().unwrap_or(0)
 }
 
 /// The node of a voter, as everybody names it.

@@ -11,11 +11,14 @@ use openraft::async_runtime::{Instant, WatchReceiver};
 
 use crate::handle::Handle;
 
+/// Nothing happens then; any change wakes before.
+const REST: Duration = Duration::from_secs(60);
+
 /// What a store has to do next.
 enum Pace {
     /// Remind the others of it.
     Beat,
-    /// Nothing until something changes: it leads nobody, or has no vote.
+    /// Nothing until something changes: it leads only itself, or has no vote.
     Rest,
     /// Nothing for so long: its leader was heard.
     Sleep(Duration),
@@ -37,7 +40,7 @@ pub(crate) async fn run<Rt: AsyncRuntime>(handle: Handle<Rt>) {
                 }
                 beat
             }
-            Pace::Rest => Duration::from_secs(60),
+            Pace::Rest => REST,
             Pace::Sleep(time) => time,
             // Ticks wake oftener than this.
             Pace::Tick => beat,

@@ -191,6 +191,23 @@ async fn goes_on_without_a_log(failed: &Store, other: &Store) {
     assert_eq!(failed.state().digest(), other.state().digest());
 }
 
+/// A cluster that grows from one voter is lost with that one until the change is committed.
+#[test]
+fn until_a_change_of_the_voters_is_committed_the_smaller_set_counts() {
+    SimRt::with_seed(7).block_on(async {
+        let world = World::formed(Plan::quiet()).await;
+        let (leader, metrics) = world.leader().await;
+        assert_eq!(metrics.smallest_set, 3);
+        let store = world.running(leader).await;
+        world.isolate(leader, false, false, true);
+        let alone = MemberChange::Voters([metrics.voter].into());
+        let change = store.change_members(alone, metrics.membership);
+        assert!(SimRt::timeout(Duration::from_secs(1), change).await.is_err(), "nobody commits it");
+        let metrics = store.metrics();
+        assert_eq!((metrics.voters.len(), metrics.smallest_set), (3, 1), "{metrics:?}");
+    });
+}
+
 /// Two changes that were decided on one membership: the second would undo or double the first.
 #[test]
 fn of_two_changes_of_the_voters_decided_at_once_one_is_refused() {
