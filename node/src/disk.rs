@@ -46,15 +46,15 @@ pub(crate) fn capacity_kib(dir: &Path) -> u64 {
     statvfs(dir).map_or(0, |held| held.blocks() * held.fragment_size() / 1024)
 }
 
-/// Looks at this node's disk until `stopping`, and says by gossip what is wrong with it. For those who wait
-/// here: its present [`word`].
+/// Looks at this node's disk until `stopping`, says by gossip what is wrong with it, and lets others here wait
+/// for it to change.
 pub(crate) fn watch(
     tasks: &TaskTracker,
     store: Handle<TokioRuntime>,
     gossip: service::Handle,
     stopping: CancellationToken,
-) -> watch::Receiver<&'static str> {
-    let (tell, told) = watch::channel(word(&Health::Good));
+) -> watch::Receiver<Health> {
+    let (tell, told) = watch::channel(Health::Good);
     tasks.spawn(async move {
         loop {
             tokio::select! {
@@ -62,9 +62,14 @@ pub(crate) fn watch(
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
             let health = store.disk();
-            let word = word(&health);
-            if tell.send_if_modified(|told| std::mem::replace(told, word) != word) {
-                gossip.set_label(LABEL, (health != Health::Good).then_some(word)).await;
+            let label = (health != Health::Good).then_some(word(&health));
+            let changed = tell.send_if_modified(|told| {
+                let changed = *told != health;
+                *told = health;
+                changed
+            });
+            if changed {
+                gossip.set_label(LABEL, label).await;
             }
         }
     });

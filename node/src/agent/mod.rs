@@ -21,6 +21,7 @@ use k8s_openapi::api::core::v1::Pod;
 use skein_net::endpoint::Endpoint;
 use skein_net::gossip::service::Members as Gossiped;
 use skein_podnet::{Network, Peer};
+use skein_raft_store::log::Health;
 use skein_raft_store::{Handle, TokioRuntime};
 use skein_runtime::{Engine, PodUid};
 use tokio::sync::{mpsc, watch};
@@ -64,8 +65,7 @@ pub(crate) struct Agent {
     pub(crate) members: Members,
     pub(crate) gossiped: watch::Receiver<Arc<Gossiped>>,
     pub(crate) offer: Offer,
-    /// How this node's disk is: see [`crate::disk::word`].
-    pub(crate) disk: watch::Receiver<&'static str>,
+    pub(crate) disk: watch::Receiver<Health>,
 }
 
 impl Agent {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use skein_net::endpoint::Endpoint;
+use skein_raft_store::log::Health;
 use skein_raft_store::{Change, Expect, Handle, Op, Options, Outcome, TokioRuntime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -41,7 +42,7 @@ pub(crate) async fn keep(
     picture: Picture,
     endpoint: Endpoint,
     offer: Offer,
-    mut disk: watch::Receiver<&'static str>,
+    mut disk: watch::Receiver<Health>,
     stopping: CancellationToken,
 ) {
     let mut pause = RETRY;
@@ -53,7 +54,7 @@ pub(crate) async fn keep(
         let state = store.state();
         let object = state.get(&key);
         let before = object.and_then(|object| serde_json::from_slice::<Value>(&object.value).ok());
-        let after = offer.node(before.as_ref(), endpoint.host_address(), *disk.borrow_and_update());
+        let after = offer.node(before.as_ref(), endpoint.host_address(), &disk.borrow_and_update());
         if before.as_ref() != Some(&after) {
             let op = Op {
                 key: key.as_str().into(),
@@ -104,7 +105,7 @@ pub(crate) async fn keep(
 
 impl Offer {
     /// The object as it should be, given what is there: spec, labels and taints are others' to change.
-    fn node(&self, before: Option<&Value>, address: IpAddr, disk: &str) -> Value {
+    fn node(&self, before: Option<&Value>, address: IpAddr, disk: &Health) -> Value {
         let mut node = before.cloned().unwrap_or_else(|| self.new_node());
         let labels = [
             ("kubernetes.io/hostname", self.name.as_str()),
@@ -148,7 +149,7 @@ impl Offer {
 
     /// The conditions that `kubectl` shows. Ready is taken back by the judge's verdict only, and given
     /// back here once the taint of that verdict is gone.
-    fn set_conditions(&self, node: &mut Value, disk: &str) {
+    fn set_conditions(&self, node: &mut Value, disk: &Health) {
         let unreachable = node["spec"]["taints"].as_array().is_some_and(|taints| {
             taints.iter().any(|taint| taint["key"] == skein_api::scheduling::UNREACHABLE)
         });
@@ -163,9 +164,13 @@ impl Offer {
                 "kubelet has sufficient memory available",
             ),
             match disk {
-                "ok" => ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-                "full" => ("DiskPressure", "True", "KubeletHasDiskPressure", "the disk is full"),
-                _ => ("DiskPressure", "True", "KubeletHasDiskPressure", "the disk has failed"),
+                Health::Good => {
+                    ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure")
+                }
+                Health::Full => ("DiskPressure", "True", "KubeletHasDiskPressure", "the disk is full"),
+                Health::Failed(_) => {
+                    ("DiskPressure", "True", "KubeletHasDiskPressure", "the disk has failed")
+                }
             },
             ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
             ("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
