@@ -304,7 +304,7 @@ fn the_checks_see_a_read_without_read_index() {
 
 #[test]
 fn the_checks_see_a_stale_read() {
-    assert!(caught(Mutation::Store(StoreMutation::StaleRead), Aim::Nothing, "I3", 1..20));
+    assert!(caught(Mutation::Store(StoreMutation::StaleRead), Aim::LeadersAtWork, "I3", 1..4));
 }
 
 #[test]
