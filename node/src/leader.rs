@@ -227,7 +227,8 @@ impl Voters {
             let removals = record.removals_ms.iter().filter(|at| **at + DAY_MS > wall_ms()).count();
             let member = gossiped.get(&record.node).filter(|member| member.state.is_active());
             let sighting = Sighting {
-                up: member.is_some_and(|member| !disk::has_failed(member.metadata.as_deref())),
+                alive: member.is_some(),
+                disk_failed: disk::has_failed(member.and_then(|member| member.metadata.as_deref())),
                 matched: metrics.matched.get(&id).copied().unwrap_or(0),
                 fresh: record.fresh,
                 removals: removals as u32,

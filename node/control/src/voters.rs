@@ -29,7 +29,7 @@ pub const VOLUNTARY_EVERY: Duration = Duration::from_secs(10 * 60);
 /// What the leader knows of one member. `Id` orders equal candidates, so that two plans agree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// See [`Sighting::up`] (for a leader: always).
+    /// It is there and its log can grow (for a leader: always).
     pub up: bool,
     /// Since when `up` is as it is, on the leader's clock.
     pub since: Instant,
@@ -94,9 +94,10 @@ const LAG_MAX: u64 = 64;
 /// What the leader sees of one member at one look.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sighting {
-    /// Gossip calls it alive or suspect, and the disk under its log has not failed; not looked at for the leader
-    /// itself.
-    pub up: bool,
+    /// Gossip calls it alive or suspect; not looked at for the leader itself.
+    pub alive: bool,
+    /// It says that the disk under its log takes nothing more: its vote and its copy count for nothing then.
+    pub disk_failed: bool,
     /// Up to which entry its log agrees with the leader's; 0 if that is not known.
     pub matched: u64,
     /// See [`Member::fresh`].
@@ -145,7 +146,10 @@ impl<Id: Copy + Ord> Memory<Id> {
         let before = std::mem::take(&mut self.seen);
         let mut members = BTreeMap::new();
         for (id, sighting) in sightings {
-            let (up, matched) = if id == leader { (true, last_log) } else { (sighting.up, sighting.matched) };
+            let (up, matched) = match id == leader {
+                true => (true, last_log),
+                false => (sighting.alive && !sighting.disk_failed, sighting.matched),
+            };
             let was =
                 before.get(&id).copied().unwrap_or(Seen { up, since: now, matched, progressed_at: now });
             let is_complete = matched + LAG_MAX >= last_log;

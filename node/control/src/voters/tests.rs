@@ -331,8 +331,9 @@ fn five_stay_five_while_somebody_can_still_learn() {
     assert!(cluster.membership.voters.contains(&7), "{:?}", cluster.membership);
 }
 
-fn sighting(up: bool, matched: u64) -> Sighting {
-    Sighting { up, matched, fresh: false, removals: 0, leaving: false, domain: String::new() }
+fn sighting(alive: bool, matched: u64) -> Sighting {
+    let (disk_failed, fresh, leaving) = (false, false, false);
+    Sighting { alive, disk_failed, matched, fresh, removals: 0, leaving, domain: String::new() }
 }
 
 #[test]
@@ -353,4 +354,16 @@ fn a_leader_remembers_since_when_a_member_is_down_and_when_its_log_last_moved() 
     let member = look(5000, true, 1000 - 64);
     assert!(member.caught_up);
     assert_eq!(look(6000, true, 1000 - 64).progressed_at, Instant(6000));
+}
+
+#[test]
+fn a_voter_that_answers_and_whose_disk_has_failed_is_down() {
+    let mut memory = Memory::default();
+    let mut look = |at: u64, disk_failed| {
+        let voter = Sighting { disk_failed, ..sighting(true, 300) };
+        memory.look(Instant(at), 0, 1000, [(0, sighting(true, 0)), (1, voter)])[&1].clone()
+    };
+    assert!(look(1000, false).up);
+    let member = look(2000, true);
+    assert_eq!((member.up, member.since), (false, Instant(2000)));
 }
