@@ -5,6 +5,10 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use skein_control::voters::SPARE_UP_MIN;
+
+/// From one machine lost for good to the next, where nothing else goes wrong.
+pub(crate) const LOSS_EVERY: Duration = Duration::from_secs(60);
 
 /// A bug that is put back, to see that the checks notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +40,9 @@ pub(crate) enum Aim {
     LongAbsence,
     /// Pairs that do not reach each other, for so long that a leader gives way.
     LongPairCuts,
+    /// Machines lost for good, one after another, until two are left. In a cluster with spares they have been there
+    /// for long enough to be trusted.
+    LossesForGood,
 }
 
 /// One fault: when it begins, how long it lasts, what it is.
@@ -97,6 +104,8 @@ pub(crate) enum Kind {
     Duplicates(f64),
     /// It leaves the cluster's members, and joins them again afterwards.
     Leave(usize),
+    /// Power off for good: nobody repairs it, and nobody says so to the cluster.
+    Gone(Victim),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +128,7 @@ impl Plan {
     pub(crate) fn faults(&self) -> Vec<Fault> {
         let mut faults = self.frequent();
         if self.aim == Aim::Everything {
-            faults.extend((0..3).filter_map(|which| self.rare(which)));
+            faults.extend((0..4).filter_map(|which| self.rare(which)));
             faults.sort_by_key(|fault| fault.at);
         }
         faults
@@ -141,7 +150,10 @@ impl Plan {
                 let back = chance.random_bool(0.5);
                 Kind::ClockJump { node, hours: if back { -hours } else { hours } }
             }
-            _ => Kind::Duplicates(chance.random_range(0.02..0.3)),
+            2 => Kind::Duplicates(chance.random_range(0.02..0.3)),
+            // Of three, the two others could lose nobody else.
+            _ if self.nodes < 5 => return None,
+            _ => Kind::Gone(Victim::Node(node)),
         };
         Some(Fault { at, lasts, kind })
     }
@@ -162,6 +174,7 @@ impl Plan {
                     let kind = Kind::Loss(0.2);
                     return vec![Fault { at, lasts: self.faults_for, kind }];
                 }
+                Aim::LossesForGood => return self.losses_for_good(&mut chance),
             };
             at += Duration::from_millis(chance.random_range(pause));
             if at >= self.faults_for {
@@ -171,13 +184,27 @@ impl Plan {
         }
     }
 
+    fn losses_for_good(&self, chance: &mut StdRng) -> Vec<Fault> {
+        let spares = self.nodes > skein_control::voters::target(self.nodes);
+        let first = if spares { SPARE_UP_MIN + LOSS_EVERY } else { Duration::ZERO };
+        let lasts = Duration::ZERO;
+        (1..self.nodes as u32 - 1)
+            .map(|nth| {
+                let leads = chance.random_bool(0.5);
+                let victim =
+                    if leads { Victim::Leader } else { Victim::Node(chance.random_range(0..self.nodes)) };
+                Fault { at: first + LOSS_EVERY * nth, lasts, kind: Kind::Gone(victim) }
+            })
+            .collect()
+    }
+
     fn draw(&self, at: Duration, chance: &mut StdRng, faults: &mut Vec<Fault>) {
         let node = chance.random_range(0..self.nodes);
         let other = (node + chance.random_range(1..self.nodes)) % self.nodes;
         let victim = if chance.random_bool(0.4) { Victim::Leader } else { Victim::Node(node) };
         let mut lasts = Duration::from_millis(chance.random_range(200..6000));
         let kind = match self.aim {
-            Aim::Nothing | Aim::Loss => return,
+            Aim::Nothing | Aim::Loss | Aim::LossesForGood => return,
             Aim::OneBlindObserver => {
                 lasts = Duration::from_secs(7);
                 Kind::PauseUnseen(node)

@@ -10,7 +10,6 @@ use skein_api::write::{self, Write};
 use skein_control::chance::Chance;
 use skein_control::plan::{Agenda, Round};
 use skein_control::voters::{self, Membership, Memory, Sighting};
-use skein_net::gossip::Member;
 use skein_raft_store::sim::SimRt;
 use skein_raft_store::{
     Change, Expect, MemberChange, Metrics, Op, Options, Outcome, ProposeError, ReadError, VoterId,
@@ -168,9 +167,10 @@ fn look(site: &Site, metrics: &Metrics, memory: &mut Memory<VoterId>) -> Option<
     let sightings = (0..site.world.plan.nodes).map(|number| {
         let id = voter_id(number);
         let member = gossiped.get(&node_id(number)).filter(|member| member.state.is_active());
-        let works = |member: &Member| !member.metadata.as_deref().is_some_and(has_failed);
+        let metadata = member.and_then(|member| member.metadata.as_deref());
         let sighting = Sighting {
-            up: member.is_some_and(works),
+            alive: member.is_some(),
+            disk_failed: metadata.is_some_and(has_failed),
             matched: metrics.matched.get(&id).copied().unwrap_or(0),
             fresh: site.world.is_fresh(number),
             removals: 0,

@@ -1,15 +1,16 @@
-//! The nodes, what breaks them, and what must be true when nothing is broken any more.
+//! The nodes, what they run on, and the course of a run.
+
+mod ending;
+mod faults;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crc32c::crc32c_append;
 use futures::channel::mpsc::{UnboundedSender, unbounded};
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Pod;
 use openraft::AsyncRuntime;
 use openraft::async_runtime::{Instant as _, Select2};
 use rand::rngs::StdRng;
@@ -17,20 +18,20 @@ use rand::{RngExt, SeedableRng};
 use skein_control::judge::Answer;
 use skein_control::node_health::Verdict;
 use skein_control::pod::{Attempt, ContainerState};
-use skein_net::gossip::{Member, State};
+use skein_net::gossip::Member;
 use skein_net::identity::NodeId;
 use skein_raft_store::sim::{
     Mutation as StoreMutation, Process, SimNetwork, SimRt, Weather, start, take_seen,
 };
-use skein_raft_store::sim_files::{Broken, SimDisk};
-use skein_raft_store::{Compaction, Config, Event, Expect, Handle, VoterId};
+use skein_raft_store::sim_files::SimDisk;
+use skein_raft_store::{Compaction, Config, Event, Handle, VoterId};
 
 use crate::air::{Air, Letter, Post, carry};
 use crate::clock::Clock;
-use crate::history::{History, Outcome, What};
+use crate::history::History;
 use crate::machine::Machine;
 use crate::picture::{self, Picture};
-use crate::plan::{Fault, Kind, Mutation, Plan, Victim};
+use crate::plan::{Mutation, Plan};
 use crate::truth::{self, Health, Truth};
 use crate::watch::{self, Watch};
 use crate::{agent, clients, gossip, panics, planner};
@@ -40,8 +41,6 @@ pub(crate) type Now = <SimRt as AsyncRuntime>::Instant;
 
 const SYNC_MIN: Duration = Duration::from_micros(200);
 const SYNC_MAX: Duration = Duration::from_millis(2);
-/// With everything up and connected, all must be well again by then.
-const HEALED_WITHIN: Duration = Duration::from_secs(20);
 const WRITERS: usize = 3;
 /// All that happened so far is gone through again.
 const LOOK_FOR_WRONG_EVERY: Duration = Duration::from_secs(3);
@@ -70,6 +69,8 @@ pub(crate) struct World {
     /// Who has voted since it joined, and who asked to leave: what the map's member records say in a node.
     voted: Mutex<BTreeSet<usize>>,
     leaving: Mutex<BTreeSet<usize>>,
+    /// Machines that never come back.
+    gone: Mutex<BTreeSet<usize>>,
     /// What happens is printed as well: for whoever looks for the cause of a violation.
     shows: bool,
     began: Now,
@@ -174,6 +175,7 @@ async fn live(plan: Plan) -> Outcomes {
         rejoined: Mutex::default(),
         voted: Mutex::default(),
         leaving: Mutex::default(),
+        gone: Mutex::default(),
         shows: std::env::var_os("SKEIN_SHOW").is_some(),
         began,
     });
@@ -260,6 +262,15 @@ impl World {
         self.leaving.lock().unwrap().insert(number);
     }
 
+    fn is_gone(&self, number: usize) -> bool {
+        self.gone.lock().unwrap().contains(&number)
+    }
+
+    /// Those that are there, or will be again.
+    fn present(&self) -> Vec<usize> {
+        (0..self.plan.nodes).filter(|number| !self.is_gone(*number)).collect()
+    }
+
     fn join_again(&self, number: usize) {
         self.leaving.lock().unwrap().remove(&number);
         self.voted.lock().unwrap().remove(&number);
@@ -278,7 +289,7 @@ impl World {
         };
         first.store.bootstrap().await.expect("an empty store");
         let formed = async {
-            while first.store.metrics().voters.len() < self.plan.nodes || self.unwell().is_some() {
+            while self.unwell().is_some() {
                 SimRt::sleep(Duration::from_millis(50)).await;
             }
         };
@@ -377,6 +388,9 @@ impl World {
     }
 
     fn power_on(self: &Arc<Self>, number: usize) {
+        if self.is_gone(number) {
+            return;
+        }
         self.slots[number].lock().unwrap().powered = true;
         self.start(number);
     }
@@ -516,11 +530,13 @@ impl World {
         let slot = self.slots[number].lock().unwrap();
         let (powered, paused, runs) = (slot.powered, slot.paused, slot.running.is_some());
         drop(slot);
-        let others = (0..self.plan.nodes).filter(|other| *other != number);
-        let reached = others.filter(|other| {
-            self.air.passes_both_ways(number, *other) && self.slots[*other].lock().unwrap().running.is_some()
+        let mut others = self.present();
+        others.retain(|other| *other != number);
+        let reached = others.iter().filter(|other| {
+            self.air.passes_both_ways(number, **other)
+                && self.slots[**other].lock().unwrap().running.is_some()
         });
-        if !powered || reached.count() * 2 < self.plan.nodes - 1 {
+        if !powered || reached.count() * 2 < others.len() {
             Health::Off
         } else if !runs {
             Health::NoDaemon
@@ -541,337 +557,6 @@ impl World {
             metrics.leads().then_some((metrics.term, number))
         };
         (0..self.plan.nodes).filter_map(leads).max().map(|(_, number)| number)
-    }
-
-    // Faults.
-
-    async fn break_things(self: &Arc<Self>, until: Now) {
-        let began = Now::now();
-        for fault in self.plan.faults() {
-            SimRt::sleep_until(began + fault.at).await;
-            self.begin(fault);
-        }
-        SimRt::sleep_until(until).await;
-    }
-
-    /// Whether one more node may be taken down: a majority is mostly up.
-    fn may_take(&self, number: usize) -> bool {
-        let is_down = |number: &usize| {
-            let slot = self.slots[*number].lock().unwrap();
-            slot.running.is_none() || slot.paused || slot.disk.is_broken()
-        };
-        let down = (0..self.plan.nodes).filter(is_down).count();
-        !is_down(&number) && down < (self.plan.nodes - 1) / 2
-    }
-
-    fn begin(self: &Arc<Self>, fault: Fault) {
-        self.note(&format!("{fault:?}"));
-        let victim = |victim| match victim {
-            Victim::Node(number) => Some(number),
-            Victim::Leader => self.leader(),
-        };
-        match fault.kind {
-            Kind::Kill(which) => {
-                let Some(number) = victim(which).filter(|number| self.may_take(*number)) else { return };
-                self.count("kills");
-                self.kill(number);
-                self.afterwards(fault.lasts, move |world| world.start(number));
-            }
-            Kind::Power(which) => {
-                let Some(number) = victim(which).filter(|number| self.may_take(*number)) else { return };
-                self.power_off(number);
-                self.afterwards(fault.lasts, move |world| world.power_on(number));
-            }
-            Kind::AllOff => {
-                self.count("all off");
-                for number in 0..self.plan.nodes {
-                    self.power_off(number);
-                    let lasts = fault.lasts + Duration::from_millis(90 * number as u64);
-                    self.afterwards(lasts, move |world| world.power_on(number));
-                }
-            }
-            Kind::Pause(which) => {
-                let Some(number) = victim(which).filter(|number| self.may_take(*number)) else { return };
-                self.pause(number, fault.lasts);
-            }
-            Kind::PauseUnseen(number) => {
-                let Some(leader) = self.leader().filter(|leader| *leader != number) else { return };
-                if self.may_take(number) {
-                    self.pause(number, fault.lasts);
-                    self.cut([(leader, number), (number, leader)].into(), fault.lasts);
-                }
-            }
-            Kind::CutPair { from, to, both } => {
-                self.count("pairs cut");
-                let mut cut = BTreeSet::from([(from, to)]);
-                if both {
-                    cut.insert((to, from));
-                }
-                self.cut(cut, fault.lasts);
-            }
-            Kind::Isolate { victim: which, hears, is_heard } => {
-                let Some(number) = victim(which) else { return };
-                self.count("isolations");
-                let mut cut = BTreeSet::new();
-                for other in (0..self.plan.nodes).filter(|other| *other != number) {
-                    if !hears {
-                        cut.insert((other, number));
-                    }
-                    if !is_heard {
-                        cut.insert((number, other));
-                    }
-                }
-                self.cut(cut, fault.lasts);
-            }
-            Kind::Loss(loss) => {
-                self.count("loss");
-                self.set_weather(Weather { loss, ..Weather::LAN });
-                self.afterwards(fault.lasts, |world| world.set_weather(Weather::LAN));
-            }
-            Kind::Delay(longest) => {
-                self.count("delay");
-                let delay = (longest / 2, longest);
-                self.set_weather(Weather { delay, loss: 0.0 });
-                self.afterwards(fault.lasts, |world| world.set_weather(Weather::LAN));
-            }
-            Kind::SlowDisk { node, longest } => {
-                self.count("slow disks");
-                self.slow_disk(node, longest, fault.lasts);
-            }
-            Kind::Leave(number) => {
-                if self.leader() != Some(number) && self.leaving.lock().unwrap().is_empty() {
-                    self.leave(number);
-                    self.afterwards(fault.lasts, move |world| world.join_again(number));
-                }
-            }
-            Kind::FailingDisk { node, writes } => {
-                if self.may_take(node) {
-                    self.count(if self.leader() == Some(node) {
-                        "a leader's disk failed"
-                    } else {
-                        "disks failed"
-                    });
-                    let broken = if writes { Broken::Writes } else { Broken::Syncs };
-                    self.slots[node].lock().unwrap().disk.set_broken(Some(broken));
-                    self.afterwards(fault.lasts, move |world| {
-                        world.mend_disk(node);
-                        world.start(node);
-                    });
-                }
-            }
-            Kind::ClockJump { node, hours } => {
-                self.count("clocks jumped");
-                let clock = self.slots[node].lock().unwrap().clock.clone();
-                let by_ms = hours * 3_600_000;
-                clock.jump(by_ms);
-                self.afterwards(fault.lasts, move |_| clock.jump(-by_ms));
-            }
-            Kind::Duplicates(share) => {
-                self.count("duplicates");
-                self.air.set_duplicates(share);
-                self.afterwards(fault.lasts, |world| world.air.set_duplicates(0.0));
-            }
-            Kind::SlowDisks(longest) => {
-                (0..self.plan.nodes).for_each(|node| self.slow_disk(node, longest, fault.lasts));
-            }
-        }
-    }
-
-    /// Undoes a fault after a while, unless everything was healed before.
-    fn afterwards(self: &Arc<Self>, lasts: Duration, undo: impl FnOnce(&Arc<World>) + Send + 'static) {
-        let world = self.clone();
-        drop(SimRt::spawn(async move {
-            SimRt::sleep(lasts).await;
-            if !world.healed.load(Ordering::Relaxed) {
-                undo(&world);
-            }
-        }));
-    }
-
-    fn pause(self: &Arc<Self>, number: usize, lasts: Duration) {
-        let mut slot = self.slots[number].lock().unwrap();
-        let Some(process) = slot.process.clone() else { return };
-        slot.paused = true;
-        let generation = slot.generation;
-        drop(slot);
-        self.count("pauses");
-        process.pause();
-        self.afterwards(lasts, move |world| {
-            let mut slot = world.slots[number].lock().unwrap();
-            if slot.generation == generation {
-                slot.paused = false;
-            }
-            drop(slot);
-            process.resume();
-        });
-    }
-
-    fn cut(self: &Arc<Self>, directions: BTreeSet<(usize, usize)>, lasts: Duration) {
-        for (from, to) in &directions {
-            self.air.cut(*from, *to);
-            self.network.cut(voter_id(*from), voter_id(*to));
-        }
-        self.afterwards(lasts, move |world| {
-            for (from, to) in directions {
-                if world.air.mend(from, to) {
-                    world.network.heal(voter_id(from), voter_id(to));
-                }
-            }
-        });
-    }
-
-    fn set_weather(&self, weather: Weather) {
-        self.air.set_weather(weather);
-        self.network.set_weather(weather);
-    }
-
-    fn slow_disk(self: &Arc<Self>, number: usize, longest: Duration, lasts: Duration) {
-        self.set_sync_time(number, longest / 4, longest);
-        self.afterwards(lasts, move |world| world.set_sync_time(number, SYNC_MIN, SYNC_MAX));
-    }
-
-    fn set_sync_time(&self, number: usize, shortest: Duration, longest: Duration) {
-        self.slots[number].lock().unwrap().disk.set_sync_time(shortest, longest);
-    }
-
-    fn has_broken_disk(&self, number: usize) -> bool {
-        self.slots[number].lock().unwrap().disk.is_broken()
-    }
-
-    /// What one process could not write, only another one may try again.
-    fn mend_disk(&self, number: usize) {
-        self.slots[number].lock().unwrap().disk.set_broken(None);
-        self.kill(number);
-    }
-
-    // The second phase.
-
-    async fn heal(self: &Arc<Self>) {
-        self.healed.store(true, Ordering::Relaxed);
-        self.air.clear();
-        self.network.heal_all();
-        self.set_weather(Weather::LAN);
-        for number in 0..self.plan.nodes {
-            self.join_again(number);
-            self.set_sync_time(number, SYNC_MIN, SYNC_MAX);
-            if self.has_broken_disk(number) {
-                self.mend_disk(number);
-            }
-            let mut slot = self.slots[number].lock().unwrap();
-            slot.paused = false;
-            let process = slot.process.clone();
-            drop(slot);
-            if let Some(process) = process {
-                process.resume();
-            }
-            self.power_on(number);
-        }
-        let began = Now::now();
-        let healed = async {
-            for number in 0..self.plan.nodes {
-                let value = format!("{{\"last\":{number}}}");
-                let key = "core/configmaps/default/last";
-                let written = || clients::write(self, number, key.into(), Expect::Any, value.clone());
-                while !matches!(written().await, Some(What::Write { outcome: Outcome::Done(_), .. })) {
-                    SimRt::sleep(Duration::from_millis(20)).await;
-                }
-            }
-            while self.unwell().is_some() {
-                SimRt::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        match SimRt::timeout(HEALED_WITHIN, healed).await {
-            Ok(()) => {
-                let took_ms = began.elapsed().as_millis() as u64;
-                self.counts.lock().unwrap().insert("ms to heal", took_ms);
-            }
-            Err(_) => self.wrong(format!("not well {HEALED_WITHIN:?} after all faults: {:?}", self.unwell())),
-        }
-    }
-
-    /// What is not as it should be when nothing is broken.
-    fn unwell(&self) -> Option<String> {
-        let mut sites = Vec::new();
-        for number in 0..self.plan.nodes {
-            match self.site(number) {
-                Some(site) => sites.push(site),
-                None => return Some(format!("node {number} does not run")),
-            }
-        }
-        let voters = sites[0].store.metrics().voters.len();
-        let wanted = skein_control::voters::target(self.plan.nodes);
-        if voters != wanted {
-            return Some(format!("{voters} nodes vote, and {wanted} should"));
-        }
-        self.states_differ(&sites)
-            .or_else(|| sites.iter().find_map(|site| self.suspects(site)))
-            .or_else(|| self.pods_amiss(&sites[0]))
-    }
-
-    fn states_differ(&self, sites: &[Site]) -> Option<String> {
-        let revisions: Vec<u64> = sites.iter().map(|site| site.picture.revision()).collect();
-        let states: Vec<_> = sites.iter().map(|site| site.store.state()).collect();
-        if states
-            .iter()
-            .zip(&revisions)
-            .any(|(state, seen)| state.revision() != *seen || *seen != revisions[0])
-        {
-            return Some(format!("the replicas are at {revisions:?}"));
-        }
-        let digests: BTreeSet<_> = states.iter().map(|state| state.digest()).collect();
-        if digests.len() > 1 {
-            // No time heals this.
-            self.wrong(format!("I2: at revision {} the states differ: {digests:?}", revisions[0]));
-        }
-        None
-    }
-
-    fn suspects(&self, site: &Site) -> Option<String> {
-        let members = site.members.lock().unwrap();
-        let fine = |number: &usize| {
-            members.get(&node_id(*number)).is_some_and(|member| member.state == State::Alive)
-        };
-        let suspect = (0..self.plan.nodes).find(|number| !fine(number))?;
-        let seen = members.get(&node_id(suspect)).map(|member| member.state);
-        Some(format!("node {} believes node {suspect} {seen:?}", site.number))
-    }
-
-    /// Every Deployment has its pods, each runs where it is bound, and nothing else runs.
-    fn pods_amiss(&self, site: &Site) -> Option<String> {
-        let view = site.picture.view();
-        for number in 0..self.plan.nodes {
-            let name = node_name(number);
-            if view.named::<k8s_openapi::api::core::v1::Node>("", &name).is_none() {
-                return Some(format!("{name} has no object"));
-            }
-            if watch::is_marked(&view, &name) {
-                return Some(format!("{name} is still called unreachable"));
-            }
-            let running: BTreeSet<String> =
-                self.machine(number, |machine| machine.running()).into_iter().collect();
-            let bound: BTreeSet<String> =
-                view.pods_on(&name).filter_map(|(_, pod)| pod.metadata.uid.clone()).collect();
-            if running != bound {
-                return Some(format!("on {name} run {running:?}, and {bound:?} should"));
-            }
-        }
-        if let Some((key, _)) = view.unbound().next() {
-            return Some(format!("{key} has no node"));
-        }
-        for (key, deployment) in view.all::<Deployment>() {
-            let wanted = deployment.spec.replicas.unwrap_or(1);
-            let app = deployment.metadata.name.as_deref().unwrap_or_default();
-            let is_ours = |pod: &Pod| {
-                let labels = pod.metadata.labels.as_ref();
-                labels.and_then(|labels| labels.get("app")).is_some_and(|label| label == app)
-            };
-            let have = view.all::<Pod>().filter(|(_, pod)| is_ours(pod)).count() as i32;
-            let ready = deployment.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0);
-            if have != wanted || ready != wanted {
-                return Some(format!("{key} wants {wanted} pods, has {have}, {ready} ready"));
-            }
-        }
-        None
     }
 
     fn outcomes(&self, is_over: bool) -> Outcomes {

@@ -1,0 +1,242 @@
+//! What breaks in a world, and how it is mended again.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use openraft::AsyncRuntime;
+use openraft::async_runtime::Instant as _;
+use skein_raft_store::sim::{SimRt, Weather};
+use skein_raft_store::sim_files::Broken;
+
+use super::{Now, SYNC_MAX, SYNC_MIN, World, number_of_voter, voter_id};
+use crate::plan::{Fault, Kind, Victim};
+
+impl World {
+    pub(super) async fn break_things(self: &Arc<Self>, until: Now) {
+        let began = Now::now();
+        for fault in self.plan.faults() {
+            SimRt::sleep_until(began + fault.at).await;
+            self.begin(fault);
+        }
+        SimRt::sleep_until(until).await;
+    }
+
+    /// Whether one more node may be taken down: a majority is mostly up.
+    fn may_take(&self, number: usize) -> bool {
+        let down = (0..self.plan.nodes).filter(|number| self.is_down(*number)).count();
+        !self.is_down(number) && down < (self.plan.nodes - 1) / 2
+    }
+
+    /// Whether one may go for good: a majority of those that vote now stays up.
+    fn may_lose(&self, number: usize) -> bool {
+        let Some(leader) = self.leader().and_then(|leader| self.site(leader)) else { return false };
+        let voters = leader.store.metrics().voters;
+        let left =
+            voters.iter().map(number_of_voter).filter(|voter| *voter != number && !self.is_down(*voter));
+        !self.is_down(number) && left.count() * 2 > voters.len()
+    }
+
+    fn is_down(&self, number: usize) -> bool {
+        let slot = self.slots[number].lock().unwrap();
+        slot.running.is_none() || slot.paused || slot.disk.is_broken()
+    }
+
+    fn begin(self: &Arc<Self>, fault: Fault) {
+        self.note(&format!("{fault:?}"));
+        let victim = |victim| match victim {
+            Victim::Node(number) => Some(number),
+            Victim::Leader => self.leader(),
+        };
+        match fault.kind {
+            Kind::Kill(which) => {
+                let Some(number) = victim(which).filter(|number| self.may_take(*number)) else { return };
+                self.count("kills");
+                self.kill(number);
+                self.afterwards(fault.lasts, move |world| world.start(number));
+            }
+            Kind::Power(which) => {
+                let Some(number) = victim(which).filter(|number| self.may_take(*number)) else { return };
+                self.power_off(number);
+                self.afterwards(fault.lasts, move |world| world.power_on(number));
+            }
+            Kind::AllOff => {
+                self.count("all off");
+                for number in 0..self.plan.nodes {
+                    self.power_off(number);
+                    let lasts = fault.lasts + Duration::from_millis(90 * number as u64);
+                    self.afterwards(lasts, move |world| world.power_on(number));
+                }
+            }
+            Kind::Pause(which) => {
+                let Some(number) = victim(which).filter(|number| self.may_take(*number)) else { return };
+                self.pause(number, fault.lasts);
+            }
+            Kind::PauseUnseen(number) => {
+                let Some(leader) = self.leader().filter(|leader| *leader != number) else { return };
+                if self.may_take(number) {
+                    self.pause(number, fault.lasts);
+                    self.cut([(leader, number), (number, leader)].into(), fault.lasts);
+                }
+            }
+            Kind::CutPair { from, to, both } => {
+                self.count("pairs cut");
+                let mut cut = BTreeSet::from([(from, to)]);
+                if both {
+                    cut.insert((to, from));
+                }
+                self.cut(cut, fault.lasts);
+            }
+            Kind::Isolate { victim: which, hears, is_heard } => {
+                let Some(number) = victim(which) else { return };
+                self.count("isolations");
+                let mut cut = BTreeSet::new();
+                for other in (0..self.plan.nodes).filter(|other| *other != number) {
+                    if !hears {
+                        cut.insert((other, number));
+                    }
+                    if !is_heard {
+                        cut.insert((number, other));
+                    }
+                }
+                self.cut(cut, fault.lasts);
+            }
+            Kind::Loss(loss) => {
+                self.count("loss");
+                self.set_weather(Weather { loss, ..Weather::LAN });
+                self.afterwards(fault.lasts, |world| world.set_weather(Weather::LAN));
+            }
+            Kind::Delay(longest) => {
+                self.count("delay");
+                let delay = (longest / 2, longest);
+                self.set_weather(Weather { delay, loss: 0.0 });
+                self.afterwards(fault.lasts, |world| world.set_weather(Weather::LAN));
+            }
+            Kind::SlowDisk { node, longest } => {
+                self.count("slow disks");
+                self.slow_disk(node, longest, fault.lasts);
+            }
+            Kind::Leave(number) => {
+                let may_leave = self.leader() != Some(number) && !self.is_gone(number);
+                if may_leave && self.leaving.lock().unwrap().is_empty() {
+                    self.leave(number);
+                    self.afterwards(fault.lasts, move |world| world.join_again(number));
+                }
+            }
+            Kind::Gone(which) => {
+                let Some(number) = self.victim_for_good(which) else { return };
+                self.count("machines gone");
+                self.power_off(number);
+                self.gone.lock().unwrap().insert(number);
+            }
+            Kind::FailingDisk { node, writes } => {
+                if self.may_take(node) {
+                    self.count(if self.leader() == Some(node) {
+                        "a leader's disk failed"
+                    } else {
+                        "disks failed"
+                    });
+                    let broken = if writes { Broken::Writes } else { Broken::Syncs };
+                    self.slots[node].lock().unwrap().disk.set_broken(Some(broken));
+                    self.afterwards(fault.lasts, move |world| {
+                        world.mend_disk(node);
+                        world.start(node);
+                    });
+                }
+            }
+            Kind::ClockJump { node, hours } => {
+                self.count("clocks jumped");
+                let clock = self.slots[node].lock().unwrap().clock.clone();
+                let by_ms = hours * 3_600_000;
+                clock.jump(by_ms);
+                self.afterwards(fault.lasts, move |_| clock.jump(-by_ms));
+            }
+            Kind::Duplicates(share) => {
+                self.count("duplicates");
+                self.air.set_duplicates(share);
+                self.afterwards(fault.lasts, |world| world.air.set_duplicates(0.0));
+            }
+            Kind::SlowDisks(longest) => {
+                (0..self.plan.nodes).for_each(|node| self.slow_disk(node, longest, fault.lasts));
+            }
+        }
+    }
+
+    fn victim_for_good(&self, which: Victim) -> Option<usize> {
+        let first = match which {
+            Victim::Node(number) => number,
+            Victim::Leader => self.leader()?,
+        };
+        // Whoever was drawn may be gone already.
+        let others = (0..self.plan.nodes).map(|further| (first + further) % self.plan.nodes);
+        others.into_iter().find(|number| self.may_lose(*number))
+    }
+
+    /// Undoes a fault after a while, unless everything was healed before.
+    fn afterwards(self: &Arc<Self>, lasts: Duration, undo: impl FnOnce(&Arc<World>) + Send + 'static) {
+        let world = self.clone();
+        drop(SimRt::spawn(async move {
+            SimRt::sleep(lasts).await;
+            if !world.healed.load(Ordering::Relaxed) {
+                undo(&world);
+            }
+        }));
+    }
+
+    fn pause(self: &Arc<Self>, number: usize, lasts: Duration) {
+        let mut slot = self.slots[number].lock().unwrap();
+        let Some(process) = slot.process.clone() else { return };
+        slot.paused = true;
+        let generation = slot.generation;
+        drop(slot);
+        self.count("pauses");
+        process.pause();
+        self.afterwards(lasts, move |world| {
+            let mut slot = world.slots[number].lock().unwrap();
+            if slot.generation == generation {
+                slot.paused = false;
+            }
+            drop(slot);
+            process.resume();
+        });
+    }
+
+    fn cut(self: &Arc<Self>, directions: BTreeSet<(usize, usize)>, lasts: Duration) {
+        for (from, to) in &directions {
+            self.air.cut(*from, *to);
+            self.network.cut(voter_id(*from), voter_id(*to));
+        }
+        self.afterwards(lasts, move |world| {
+            for (from, to) in directions {
+                if world.air.mend(from, to) {
+                    world.network.heal(voter_id(from), voter_id(to));
+                }
+            }
+        });
+    }
+
+    pub(super) fn set_weather(&self, weather: Weather) {
+        self.air.set_weather(weather);
+        self.network.set_weather(weather);
+    }
+
+    fn slow_disk(self: &Arc<Self>, number: usize, longest: Duration, lasts: Duration) {
+        self.set_sync_time(number, longest / 4, longest);
+        self.afterwards(lasts, move |world| world.set_sync_time(number, SYNC_MIN, SYNC_MAX));
+    }
+
+    pub(super) fn set_sync_time(&self, number: usize, shortest: Duration, longest: Duration) {
+        self.slots[number].lock().unwrap().disk.set_sync_time(shortest, longest);
+    }
+
+    pub(super) fn has_broken_disk(&self, number: usize) -> bool {
+        self.slots[number].lock().unwrap().disk.is_broken()
+    }
+
+    /// What one process could not write, only another one may try again.
+    pub(super) fn mend_disk(&self, number: usize) {
+        self.slots[number].lock().unwrap().disk.set_broken(None);
+        self.kill(number);
+    }
+}
