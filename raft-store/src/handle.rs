@@ -40,8 +40,10 @@ pub const KEY_BYTES_MAX: usize = 1024;
 /// Proposals of this node without an answer. Beyond it callers are told to come back later.
 const OPEN_MAX: usize = 4096;
 
-/// Wait before asking again when nobody leads or the leader refused; a change wakes us earlier.
-const RETRY: Duration = Duration::from_millis(25);
+/// Wait before asking again when nobody leads or the leader refused; a change wakes us earlier. Short at first:
+/// somebody elected may take its first write a moment after it is known, and long where nobody is.
+const RETRY_FIRST: Duration = Duration::from_millis(2);
+const RETRY_MAX: Duration = Duration::from_millis(25);
 
 /// From whoever was leader to the one it names, and once more if that one has just lost it.
 const HOPS_MAX: u32 = 2;
@@ -705,8 +707,12 @@ struct Retry<'a, Rt: AsyncRuntime> {
     changes: Changes<Rt>,
     deadline: Rt::Instant,
     hint: Option<VoterId>,
+    /// Who was asked last.
+    asked: Option<VoterId>,
     /// Hints followed without a pause: two voters may each take the other for the leader.
     hops: u32,
+    /// How long the next pause lasts.
+    pause: Duration,
 }
 
 impl<'a, Rt: AsyncRuntime> Retry<'a, Rt> {
@@ -716,12 +722,15 @@ impl<'a, Rt: AsyncRuntime> Retry<'a, Rt> {
             changes: handle.on_change(),
             deadline: Rt::Instant::now() + timeout,
             hint: None,
+            asked: None,
             hops: 0,
+            pause: RETRY_FIRST,
         }
     }
 
     fn leader(&mut self) -> Option<VoterId> {
-        self.hint.take().or_else(|| self.handle.look().leader)
+        self.asked = self.hint.take().or_else(|| self.handle.look().leader);
+        self.asked
     }
 
     /// A refusing voter named the leader it knows; ask that one at once.
@@ -773,17 +782,23 @@ impl<'a, Rt: AsyncRuntime> Retry<'a, Rt> {
         }
     }
 
-    /// Waits for a change of leader or a moment; `false` when the time is up.
+    /// Waits for a change of leader or a moment, unless another one leads already; `false` when the time is up.
     async fn pause(&mut self) -> bool {
         let left = self.deadline.saturating_duration_since(Rt::Instant::now());
         if left.is_zero() || self.handle.shared.stopping.load(Ordering::Relaxed) {
             return false;
         }
         self.hops += 1;
-        if self.hint.is_none() || self.hops > HOPS_MAX {
+        // A leader that hands over refuses, and knows no other yet.
+        if self.hint == self.asked {
+            self.hint = None;
+        }
+        let next = self.hint.or_else(|| self.handle.look().leader).filter(|next| Some(*next) != self.asked);
+        if next.is_none() || self.hops > HOPS_MAX {
             self.hops = 0;
             // A store that has stopped and the end of the wait look alike here; the next question tells them apart.
-            let _ = Rt::timeout(RETRY.min(left), self.changes.changed()).await;
+            let _ = Rt::timeout(self.pause.min(left), self.changes.changed()).await;
+            self.pause = (2 * self.pause).min(RETRY_MAX);
         }
         true
     }

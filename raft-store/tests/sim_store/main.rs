@@ -12,9 +12,11 @@ mod world;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use openraft::AsyncRuntime;
+use openraft::async_runtime::Instant;
 use skein_raft_store::Timings;
-use skein_raft_store::sim::Mutation;
-use world::{Faults, Outcomes, Plan, run};
+use skein_raft_store::sim::{Mutation, SimRt};
+use world::{Faults, Now, Outcomes, Plan, World, run};
 
 fn plan(seed: u64) -> Plan {
     let nodes = if seed.is_multiple_of(4) { 5 } else { 3 };
@@ -53,6 +55,41 @@ fn without_faults_every_write_is_taken() {
     let outcomes = check(Plan { faults: Faults::None, ..plan(1) });
     assert!(outcomes.counts["done"] > 500, "{:?}", outcomes.counts);
     assert!(!outcomes.counts.contains_key("unknown"), "{:?}", outcomes.counts);
+}
+
+/// Virtual time, so a figure: whoever wrote to the leader of before goes to the next one at once.
+#[test]
+fn a_hand_over_of_leadership_holds_no_write_up() {
+    for seed in 1..=10 {
+        let longest = SimRt::with_seed(seed).block_on(longest_write_during_a_hand_over());
+        assert!(longest < Duration::from_millis(30), "seed {seed}: {longest:?}");
+    }
+}
+
+async fn longest_write_during_a_hand_over() -> Duration {
+    let world = World::formed(Plan::quiet()).await;
+    let (leader, _) = world.leader().await;
+    let writers: Vec<_> = (0..3)
+        .map(|number| {
+            let world = world.clone();
+            SimRt::spawn(async move {
+                let mut longest = Duration::ZERO;
+                for serial in 0..100 {
+                    let began = Now::now();
+                    assert!(world.put(number, &format!("key{number}"), &format!("{serial}")).await);
+                    longest = longest.max(began.elapsed());
+                }
+                longest
+            })
+        })
+        .collect();
+    SimRt::sleep(Duration::from_millis(50)).await;
+    assert!(world.running(leader).await.transfer_leader(None).await);
+    let mut longest = Duration::ZERO;
+    for writer in writers {
+        longest = longest.max(writer.await.expect("a writer does not panic"));
+    }
+    longest
 }
 
 #[test]
