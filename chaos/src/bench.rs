@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use skein_chaos::api::Api;
 use skein_chaos::cluster::{Cluster, Placed, lab_config};
+use skein_chaos::interrupted;
 
 use crate::What;
 use crate::figures::Figures;
@@ -34,14 +35,9 @@ pub(crate) fn run(what: What, runs: usize, json: Option<&Path>) -> Result<(), Fa
     let mut figures = Figures::default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        match what {
-            What::Failover => failover(&program, runs, &mut figures).await,
-            What::Writes => writes(&program, runs, &mut figures).await,
-            What::Deploy => deploy(&program, runs, &mut figures).await,
-            What::Join => join(&program, runs, &mut figures).await,
-            What::Idle => idle(&program, runs, &mut figures).await,
-            What::Takeover => takeover(&program, runs, &mut figures).await,
-            What::Abuse => abuse(&program, runs, &mut figures).await,
+        tokio::select! {
+            measured = measure(what, &program, runs, &mut figures) => measured,
+            () = interrupted() => Err("interrupted; the machines it measured are gone".into()),
         }
     })?;
     print!("{}", figures.text());
@@ -52,6 +48,18 @@ pub(crate) fn run(what: What, runs: usize, json: Option<&Path>) -> Result<(), Fa
         fs::write(path, serde_json::to_string_pretty(&all)?)?;
     }
     Ok(())
+}
+
+async fn measure(what: What, program: &Path, runs: usize, figures: &mut Figures) -> Result<(), Failure> {
+    match what {
+        What::Failover => failover(program, runs, figures).await,
+        What::Writes => writes(program, runs, figures).await,
+        What::Deploy => deploy(program, runs, figures).await,
+        What::Join => join(program, runs, figures).await,
+        What::Idle => idle(program, runs, figures).await,
+        What::Takeover => takeover(program, runs, figures).await,
+        What::Abuse => abuse(program, runs, figures).await,
+    }
 }
 
 /// The program beside this one, built with the same profile.

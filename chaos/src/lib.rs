@@ -7,3 +7,16 @@
 pub mod api;
 pub mod cluster;
 pub mod lab;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Waits for Ctrl-C, or somebody's `kill`: a lab that is then dropped leaves nothing behind.
+pub async fn interrupted() {
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}

@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::house::{House, Said, program, said};
 use crate::user::User;
@@ -16,6 +18,7 @@ pub(crate) const TESTS: Tests = tests![
     a_damaged_data_directory_is_named_and_not_used,
     a_node_that_leaves_is_gone_for_all,
     the_demo_tells_its_story_to_machines,
+    a_benchmark_that_is_interrupted_leaves_nothing,
 ];
 
 /// The words that start a daemon of `house` by hand.
@@ -230,9 +233,7 @@ fn a_node_that_leaves_is_gone_for_all() {
 }
 
 fn the_demo_tells_its_story_to_machines() {
-    let said = said(
-        std::process::Command::new("timeout").arg("300").arg(program()).args(["demo", "--json"]).output(),
-    );
+    let said = said(Command::new("timeout").arg("300").arg(program()).args(["demo", "--json"]).output());
     assert_eq!(said.code, 0, "{said:?}");
     let events: Vec<serde_json::Value> =
         said.out.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect();
@@ -242,4 +243,29 @@ fn the_demo_tells_its_story_to_machines() {
     let roles: Vec<_> =
         done["failovers"].as_array().expect("a list").iter().map(|one| one["role"].clone()).collect();
     assert_eq!(roles, ["worker", "leader"]);
+}
+
+fn a_benchmark_that_is_interrupted_leaves_nothing() {
+    let dir = tempfile::tempdir().expect("a directory for the benchmark's own");
+    // Away from the sources it measures the program that lies beside it.
+    let mut bench = Command::new(program().with_file_name("skein-chaos"))
+        .args(["bench", "join", "--runs", "1000"])
+        .current_dir("/")
+        .env("TMPDIR", dir.path())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the benchmarks are built beside the program");
+    let own =
+        || std::fs::read_dir(dir.path()).expect("it is there").flatten().map(|entry| entry.path()).next();
+    let runs =
+        crate::house::until("a machine", || own()?.join("one/disk/cluster.json").exists().then_some(()));
+    let groups = format!("skein-lab-{}-0", bench.id());
+    kill(Pid::from_raw(bench.id() as i32), Signal::SIGTERM).expect("it is ours");
+    let ended = bench.wait().expect("it is ours");
+    assert!(runs.is_some(), "no machine of the benchmark founded a cluster");
+    assert_eq!((ended.code(), own()), (Some(1), None));
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").expect("Linux has cgroups").flatten() {
+        assert!(!hierarchy.path().join(&groups).exists(), "{:?} still has {groups}", hierarchy.path());
+    }
+    assert!(!Path::new("/sys/fs/cgroup").join(&groups).exists());
 }

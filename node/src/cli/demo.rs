@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde_json::{Value, json};
 use skein_chaos::cluster::{Cluster, Failover, lab_config};
-use skein_chaos::lab;
+use skein_chaos::{interrupted, lab};
 
 use crate::daemon::Failure;
 
@@ -33,6 +33,8 @@ pub(super) fn run(demo: Demo) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let told = runtime.block_on(async {
         tokio::select! {
+            // First: a cluster that was kept ends by the same signal, and well.
+            biased;
             told = tell(&story, &demo, dir.path(), limited) => told,
             () = interrupted() => Err("interrupted; everything the demo started is gone".into()),
         }
@@ -107,17 +109,6 @@ async fn tell(story: &Story, demo: &Demo, dir: &std::path::Path, limited: bool) 
     Ok(())
 }
 
-/// Ctrl-C, or somebody's `kill`.
-async fn interrupted() {
-    let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
-}
-
 async fn lose_and_return(story: &Story, cluster: &mut Cluster, victim: &str) -> Result<Failover, Failure> {
     let role =
         if cluster.leader().await.as_deref() == Some(victim) { "the leader's machine" } else { "a worker" };
@@ -153,7 +144,7 @@ async fn keep(story: &Story, cluster: &mut Cluster, dir: &std::path::Path) -> Re
         &format!("The cluster goes on until Ctrl-C. In another terminal:\n\n  {line}\n"),
         json!({ "kubectl": line }),
     );
-    tokio::signal::ctrl_c().await?;
+    interrupted().await;
     Ok(())
 }
 
