@@ -6,6 +6,8 @@ use std::net::{TcpListener, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use nix::sys::signal::{SigSet, Signal};
+
 /// A request's line and headers at most.
 const HEAD_BYTES_MAX: u64 = 8 << 10;
 
@@ -78,9 +80,19 @@ fn serve(port: u16) {
     };
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     println!("{} listens on port {port}", name.trim());
+    end_when_asked();
     for stream in listener.incoming().flatten() {
         let name = name.trim().to_owned();
         std::thread::spawn(move || answer(stream, &name));
+    }
+}
+
+/// The first process of a container has no default for SIGTERM: who does not listen is waited for in vain.
+/// Before there are other threads.
+fn end_when_asked() {
+    let asked = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    if asked.thread_block().is_ok() {
+        std::thread::spawn(move || asked.wait().map(|_| std::process::exit(0)));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::house::House;
+use crate::house::{House, wait};
 use crate::{Tests, tests};
 
 pub(crate) const TESTS: Tests = tests![
@@ -12,6 +12,7 @@ pub(crate) const TESTS: Tests = tests![
     an_empty_directory_is_shared_by_containers_and_outlives_them,
     a_container_above_its_memory_limit_is_killed_and_named,
     exit_codes_and_restart_policies_are_kept,
+    a_server_that_is_asked_to_end_is_not_waited_for,
 ];
 
 fn container(name: &str, words: &[&str]) -> Value {
@@ -155,4 +156,15 @@ fn exit_codes_and_restart_policies_are_kept() {
     });
     let again = &again["status"]["containerStatuses"][0];
     assert_eq!(again["lastState"]["terminated"]["exitCode"], 5);
+}
+
+fn a_server_that_is_asked_to_end_is_not_waited_for() {
+    let space = House::shared().namespace("asked");
+    // Far longer than the test waits: only SIGTERM can end it.
+    let spec = json!({ "terminationGracePeriodSeconds": 600, "containers": [container("main", &["serve"])] });
+    space.create("pods", &json!({ "metadata": { "name": "server" }, "spec": spec }));
+    space.until_ready("server");
+    let path = format!("{}/server", space.pods());
+    wait(space.house.cluster.api("one").delete(&path)).expect("it is deleted");
+    space.house.until("its end", || space.pod("server").is_null().then_some(()));
 }
