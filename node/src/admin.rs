@@ -34,6 +34,7 @@ use crate::home::{Home, Membership};
 use crate::members::{Members, Record};
 use crate::picture::Picture;
 use crate::pieces;
+use crate::quorum;
 use crate::watchfulness;
 use crate::wire::{self, Answer, Ask, Client};
 
@@ -225,33 +226,17 @@ impl Admin {
             "node": self.membership.name,
             "id": me.to_string(),
             "version": env!("CARGO_PKG_VERSION"),
-            "quorum": self.has_quorum(),
+            "quorum": quorum::is_there(&self.store, &self.gossip),
             "leader": metrics.leader.and_then(|leader| name_of(leader.node)),
             "term": metrics.term,
             "revision": metrics.revision,
             "voters": voters,
-            "failuresSurvived": skein_control::voters::failures_survived(metrics.smallest_set),
+            "failuresSurvived": quorum::failures_survived(&self.store, &self.gossip),
             "failed": metrics.failed,
             "certificateUntil": self.home.certificate().ok().flatten().map(|chain| seconds(chain.validity().until)),
             "podTrafficEncrypted": false,
             "nodes": nodes,
         })
-    }
-
-    /// Whether a majority of the voters is there, as far as this node can see.
-    fn has_quorum(&self) -> bool {
-        let metrics = self.store.metrics();
-        if metrics.leads() {
-            // Heartbeats come every 100 ms; an election takes three.
-            return metrics.quorum_acked_age.is_some_and(|age| age < Duration::from_millis(1500));
-        }
-        let gossiped = self.gossip.members().borrow().clone();
-        let up = |node: [u8; 16]| {
-            node == metrics.voter.node
-                || gossiped.get(&NodeId(node)).is_some_and(|member| member.state == gossip::State::Alive)
-        };
-        let alive = metrics.voters.iter().filter(|voter| up(voter.node)).count();
-        metrics.leader.is_some_and(|leader| up(leader.node)) && 2 * alive > metrics.voters.len()
     }
 
     async fn create_token(&self, new: NewToken) -> Reply {

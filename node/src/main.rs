@@ -20,6 +20,7 @@ mod members;
 mod picture;
 mod pieces;
 mod prober;
+mod quorum;
 mod report;
 mod tiny;
 mod watchfulness;

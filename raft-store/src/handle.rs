@@ -22,7 +22,7 @@ use crate::machine::Machine;
 use crate::replica::Replica;
 use crate::stamp::Stamps;
 use crate::standing::{Changes, Own, Standing, is_outside};
-use crate::state::{Members, OBJECT_BYTES_MAX, State, end_session, raise_level};
+use crate::state::{OBJECT_BYTES_MAX, State, end_session, raise_level};
 use crate::transport::Lane;
 use crate::watch::{WatchError, Watcher};
 use crate::wire::{Request, Response};
@@ -223,9 +223,6 @@ pub struct Metrics {
     pub learners: BTreeSet<VoterId>,
     /// Whether a change of voters is half done.
     pub joint: bool,
-    /// Voters of the smallest set whose majority is needed now: until a change is committed, the set before it
-    /// decides as well, and if that is a single node nothing goes on without it.
-    pub smallest_set: usize,
     /// Entry of the membership; guards [`Handle::change_members`].
     pub membership: Option<LogId>,
     /// Whether that entry is committed.
@@ -410,6 +407,18 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         self.shared.replica.watch(prefix, after)
     }
 
+    /// The sets of voters of which a majority each is needed now: one, unless a change is under way. Until that is
+    /// committed the set before it decides as well, and if that is a single node nothing goes on without it.
+    pub fn voter_sets(&self) -> Vec<BTreeSet<VoterId>> {
+        let committed = self.shared.raft.metrics().borrow_watched().committed_membership_config.clone();
+        let standing = self.look();
+        let before = committed.membership().get_joint_config().iter().filter(|_| !standing.committed);
+        let mut sets: Vec<_> =
+            standing.members.membership().get_joint_config().iter().chain(before).cloned().collect();
+        sets.dedup();
+        sets
+    }
+
     /// How the store stands, seen from here.
     pub fn metrics(&self) -> Metrics {
         let raft = self.shared.raft.metrics().borrow_watched().clone();
@@ -428,7 +437,6 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             voters: members.voter_ids().collect(),
             learners: members.learner_ids().collect(),
             joint: members.get_joint_config().len() > 1,
-            smallest_set: smallest_set(&standing, &raft.committed_membership_config),
             membership: *standing.members.log_id(),
             membership_committed: standing.committed,
             follows: self.followed().source,
@@ -830,13 +838,6 @@ fn change_error<Rt: AsyncRuntime>(
             error => ChangeError::Impossible(error.to_string()),
         },
     }
-}
-
-/// See [`Metrics::smallest_set`].
-fn smallest_set(standing: &Standing, committed: &Members) -> usize {
-    let before = committed.membership().get_joint_config().iter().filter(|_| !standing.committed);
-    let sets = standing.members.membership().get_joint_config().iter().chain(before);
-    sets.map(BTreeSet::len).min().unwrap_or(0)
 }
 
 /// The node of a voter, as everybody names it.

@@ -110,6 +110,9 @@ fn a_machine_without_power_is_replaced_whether_it_led_or_not() {
         let failover = wait(house.cluster.power_cut(victim, "web", REPLICAS));
         let failover = failover.unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
         assert_eq!(failover.led, led);
+        // Two voters are left of three, and both are needed.
+        let survives_none = || (house.status(through)["failuresSurvived"] == 0).then_some(());
+        house.until("nobody else may be lost", survives_none);
         let healthy = off(&before, victim);
         let after = lives(&house, through);
         assert!(healthy.iter().all(|(uid, life)| after.get(uid) == Some(life)), "{before:#?}\n{after:#?}");

@@ -83,9 +83,14 @@ pub fn target(members: usize) -> usize {
     }
 }
 
-/// How many losses of one node at a time `voters` voters survive.
-pub fn failures_survived(voters: usize) -> usize {
-    voters.saturating_sub(1) / 2
+/// How many more nodes a cluster can lose at once that needs a majority of each of `sets`; whoever is not `up` is
+/// lost already.
+pub fn failures_survived<Id>(sets: &[BTreeSet<Id>], up: impl Fn(&Id) -> bool) -> usize {
+    let left = |set: &BTreeSet<Id>| {
+        let majority = set.len() / 2 + 1;
+        set.iter().filter(|id| up(id)).count().saturating_sub(majority)
+    };
+    sets.iter().map(left).min().unwrap_or(0)
 }
 
 /// Entries by which a member may lag and still count as caught up.

@@ -1,5 +1,6 @@
 //! `skein up` and `skein join`: found, join, run.
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -10,6 +11,7 @@ use skein_net::ca::ClusterCa;
 use skein_net::identity::{Identity, StoreId};
 use skein_net::join::{self, About};
 use skein_net::token::Token;
+use skein_raft_store::VoterId;
 use skein_runtime::images;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +21,7 @@ use super::NodeArgs;
 use crate::clock::WallTime;
 use crate::daemon::{self, Config, Failure, Node};
 use crate::home::{Home, Membership};
+use crate::quorum;
 
 /// How long a joiner waits for its vote before it says how many failures the cluster survives.
 const VOTE_WAIT: Duration = Duration::from_secs(5);
@@ -190,6 +193,7 @@ fn run(
 struct Greet {
     greeting: Greeting,
     store: skein_raft_store::Handle<skein_raft_store::TokioRuntime>,
+    gossip: skein_net::gossip::service::Handle,
     members: crate::members::Members,
     door: crate::admission::Door,
     addresses: Vec<SocketAddr>,
@@ -204,6 +208,7 @@ impl Greet {
         Greet {
             greeting,
             store: node.store.clone(),
+            gossip: node.gossip.clone(),
             members: node.members.clone(),
             door: node.door.clone(),
             addresses: node.endpoint.reachable_addresses(),
@@ -239,10 +244,8 @@ impl Greet {
                 let mut changes = self.store.on_change();
                 let votes = async {
                     // Until the change is committed the voters before it are needed as well.
-                    let settled = |metrics: &skein_raft_store::Metrics| {
-                        metrics.voters.contains(&me) && metrics.smallest_set == metrics.voters.len()
-                    };
-                    while !settled(&self.store.metrics()) {
+                    let settled = |sets: &[BTreeSet<VoterId>]| matches!(sets, [only] if only.contains(&me));
+                    while !settled(&self.store.voter_sets()) {
                         if !changes.changed().await {
                             return;
                         }
@@ -250,14 +253,13 @@ impl Greet {
                 };
                 // A fourth node, say, gets no vote: the cluster survives what it survived before.
                 let _ = tokio::time::timeout(VOTE_WAIT, votes).await;
-                let survived = skein_control::voters::failures_survived(self.store.metrics().smallest_set);
+                let survived = quorum::failures_survived(&self.store, &self.gossip);
                 let failures =
                     if survived == 1 { "1 failure".to_owned() } else { format!("{survived} failures") };
                 println!(
-                    "Joined {:?} as {} (node {} of {}). The cluster now survives {failures}.",
+                    "Joined {:?} as {}, one of {} nodes. The cluster now survives {failures}.",
                     self.cluster.name,
                     self.name,
-                    self.members.present().len(),
                     self.members.present().len(),
                 );
             }

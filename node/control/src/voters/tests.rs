@@ -367,3 +367,19 @@ fn a_voter_that_answers_and_whose_disk_has_failed_is_down() {
     let member = look(2000, true);
     assert_eq!((member.up, member.since), (false, Instant(2000)));
 }
+
+#[test]
+fn a_cluster_survives_as_many_losses_as_leave_a_majority_of_every_set() {
+    let survives = |sets: &[&[u8]], down: &[u8]| {
+        let sets: Vec<BTreeSet<u8>> = sets.iter().map(|set| set.iter().copied().collect()).collect();
+        failures_survived(&sets, |id| !down.contains(id))
+    };
+    assert_eq!(survives(&[&[1, 2, 3]], &[]), 1);
+    assert_eq!(survives(&[&[1, 2, 3]], &[2]), 0);
+    assert_eq!(survives(&[&[1, 2, 3]], &[2, 3]), 0);
+    assert_eq!(survives(&[&[1, 2, 3, 4, 5]], &[5]), 1);
+    // On the way from five voters to three, and from one to three.
+    assert_eq!(survives(&[&[1, 2, 3, 4, 5], &[1, 2, 3]], &[]), 1);
+    assert_eq!(survives(&[&[1], &[1, 2, 3]], &[]), 0);
+    assert_eq!(survives(&[], &[]), 0);
+}
