@@ -61,6 +61,8 @@ pub(crate) struct Admin {
     pub(crate) watchful: watchfulness::Inbox,
     pub(crate) membership: Membership,
     pub(crate) server: Server,
+    /// What this machine lacks for containers, a sentence each.
+    pub(crate) warnings: Vec<String>,
     pub(crate) stopping: CancellationToken,
 }
 
@@ -235,6 +237,7 @@ impl Admin {
             "failed": metrics.failed,
             "certificateUntil": self.home.certificate().ok().flatten().map(|chain| seconds(chain.validity().until)),
             "podTrafficEncrypted": false,
+            "warnings": self.warnings,
             "nodes": nodes,
         })
     }

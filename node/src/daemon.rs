@@ -21,11 +21,11 @@ use skein_net::tls::Tls;
 use skein_podnet::{Network, Subnet};
 use skein_raft_store::{Change, DiskFiles, Expect, Handle, Op, Options, TokioRuntime, VoterId};
 use skein_runtime::images::{self, Images};
-use skein_runtime::{Engine, Machine};
+use skein_runtime::{Engine, Machine, Probe};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::admin::Admin;
 use crate::admission::{Door, all_done};
@@ -197,16 +197,18 @@ impl Node {
             tuning: gossip::core::Tuning::default(),
         })?;
 
-        let engine = Arc::new(
-            Machine::open(skein_runtime::Config {
-                data_dir: home.part("pods")?,
-                logs_dir: home.part("logs")?,
-                cgroup: config.cgroup.clone().unwrap_or_else(|| format!("skein/{}", me.short())).into(),
-                cgroup_mount: "/sys/fs/cgroup".into(),
-            })
-            .await?,
-        );
-        let engine: Arc<dyn Engine> = engine;
+        let machine = Machine::open(skein_runtime::Config {
+            data_dir: home.part("pods")?,
+            logs_dir: home.part("logs")?,
+            cgroup: config.cgroup.clone().unwrap_or_else(|| format!("skein/{}", me.short())).into(),
+            cgroup_mount: "/sys/fs/cgroup".into(),
+        })
+        .await?;
+        let Probe { missing, weaker, .. } = Machine::probe(machine.config());
+        // A voter that can run nothing any more still votes.
+        missing.iter().for_each(|missing| error!("no container can start here: {missing}"));
+        weaker.iter().for_each(|weaker| warn!("{weaker}"));
+        let engine: Arc<dyn Engine> = Arc::new(machine);
         let local = Images::open(&home.part("images")?, config.images.clone())?;
         let images = ClusterImages {
             local,
@@ -380,6 +382,7 @@ impl Node {
             watchful,
             membership: membership.clone(),
             server,
+            warnings: [missing, weaker].concat(),
             stopping: stopping.clone(),
         };
         tasks.spawn(admin.run(listener));

@@ -75,6 +75,9 @@ fn three_machines_become_a_cluster_by_hand() {
         let status = house.status(name);
         assert!(status["cluster"].is_string() && status["leader"].is_string() && status["term"].is_u64());
         assert_eq!((&status["node"], &status["quorum"]), (&name.into(), &true.into()));
+        // Of an ordinary user nothing is limited, and it says so.
+        let warnings = status["warnings"].as_array().expect("a list");
+        assert_eq!(warnings.is_empty(), !skein_chaos::lab::in_user_namespace(), "{warnings:?}");
         let nodes = status["nodes"].as_array().expect("a list of nodes");
         assert_eq!(nodes.len(), 3);
         for node in nodes {

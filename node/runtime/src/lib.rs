@@ -37,4 +37,4 @@ pub use engine::{
 };
 pub use fake::{Behaviour, Fake};
 pub use logs::{LogOptions, LogStream};
-pub use machine::{Config, Machine, Probe, in_user_namespace, main_if_shim};
+pub use machine::{Config, Machine, Probe, in_user_namespace, main_if_shim, missing};

@@ -43,7 +43,7 @@ use crate::sandbox;
 use crate::shim;
 use crate::sys::process;
 
-pub use probe::{Probe, in_user_namespace};
+pub use probe::{Probe, in_user_namespace, missing};
 use table::Table;
 
 /// What the pod was made of.

@@ -28,6 +28,9 @@ pub(super) fn run(demo: Demo) -> Result<(), Failure> {
     if limited {
         lab::become_root_of_a_user_namespace()?;
     }
+    if let [missing, ..] = &*skein_runtime::missing() {
+        return Err(format!("no container can start on this machine. {missing}").into());
+    }
     let story = Story { began: Instant::now(), json: demo.json };
     let dir = tempfile::Builder::new().prefix("skein-demo-").tempdir()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -40,9 +40,9 @@ pub(super) fn up(dir: &Path, args: NodeArgs, cluster: &str, new_cluster: bool) -
             return Err(refusal(&around).into());
         }
     }
-    let identity = Identity::load_or_create(dir)?;
     match membership {
         Some(membership) if !membership.founding => {
+            let identity = Identity::load_or_create(dir)?;
             let chain = home.certificate()?.ok_or(
                 "the data directory has lost its certificate (member.json); join again with a new token",
             )?;
@@ -50,6 +50,8 @@ pub(super) fn up(dir: &Path, args: NodeArgs, cluster: &str, new_cluster: bool) -
         }
         _ => {
             let name = node_name(args.name.as_deref())?;
+            check_machine()?;
+            let identity = Identity::load_or_create(dir)?;
             // A crash between these steps founds anew: nobody can have joined what never ran.
             let authority = ClusterCa::create(cluster, SystemTime::now())?;
             let csr = identity.csr()?;
@@ -76,8 +78,9 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
         )
         .into());
     }
-    let identity = Identity::load_or_create(dir)?;
     let name = node_name(args.name.as_deref())?;
+    check_machine()?;
+    let identity = Identity::load_or_create(dir)?;
     let runtime = runtime()?;
     // The store's name is part of the claim; the store itself stays empty until members send theirs.
     let (files, voter) = runtime.block_on(daemon::open_store(&home, identity.node()))?;
@@ -113,6 +116,14 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
     // Last: with this file the machine is a member.
     home.set_membership(&membership)?;
     run(home, identity, membership, admitted.chain, args, Greeting::Joined)
+}
+
+/// Whether containers can start on this machine: asked before it becomes anybody's node.
+fn check_machine() -> Result<(), Failure> {
+    match &*skein_runtime::missing() {
+        [] => Ok(()),
+        missing => Err(format!("no container can start on this machine. {}", missing.join(" ")).into()),
+    }
 }
 
 /// Why a machine that belongs to no cluster founds none here.

@@ -43,8 +43,10 @@ pub(super) fn status(dir: &Path, output: Output) -> Result<(), Failure> {
         format!("survives     {survived} more failure{}", if survived == 1 { "" } else { "s" }),
         format!("certificate  until {}", or(&status["certificateUntil"], "unknown")),
         "pod traffic  not encrypted between nodes".to_owned(),
-        String::new(),
     ];
+    let warnings = status["warnings"].as_array().into_iter().flatten();
+    out.extend(warnings.map(|warning| format!("warning      {}", text(warning))));
+    out.push(String::new());
     for node in status["nodes"].as_array().into_iter().flatten() {
         let what = match node["disk"].as_str() {
             Some("full") if node["name"] == status["leader"] => {

@@ -31,26 +31,31 @@ pub fn in_user_namespace() -> bool {
     fields != ["0", "0", "4294967295"]
 }
 
-pub(super) fn probe(config: &Config) -> Probe {
-    let mut probe = Probe::default();
+/// One sentence for each thing without which no container starts on this machine, whatever runs it. Empty: all is
+/// well.
+pub fn missing() -> Vec<String> {
+    let mut missing = Vec::new();
     if let Err(error) = try_namespaces() {
-        probe.missing.push(format!(
+        missing.push(format!(
             "This user may not make namespaces ({error}); run as root, or inside of a user namespace."
         ));
     }
     for feature in ["overlay", "proc", "tmpfs"] {
         if let Err(error) = NewFileSystem::open(feature) {
-            probe.missing.push(format!("The kernel does not offer the file system {feature} ({error}); load its module or use a newer kernel."));
+            missing.push(format!("The kernel does not offer the file system {feature} ({error}); load its module or use a newer kernel."));
         }
     }
     if !has_mount_calls() {
-        probe
-            .missing
-            .push("The kernel lacks openat2 or mount_setattr; Linux 5.12 or newer is needed.".to_owned());
+        missing.push("The kernel lacks openat2 or mount_setattr; Linux 5.12 or newer is needed.".to_owned());
     }
     if !Path::new("/proc/sys/kernel/seccomp/actions_avail").exists() {
-        probe.missing.push("The kernel has no seccomp filters; it needs CONFIG_SECCOMP_FILTER.".to_owned());
+        missing.push("The kernel has no seccomp filters; it needs CONFIG_SECCOMP_FILTER.".to_owned());
     }
+    missing
+}
+
+pub(super) fn probe(config: &Config) -> Probe {
+    let mut probe = Probe { missing: missing(), ..Probe::default() };
     let cgroups = Cgroups::open(&config.cgroup_mount, &config.cgroup).ok();
     let controls = |name| cgroups.as_ref().is_some_and(|cgroups| cgroups.controls(name));
     let unlimited: Vec<_> = ["cpu", "memory", "pids"].into_iter().filter(|name| !controls(name)).collect();
@@ -59,7 +64,8 @@ pub(super) fn probe(config: &Config) -> Probe {
         let names = unlimited.join(", ");
         let mount = config.cgroup_mount.display();
         probe.weaker.push(format!(
-            "Limits on {names} are not enforced: no cgroup controller for them can be used below {mount}."
+            "Limits on {names} are not enforced: no cgroup controller for them can be used below {mount}; start this \
+             as root where cgroups are mounted there (`ip netns exec` hides them, `nsenter --net=` does not)."
         ));
     }
     if !cgroups.is_some_and(|cgroups| cgroups.filters_devices()) {
