@@ -18,6 +18,7 @@ pub mod node_health;
 
 mod deployment;
 mod endpoints;
+mod evictions;
 mod garbage;
 mod namespace;
 mod replicaset;

@@ -12,7 +12,7 @@ use crate::chance::Chance;
 use crate::draft::Draft;
 use crate::node_health::Verdict;
 use crate::view::{Changed, View};
-use crate::{deployment, endpoints, garbage, namespace, node_health, replicaset, scheduler};
+use crate::{deployment, endpoints, evictions, garbage, namespace, node_health, replicaset, scheduler};
 
 /// What planners are told besides the view.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +63,7 @@ pub fn plan(view: &View, changed: &Changed, round: &Round<'_>) -> Plan {
     let unfinished = loop {
         // Who is there comes first, then what should be, then where.
         node_health::plan(&mut draft, round.verdicts);
+        evictions::plan(&mut draft);
         namespace::plan(&mut draft, round.ca_pem, round.kubernetes_ip);
         endpoints::plan(&mut draft);
         garbage::plan(&mut draft);

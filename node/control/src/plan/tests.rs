@@ -173,6 +173,49 @@ fn cordoning_a_node_taints_it_and_uncordoning_takes_the_taint_away() {
     assert!(taints(&world).is_empty());
 }
 
+/// Sets the node's taints, as a user does.
+fn taint(world: &mut World, node: &str, taints: Value) {
+    world.edit::<Node>(&format!("core/nodes//{node}"), |node| {
+        let taints = serde_json::from_value(taints.clone()).expect("taints");
+        node.spec.get_or_insert_default().taints = taints;
+    });
+}
+
+#[test]
+fn pods_leave_a_node_whose_taint_they_do_not_tolerate() {
+    let mut world = World::with_nodes(&["a", "b"]);
+    let tolerating = |seconds: Value| {
+        let mut toleration = json!({"key": "repair", "operator": "Exists", "effect": "NoExecute"});
+        toleration["tolerationSeconds"] = seconds;
+        json!({"nodeSelector": {"kubernetes.io/hostname": "a"}, "tolerations": [toleration]})
+    };
+    world.put(deployment("web", 4, json!({})));
+    world.put(bare_pod("patient", tolerating(json!(60))));
+    world.put(bare_pod("loyal", tolerating(Value::Null)));
+    world.live(|_| {});
+    let ending = |world: &World, name: &str| meta::is_ending(&world.pod(name).metadata);
+    taint(&mut world, "a", json!([{"key": "repair", "effect": "NoSchedule"}]));
+    world.settle();
+    assert_eq!(world.pods().iter().filter(|(_, pod)| meta::is_ending(&pod.metadata)).count(), 0);
+    taint(&mut world, "a", json!([{"key": "repair", "effect": "NoExecute"}]));
+    let plan = world.round();
+    let left = |(_, pod): &&(_, std::sync::Arc<Pod>)| meta::is_ending(&pod.metadata);
+    assert_eq!(world.pods().iter().filter(left).count(), 2, "its node stops them in their grace period");
+    assert_eq!(plan.wake_at.map(|at| at.as_second() - world.now.as_second()), Some(60));
+    world.live(|_| {});
+    assert_eq!(world.spread(), [("a".to_owned(), 2), ("b".to_owned(), 4)].into());
+    // Whoever comes later has its time as well.
+    world.pass_seconds(50);
+    world.put(bare_pod("late", tolerating(json!(60))));
+    world.live(|_| {});
+    world.pass_seconds(10);
+    world.settle();
+    assert_eq!(["patient", "late", "loyal"].map(|name| ending(&world, name)), [true, false, false]);
+    world.pass_seconds(50);
+    world.settle();
+    assert_eq!(["late", "loyal"].map(|name| ending(&world, name)), [true, false]);
+}
+
 #[test]
 fn a_node_whose_disk_gives_trouble_keeps_its_pods_and_takes_no_new_ones() {
     let mut world = World::with_nodes(&["a", "b"]);
@@ -351,6 +394,7 @@ enum Deed {
     Lose(usize),
     Return(usize),
     Cordon(usize, bool),
+    Taint(usize, bool),
     Fail(usize),
     DeletePod(usize),
     BarePod(u8, bool),
@@ -369,6 +413,7 @@ fn deed() -> impl Strategy<Value = Deed> {
         2 => (0..4_usize).prop_map(Deed::Lose),
         2 => (0..4_usize).prop_map(Deed::Return),
         1 => (0..4_usize, any::<bool>()).prop_map(|(node, on)| Deed::Cordon(node, on)),
+        1 => (0..4_usize, any::<bool>()).prop_map(|(node, on)| Deed::Taint(node, on)),
         2 => (0..12_usize).prop_map(Deed::Fail),
         2 => (0..12_usize).prop_map(Deed::DeletePod),
         2 => (0..4_u8, any::<bool>()).prop_map(|(name, big)| Deed::BarePod(name, big)),
@@ -404,6 +449,10 @@ impl Deed {
             Deed::Cordon(node, on) => world.edit::<Node>(&format!("core/nodes//{}", NODES[node]), |node| {
                 node.spec.get_or_insert_default().unschedulable = Some(on);
             }),
+            Deed::Taint(node, on) => {
+                let taints = on.then(|| json!([{"key": "repair", "effect": "NoExecute"}]));
+                taint(world, NODES[node], taints.unwrap_or_default());
+            }
             Deed::Fail(n) => {
                 if let Some(key) = some_pod(world, n) {
                     world.set_ready(&key, false);
@@ -464,6 +513,7 @@ proptest! {
         for node in 0..NODES.len() {
             Deed::Return(node).happen(&mut world);
             Deed::Cordon(node, false).happen(&mut world);
+            Deed::Taint(node, false).happen(&mut world);
         }
         Deed::Pause(false).happen(&mut world);
         world.live(|_| {});
