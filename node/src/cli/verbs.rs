@@ -122,9 +122,16 @@ pub(super) fn load_image(dir: &Path, file: &Path, here: bool) -> Result<(), Fail
     let reader: Box<dyn Read + Send> = if file == Path::new("-") {
         Box::new(std::io::stdin())
     } else {
-        Box::new(
-            std::fs::File::open(file).map_err(|error| format!("cannot open {}: {error}", file.display()))?,
-        )
+        let archive =
+            std::fs::File::open(file).map_err(|error| format!("cannot open {}: {error}", file.display()))?;
+        if archive.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+            return Err(format!(
+                "{} is a directory; give the archive's file, or - for a pipe",
+                file.display()
+            )
+            .into());
+        }
+        Box::new(archive)
     };
     let pieces = futures::stream::unfold(reader, |mut reader| async move {
         let mut piece = vec![0; PIECE_BYTES];

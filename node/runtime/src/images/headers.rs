@@ -57,11 +57,15 @@ impl<R: Read> Bounded<R> {
             }
         }
         self.left = 0..count;
-        if count < BLOCK_BYTES || self.block.iter().all(|byte| *byte == 0) {
+        if count == 0 || self.block.iter().all(|byte| *byte == 0) {
             self.stage = Stage::Trailer;
             return Ok(());
         }
         let header = Header::from_byte_slice(&self.block);
+        // Before anything else of it is believed, or quoted in an error.
+        if count < BLOCK_BYTES || header.cksum().ok() != Some(checksum(&self.block)) {
+            return Err(io::Error::other("it is no tar archive, or damaged or cut off"));
+        }
         let kind = header.entry_type();
         let mut size = header.entry_size()?;
         let extends = matches!(
@@ -100,6 +104,13 @@ impl<R: Read> Bounded<R> {
         self.attributes.clear();
         Ok(())
     }
+}
+
+/// Of a header, with blanks where it stands itself (POSIX.1-1988 ustar).
+fn checksum(block: &[u8; BLOCK_BYTES]) -> u32 {
+    const OWN: std::ops::Range<usize> = 148..156;
+    let byte = |(at, byte): (usize, &u8)| u32::from(if OWN.contains(&at) { b' ' } else { *byte });
+    block.iter().enumerate().map(byte).sum()
 }
 
 impl<R: Read> Read for Bounded<R> {

@@ -326,6 +326,18 @@ fn an_archive_that_is_none_says_what_it_should_be() {
     refuses(&store(), b"");
 }
 
+/// Whatever it is, it is not quoted: it may be long, or a secret.
+#[test]
+fn a_file_that_is_no_archive_is_called_so() {
+    let secret = "root:secret:0:0\n".repeat(64);
+    let mut damaged = Tar::new().file("index.json", b"{}").bytes();
+    damaged[0] ^= 1;
+    for bytes in [secret.as_bytes(), b"short", &damaged] {
+        let error = refuses(&store(), bytes).to_string();
+        assert!(error.contains("no tar archive") && !error.contains("secret"), "{error}");
+    }
+}
+
 #[test]
 fn an_archive_cut_anywhere_leaves_nothing() {
     let whole = oci_archive(&[Tar::new().file("a", b"x").bytes()], |_, blob| blob);
