@@ -64,6 +64,8 @@ fn three_machines_become_a_cluster_by_hand() {
     assert!(none.code == 1 && none.err.contains("skein up"), "{none:?}");
     up(&mut house, "one", &["up"]);
     house.until("the first node", || (house.skein("one", &["status"]).code == 0).then_some(()));
+    let twice = house.skein("one", &["up"]);
+    assert!(twice.code == 1 && twice.err.contains("runs already"), "{twice:?}");
     let token = token(&house, &["--uses", "2"]);
     for name in ["two", "three"] {
         up(&mut house, name, &["join", &token]);

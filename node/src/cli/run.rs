@@ -30,6 +30,10 @@ pub(super) fn up(dir: &Path, args: NodeArgs, cluster: &str, new_cluster: bool) -
     log_to_stderr();
     let home = Home::new(dir);
     let membership = home.membership()?;
+    // Whatever is in use is in use by that one.
+    if std::os::unix::net::UnixStream::connect(home.socket()).is_ok() {
+        return Err(format!("the node of {} runs already; see: skein status", dir.display()).into());
+    }
     if membership.is_none() && !new_cluster {
         // Before anything is made: a machine that lost its disk must not found a second cluster by accident.
         let around = runtime()?.block_on(beacon::look_around(args.listen));
