@@ -2,6 +2,7 @@
 //! nodes' agents.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -26,6 +27,8 @@ use crate::wire::{self, Answer, Ask, LogQuestion};
 
 /// How long a read waits for the leader.
 const READ_MAX: Duration = Duration::from_secs(5);
+/// The same where the last one waited in vain: enough for every leader that a majority follows.
+const READ_MAX_IN_DOUBT: Duration = Duration::from_millis(500);
 /// Characters of generated names: no vowels, so no words.
 const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 
@@ -35,6 +38,8 @@ pub(crate) struct Here {
     pub(crate) endpoint: Endpoint,
     pub(crate) members: Members,
     pub(crate) agent: crate::agent::Logs,
+    /// The last read or write found no majority: those that follow need not find out as slowly.
+    pub(crate) in_doubt: AtomicBool,
 }
 
 /// An operation of the store for a write of the API.
@@ -56,12 +61,24 @@ pub(crate) fn op(write: Write) -> Op {
 #[async_trait]
 impl Cluster for Here {
     async fn propose(&self, writes: Vec<Write>) -> Result<Vec<Written>, Unavailable> {
+        if self.in_doubt.load(Ordering::Relaxed) {
+            // Of a write that is not sent everybody knows that it did not happen.
+            self.confirm()
+                .await
+                .map_err(|error| Unavailable::NoQuorum(format!("nothing was written: {error}")))?;
+        }
         let ops = writes.into_iter().map(op).collect();
         let answer = self.store.propose(ops, Options::default()).await.map_err(|error| match error {
-            ProposeError::Unknown(_) => Unavailable::Timeout(error.to_string()),
+            ProposeError::Unknown(_) => {
+                self.in_doubt.store(true, Ordering::Relaxed);
+                Unavailable::Timeout(error.to_string())
+            }
             ProposeError::DiskFull { voter } => Unavailable::Full(self.disk_full(NodeId(voter.node))),
             ProposeError::TooLarge(_) | ProposeError::BadKey(_) => Unavailable::Full(error.to_string()),
-            _ => Unavailable::NoQuorum(error.to_string()),
+            _ => {
+                self.in_doubt.store(true, Ordering::Relaxed);
+                Unavailable::NoQuorum(error.to_string())
+            }
         })?;
         // What this client was told it wrote, it reads here.
         self.store.wait_revision(answer.revision, AT_LEAST_WAIT).await;
@@ -72,9 +89,7 @@ impl Cluster for Here {
         match at {
             Freshness::Any => {}
             Freshness::Latest => {
-                self.store.read_index(READ_MAX).await.map_err(|error| match error {
-                    ReadError::NoQuorum(_) | ReadError::Stopped => Unavailable::NoQuorum(error.to_string()),
-                })?;
+                self.confirm().await.map_err(|error| Unavailable::NoQuorum(error.to_string()))?;
             }
             Freshness::AtLeast(asked) => {
                 if !self.store.wait_revision(asked, AT_LEAST_WAIT).await {
@@ -140,6 +155,14 @@ impl Cluster for Here {
 }
 
 impl Here {
+    /// Waits until this node's map has all that was answered by anyone before.
+    async fn confirm(&self) -> Result<(), ReadError> {
+        let limit = if self.in_doubt.load(Ordering::Relaxed) { READ_MAX_IN_DOUBT } else { READ_MAX };
+        let confirmed = self.store.read_index(limit).await;
+        self.in_doubt.store(confirmed.is_err(), Ordering::Relaxed);
+        confirmed.map(drop)
+    }
+
     /// The same as the store's words, with the name that people gave the node.
     fn disk_full(&self, node: NodeId) -> String {
         let name = self.members.get(node).map_or_else(|| node.to_string(), |record| record.name);

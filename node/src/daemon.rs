@@ -328,6 +328,7 @@ impl Node {
         let certificate = certificates.first(&stopping).await?;
         let resolver = Arc::new(SwappableCertificate::new(certificate));
         let cluster = Arc::new(Here {
+            in_doubt: Default::default(),
             store: store.clone(),
             endpoint: endpoint.clone(),
             members: members.clone(),

@@ -1,12 +1,14 @@
 //! Machines are lost, cut off, paused and restarted; pods move exactly when they should.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::house::{House, said, wait};
+use crate::user::User;
 use crate::{Tests, tests};
 
 pub(crate) const TESTS: Tests = tests![
@@ -278,14 +280,29 @@ fn a_paused_machine_that_has_forgotten_its_neighbours_keeps_its_pods() {
 
 fn a_cluster_wakes_up_in_any_order() {
     let mut house = with_pods();
+    // Made while there is somebody to sign it.
+    let config = house.skein_ok("three", &["kubeconfig"]);
     for name in NODES {
         house.cluster.lab().power_off(name).expect("the machine is ours");
     }
-    for name in ["three", "one", "two"] {
+    house.cluster.power_back("three").expect("the machine starts");
+    alone_it_shows_what_it_knew(&house, &config);
+    for name in ["one", "two"] {
         house.cluster.power_back(name).expect("the machine starts");
     }
     wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
     running(&house);
+}
+
+/// One of three: whoever looks sees its map and is warned; whoever writes is told at once that nothing happened.
+fn alone_it_shows_what_it_knew(house: &House, config: &str) {
+    let user = User::with(house, Path::new("kubectl"), "three", "default", config);
+    house.until("its API", || (user.say(&["get", "--raw", "/version"]).code == 0).then_some(()));
+    let shown = user.say(&["get", "pods", "--no-headers"]);
+    assert_eq!((shown.code, shown.out.lines().count()), (0, REPLICAS as usize), "{shown:?}");
+    assert!(shown.err.contains("Warning: this may be out of date"), "{shown:?}");
+    let refused = user.fail(&["create", "configmap", "late"]);
+    assert!(refused.contains("nothing was written"), "{refused}");
 }
 
 /// Two nodes and a router that answers, as in most homes; the first one leads.

@@ -237,9 +237,17 @@ impl Api {
     }
 
     /// Shows a list in the form the client wants.
-    pub(crate) fn answer_list(&self, call: &Call<'_>, objects: Vec<Value>, metadata: Value) -> Answer {
+    pub(crate) fn answer_list(
+        &self,
+        call: &Call<'_>,
+        objects: Vec<Value>,
+        metadata: Value,
+        warnings: &[String],
+    ) -> Answer {
         let shown = call.view().list(call.kind(), objects, metadata, self.cluster.now());
-        Ok(respond::value(StatusCode::OK, &shown, call.query.flag("pretty")?))
+        let mut response = respond::value(StatusCode::OK, &shown, call.query.flag("pretty")?);
+        respond::warn(&mut response, warnings);
+        Ok(response)
     }
 }
 

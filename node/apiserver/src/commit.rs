@@ -105,8 +105,10 @@ impl Api {
 /// The cluster cannot answer, in the client's words.
 pub(crate) fn unavailable(why: Unavailable) -> Status {
     match why {
-        Unavailable::NoQuorum(text) => Status::unavailable(text).retry_after(1),
-        Unavailable::Timeout(text) => Status::timeout(text).retry_after(1),
+        // Both come after a long wait. A client that is told when to try again would do so ten times, in silence,
+        // and a write that happened would be refused the second time.
+        Unavailable::NoQuorum(text) => Status::unavailable(text),
+        Unavailable::Timeout(text) => Status::timeout(text),
         Unavailable::NotYet { asked, current } => Status::version_too_large(asked, current),
         Unavailable::Full(text) => Status::new(Reason::InsufficientStorage, text),
     }

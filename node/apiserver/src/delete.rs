@@ -61,7 +61,7 @@ impl Api {
             }
         }
         let metadata = json!({ "resourceVersion": snapshot.revision().to_string() });
-        self.answer_list(call, shown, metadata)
+        self.answer_list(call, shown, metadata, &[])
     }
 
     /// Deletes one object as `options` say.

@@ -23,7 +23,7 @@ impl Api {
         let kind = call.kind();
         let key = kind.key(call.resource.key_namespace(), name).to_string();
         // The pod may have been created through another node a moment ago.
-        let snapshot = self.cluster.read(Freshness::Latest).await.map_err(unavailable)?;
+        let (snapshot, warnings) = self.picture(Freshness::Latest).await?;
         let (bytes, _) = snapshot.get(&key).ok_or_else(|| Status::not_found(kind, name))?;
         let pod = object::read(&bytes)?;
         let container = container(&pod, call.query.get("container"))?;
@@ -47,7 +47,9 @@ impl Api {
         };
         let stopping = self.stopping.clone();
         let pieces = pieces.take_until(async move { stopping.cancelled().await });
-        Ok(respond::stream("text/plain", pieces))
+        let mut response = respond::stream("text/plain", pieces);
+        respond::warn(&mut response, &warnings);
+        Ok(response)
     }
 
     fn log_request(&self, query: &Query, pod: &Value, container: &str) -> Result<LogRequest, Status> {

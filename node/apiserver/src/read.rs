@@ -11,7 +11,7 @@ use skein_api::status::Status;
 use tokio::time::Instant;
 
 use crate::api::{Answer, Api, Call};
-use crate::cluster::{Freshness, Snapshot};
+use crate::cluster::{Freshness, Snapshot, Unavailable};
 use crate::commit::unavailable;
 use crate::pages::{self, Token};
 use crate::query::{self, ListOptions, Match, Version};
@@ -24,10 +24,10 @@ impl Api {
     pub(crate) async fn get(&self, call: &Call<'_>, name: &str) -> Answer {
         let kind = call.kind();
         let at = freshness(query::version(call.query)?);
-        let snapshot = self.cluster.read(at).await.map_err(unavailable)?;
+        let (snapshot, warnings) = self.picture(at).await?;
         let key = kind.key(call.resource.key_namespace(), name).to_string();
         let (bytes, revision) = snapshot.get(&key).ok_or_else(|| Status::not_found(kind, name))?;
-        self.answer_object(call, StatusCode::OK, stored(&bytes, revision)?, &[])
+        self.answer_object(call, StatusCode::OK, stored(&bytes, revision)?, &warnings)
     }
 
     /// GET of a collection.
@@ -48,7 +48,20 @@ impl Api {
                 metadata.insert("remainingItemCount".into(), rest.into());
             }
         }
-        self.answer_list(call, page.objects, Value::Object(metadata))
+        self.answer_list(call, page.objects, Value::Object(metadata), &begin.warnings)
+    }
+
+    /// A picture as fresh as asked for. Where no majority confirms that this node's own is the latest, it is that
+    /// one all the same, with a warning for whoever looks at it: in an outage people look first.
+    pub(crate) async fn picture(&self, at: Freshness) -> Result<(Arc<dyn Snapshot>, Vec<String>), Status> {
+        match self.cluster.read(at).await {
+            Ok(snapshot) => Ok((snapshot, Vec::new())),
+            Err(Unavailable::NoQuorum(why)) if at == Freshness::Latest => {
+                let snapshot = self.cluster.read(Freshness::Any).await.map_err(unavailable)?;
+                Ok((snapshot, vec![format!("this may be out of date: {why}")]))
+            }
+            Err(why) => Err(unavailable(why)),
+        }
     }
 
     /// The picture that a list is read from, and where in it.
@@ -57,7 +70,7 @@ impl Api {
             let token = Token::decode(token)?;
             let snapshot = self.exactly(prefix, token.rv).await?.ok_or_else(pages::expired)?;
             let after = Some(format!("{prefix}{}", token.after));
-            return Ok(Beginning { snapshot, revision: token.rv, after });
+            return Ok(Beginning { snapshot, revision: token.rv, after, warnings: Vec::new() });
         }
         // Upstream's rule: a limit makes a version exact unless the client says otherwise.
         let exact = match options.version_match {
@@ -69,10 +82,10 @@ impl Api {
                 .exactly(prefix, revision)
                 .await?
                 .ok_or_else(|| Status::expired("The resourceVersion for the provided list is too old."))?;
-            return Ok(Beginning { snapshot, revision, after: None });
+            return Ok(Beginning { snapshot, revision, after: None, warnings: Vec::new() });
         }
-        let snapshot = self.cluster.read(freshness(options.version)).await.map_err(unavailable)?;
-        Ok(Beginning { revision: snapshot.revision(), snapshot, after: None })
+        let (snapshot, warnings) = self.picture(freshness(options.version)).await?;
+        Ok(Beginning { revision: snapshot.revision(), snapshot, after: None, warnings })
     }
 
     /// What lies under `prefix`, as it was at `revision`: from a snapshot that is held, or from the
@@ -96,6 +109,8 @@ struct Beginning {
     /// The version that the list says: that of its first page.
     revision: u64,
     after: Option<String>,
+    /// What whoever reads it has to know.
+    warnings: Vec<String>,
 }
 
 /// Some objects of a list.
