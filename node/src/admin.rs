@@ -14,16 +14,18 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::Pod;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use skein_apiserver::{Body, Identity, Server, body_from, full};
+use skein_control::node_health::successor;
 use skein_net::endpoint::Endpoint;
 use skein_net::gossip;
 use skein_net::identity::NodeId;
 use skein_raft_store::{Change, Expect, Handle, Op, Options, TokioRuntime};
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::admission::{Door, all_done};
 use crate::agent::ClusterImages;
@@ -159,6 +161,9 @@ impl Admin {
             (Method::DELETE, ("users", user)) => self.revoke_client(Which::User(user.into())).await,
             (Method::POST, ("images", "")) => self.load_image(request).await,
             (Method::GET, ("images", "")) => self.list_images().await,
+            (Method::POST, ("leave", "")) if request.uri().query() == Some("end-cluster=true") => {
+                self.end().await
+            }
             (Method::POST, ("leave", "")) => self.leave().await,
             (Method::POST, ("load", "")) => self.load(body(request).await?).await,
             _ => Err((
@@ -455,21 +460,16 @@ impl Admin {
         let me = self.endpoint.node();
         let others = self.members.present().len() > 1;
         if !others {
-            let message = "this is the only node; stop it and remove its data directory to end the cluster";
+            let message = "this is the only node: all that runs and all objects end with it; if that is meant: \
+                           skein leave --end-cluster";
             return Err((StatusCode::CONFLICT, message.into()));
         }
         info!("leaves the cluster");
         self.cordon().await.map_err(unavailable)?;
-        self.delete_pods_here().await.map_err(unavailable)?;
-        let drained = async {
-            let mut revisions = self.picture.revisions();
-            while self.picture.view().pods_on(&self.membership.name).next().is_some() {
-                if revisions.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        let drained = tokio::time::timeout(DRAIN_MAX, drained).await.is_ok();
+        let view = self.picture.view();
+        let moving = view.pods_on(&self.membership.name).filter_map(|(_, pod)| successor(pod)).collect();
+        let drained = self.drain().await?;
+        self.make_anew(moving).await;
         // Whether this took effect is what the others say below: its answer may be lost with the vote.
         if let Err(error) = self.change_record(me, |record| record.leaving = true).await {
             debug!(error, "the wish to leave was not answered");
@@ -505,6 +505,34 @@ impl Admin {
         self.home.forget_membership().map_err(|error| unavailable(error.to_string()))?;
         self.stopping.cancel();
         Ok(json!({ "drained": drained }))
+    }
+
+    /// Ends the cluster with its only node.
+    async fn end(&self) -> Reply {
+        if self.members.present().len() > 1 {
+            let message = "there are other nodes; let this one leave with: skein leave";
+            return Err((StatusCode::CONFLICT, message.into()));
+        }
+        info!("ends the cluster");
+        self.cordon().await.map_err(unavailable)?;
+        let drained = self.drain().await?;
+        self.home.forget_membership().map_err(|error| unavailable(error.to_string()))?;
+        self.stopping.cancel();
+        Ok(json!({ "drained": drained }))
+    }
+
+    /// Deletes the pods of this node. Whether all have ended in time.
+    async fn drain(&self) -> Result<bool, (StatusCode, String)> {
+        self.delete_pods_here().await.map_err(unavailable)?;
+        let ended = async {
+            let mut revisions = self.picture.revisions();
+            while self.picture.view().pods_on(&self.membership.name).next().is_some() {
+                if revisions.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        Ok(tokio::time::timeout(DRAIN_MAX, ended).await.is_ok())
     }
 
     /// Whether another member knows this node to be without vote and log.
@@ -560,6 +588,24 @@ impl Admin {
     }
 
     /// Asks for the deletion of every pod here, with its own grace, through the API's own rules.
+    /// Pods that nobody owns and that are to run always: as those of a lost node, under their names.
+    async fn make_anew(&self, pods: Vec<Pod>) {
+        let caller = Identity::administrator("system:node-drain");
+        for pod in pods {
+            let (namespace, name) =
+                (pod.metadata.namespace.clone().unwrap_or_default(), pod.metadata.name.clone());
+            let body = serde_json::to_vec(&pod).expect("a pod is made of strings and numbers");
+            let request = Request::post(format!("/api/v1/namespaces/{namespace}/pods"))
+                .header(CONTENT_TYPE, "application/json")
+                .body(full(body))
+                .expect("names need no escapes");
+            let answer = self.server.api().answer(request, &caller, "drain").await;
+            if !answer.status().is_success() {
+                warn!(namespace, name, status = %answer.status(), "a pod of this node could not be made anew elsewhere");
+            }
+        }
+    }
+
     async fn delete_pods_here(&self) -> Result<(), String> {
         let view = self.picture.view();
         let pods: Vec<(String, String)> = view

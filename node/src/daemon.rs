@@ -95,7 +95,12 @@ pub(crate) async fn run(
         () = stopping.cancelled() => None,
         reason = node.gossip.deposed() => Some(reason),
     };
+    let remains = node.remains.clone();
+    let home = node.home.clone();
     node.stop().await;
+    if home.membership()?.is_none() {
+        remains.clear().await;
+    }
     match deposed {
         Some(reason) => Err(reason.to_string().into()),
         None => Ok(()),
@@ -111,8 +116,31 @@ pub(crate) struct Node {
     pub(crate) door: Door,
     pub(crate) api_address: SocketAddr,
     pub(crate) membership: Membership,
+    home: Home,
+    remains: Remains,
     stopping: CancellationToken,
     tasks: TaskTracker,
+}
+
+/// What of a node is in the kernel, and goes on while its daemon is away.
+#[derive(Clone)]
+struct Remains {
+    machine: Machine,
+    network: skein_podnet::Config,
+}
+
+impl Remains {
+    /// For a node that has left its cluster: nothing of it stays but files.
+    async fn clear(self) {
+        if let Err(error) = self.machine.purge().await {
+            warn!(%error, "could not remove what ran here");
+        }
+        let dismantled = move || Network::open(self.network)?.dismantle();
+        // A panic has been reported where it happened.
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(dismantled).await {
+            warn!(error = %crate::report::Chain(&error), "could not remove links and routes");
+        }
+    }
 }
 
 impl Node {
@@ -208,7 +236,7 @@ impl Node {
         // A voter that can run nothing any more still votes.
         missing.iter().for_each(|missing| error!("no container can start here: {missing}"));
         weaker.iter().for_each(|weaker| warn!("{weaker}"));
-        let engine: Arc<dyn Engine> = Arc::new(machine);
+        let engine: Arc<dyn Engine> = Arc::new(machine.clone());
         let local = Images::open(&home.part("images")?, config.images.clone())?;
         let images = ClusterImages {
             local,
@@ -302,6 +330,7 @@ impl Node {
             cluster: POD_NETWORK.parse().expect("a network in CIDR notation"),
             subnet: record.subnet,
         };
+        let remains = Remains { machine, network: network_config.clone() };
         let network = tokio::task::spawn_blocking(move || Network::open(network_config)).await??;
         let agent = Agent {
             name: membership.name.clone(),
@@ -370,7 +399,7 @@ impl Node {
         })?;
         std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
         let admin = Admin {
-            home,
+            home: home.clone(),
             store: store.clone(),
             endpoint: endpoint.clone(),
             gossip: gossip.clone(),
@@ -388,7 +417,19 @@ impl Node {
         };
         tasks.spawn(admin.run(listener));
 
-        Ok(Node { store, endpoint, gossip, members, door, api_address, membership, stopping, tasks })
+        Ok(Node {
+            store,
+            endpoint,
+            gossip,
+            members,
+            door,
+            api_address,
+            membership,
+            home,
+            remains,
+            stopping,
+            tasks,
+        })
     }
 
     /// Stops everything; pods go on.

@@ -6,8 +6,9 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 
-use crate::house::{House, Said, program, said};
+use crate::house::{House, Said, is_ready, program, said, wait};
 use crate::user::User;
 use crate::{Tests, tests};
 
@@ -17,6 +18,7 @@ pub(crate) const TESTS: Tests = tests![
     a_machine_that_lost_its_disk_founds_no_second_cluster_by_accident,
     a_damaged_data_directory_is_named_and_not_used,
     a_node_that_leaves_is_gone_for_all,
+    a_cluster_ends_with_its_last_node_and_leaves_nothing,
     the_demo_tells_its_story_to_machines,
     a_benchmark_that_is_interrupted_leaves_nothing,
 ];
@@ -70,8 +72,7 @@ fn three_machines_become_a_cluster_by_hand() {
     for name in ["two", "three"] {
         up(&mut house, name, &["join", &token]);
     }
-    crate::house::wait(house.cluster.until_whole())
-        .unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
 
     for name in ["one", "two", "three"] {
         let status = house.status(name);
@@ -109,7 +110,7 @@ fn three_machines_become_a_cluster_by_hand() {
 
     assert_eq!(stop(&mut house, "three"), Some(0));
     up(&mut house, "three", &["up"]);
-    crate::house::wait(house.cluster.until_caught_up("three")).expect("it comes back");
+    wait(house.cluster.until_caught_up("three")).expect("it comes back");
 }
 
 fn a_token_that_is_no_good_changes_nothing() {
@@ -222,10 +223,31 @@ fn first_segment(dir: &Path) -> PathBuf {
 }
 
 fn a_node_that_leaves_is_gone_for_all() {
-    let house = House::formed(&["one", "two", "three"]);
-    let said = house.skein("three", &["leave"]);
-    assert_eq!(said.code, 0, "{said:?}\n{}", house.logs());
+    let mut house = House::formed(&["one", "two", "three"]);
+    let names_of_pods = ["bare-0", "bare-1", "bare-2"];
+    let pod =
+        |house: &House, name: &str| house.get("one", &format!("/api/v1/namespaces/default/pods/{name}"));
+    let runs = |house: &House, name: &str| is_ready(&pod(house, name)["status"]);
+    for name in names_of_pods {
+        let spec = json!({ "containers": [{ "name": "main", "image": "skein.dev/tiny" }] });
+        house.create(
+            "one",
+            "/api/v1/namespaces/default/pods",
+            &json!({ "metadata": { "name": name }, "spec": spec }),
+        );
+        house.until("a pod", || runs(&house, name).then_some(()));
+    }
+    let on_three = |house: &House| {
+        names_of_pods.iter().filter(|name| pod(house, name)["spec"]["nodeName"] == "three").count()
+    };
+    assert!(on_three(&house) > 0, "they spread");
+    house.skein_ok("three", &["leave"]);
     house.until("two nodes", || (names(&house) == ["one", "two"]).then_some(()));
+    // Nobody owns them, and they are to run always.
+    let moved =
+        || (on_three(&house) == 0 && names_of_pods.iter().all(|name| runs(&house, name))).then_some(());
+    house.until("its pods elsewhere", moved);
+    nothing_is_left(&mut house, "three");
     let user = User::of(&house, "kubectl".as_ref(), "two", "default");
     house.until("two nodes in the API", || {
         (user.run(&["get", "nodes", "-o", "name"]).lines().count() == 2).then_some(())
@@ -235,6 +257,40 @@ fn a_node_that_leaves_is_gone_for_all() {
         let voters = status["nodes"].as_array()?.iter().filter(|node| node["voter"] == true).count();
         (voters <= 2 && status["quorum"] == true).then_some(())
     });
+}
+
+fn a_cluster_ends_with_its_last_node_and_leaves_nothing() {
+    let mut house = House::formed(&["one", "two"]);
+    wait(house.cluster.deploy("one", "web", 4)).expect("the Deployment is created");
+    wait(house.cluster.until_running("one", "web", 4)).unwrap_or_else(|error| panic!("{error}"));
+    let refused = house.skein("one", &["leave", "--end-cluster"]);
+    assert!(refused.code == 1 && refused.err.contains("other nodes"), "{refused:?}");
+    house.skein_ok("two", &["leave"]);
+    nothing_is_left(&mut house, "two");
+    house.until("one node", || (names(&house) == ["one"]).then_some(()));
+    let refused = house.skein("one", &["leave"]);
+    assert!(refused.code == 1 && refused.err.contains("only node"), "{refused:?}");
+    house.skein_ok("one", &["leave", "--end-cluster"]);
+    nothing_is_left(&mut house, "one");
+    let none = house.skein("one", &["status"]);
+    assert_eq!(none.code, 1, "{none:?}");
+}
+
+/// Of a node that has left: its daemon ends, and nothing of its pods stays in the kernel.
+fn nothing_is_left(house: &mut House, name: &str) {
+    let daemon = house.cluster.lab().machine_mut(name).daemon().expect("it was started");
+    assert_eq!(daemon.wait().expect("it is ours").code(), Some(0));
+    let machine = house.lab().machine(name);
+    let routes = said(machine.command("ip").args(["route", "show", "proto", "117"]).output());
+    let links = said(machine.command("ip").args(["-o", "link", "show", "type", "veth"]).output());
+    assert_eq!(
+        (&*routes.out, links.out.lines().filter(|link| link.contains(": sk")).count()),
+        ("", 0),
+        "{links:?}"
+    );
+    for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified"] {
+        assert!(!Path::new(root).join(machine.cgroup()).exists(), "{root}/{}", machine.cgroup());
+    }
 }
 
 fn the_demo_tells_its_story_to_machines() {

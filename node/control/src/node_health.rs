@@ -193,20 +193,14 @@ fn leaves_at(pod: &Pod, since: Timestamp) -> Option<Timestamp> {
 /// run always is made anew under its own name.
 fn replace(draft: &mut Draft<'_>, key: &Key, pod: &Arc<Pod>, node_is_gone: bool) {
     let owned = meta::controller(&pod.metadata).is_some();
-    let always =
-        pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always") == "Always";
-    // A template or a user that names the node itself would name it again: such a pod waits for its node.
-    let pinned = meta::condition(pod.status.as_ref(), "PodScheduled").is_none();
-    if pinned {
+    if is_pinned(pod) {
         return not_ready(draft, key);
     }
-    let may_move = meta::annotation(&pod.metadata, RESCHEDULE_ANNOTATION) != Some("false");
     if owned || meta::has_ended(pod) && node_is_gone {
         draft.remove(key);
     } else if meta::has_ended(pod) {
         // It is over and asks for nothing; its record stays for whoever reads it.
-    } else if always && may_move && pod.metadata.finalizers.iter().flatten().next().is_none() {
-        let successor = successor(pod);
+    } else if let Some(successor) = successor(pod) {
         draft.remove(key);
         let uid = draft.chance.of(meta::uid(&pod.metadata)).uid();
         let node = meta::node_of(pod).unwrap_or_default();
@@ -219,8 +213,25 @@ fn replace(draft: &mut Draft<'_>, key: &Key, pod: &Arc<Pod>, node_is_gone: bool)
     }
 }
 
-/// The same pod again, unbound and with nothing of its past.
-fn successor(pod: &Pod) -> Pod {
+/// A template or a user that names the node itself would name it again: such a pod waits for its node.
+fn is_pinned(pod: &Pod) -> bool {
+    meta::condition(pod.status.as_ref(), "PodScheduled").is_none()
+}
+
+/// The same pod again, unbound and with nothing of its past: what takes its place when its node goes for good, if it
+/// is to run always, nobody owns it, and nobody has forbidden it.
+pub fn successor(pod: &Pod) -> Option<Pod> {
+    let policy = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref());
+    let moves = meta::controller(&pod.metadata).is_none()
+        && policy.unwrap_or("Always") == "Always"
+        && meta::annotation(&pod.metadata, RESCHEDULE_ANNOTATION) != Some("false")
+        && pod.metadata.finalizers.iter().flatten().next().is_none()
+        && !is_pinned(pod)
+        && !meta::has_ended(pod);
+    moves.then(|| anew(pod))
+}
+
+fn anew(pod: &Pod) -> Pod {
     let mut spec = pod.spec.clone().unwrap_or_default();
     spec.node_name = None;
     let qos_class = QosClass::of(&spec).name().to_owned();

@@ -139,6 +139,12 @@ impl Network {
             .map_err(Error::Routes)
     }
 
+    /// Takes every pod off the network and removes our links and routes: what a node does that has left.
+    pub fn dismantle(mut self) -> Result<(), Error> {
+        self.retain(&BTreeSet::new())?;
+        routes::clear(&mut self.netlink).map_err(Error::Routes)
+    }
+
     fn prefix(&self) -> String {
         format!("sk{:.5}", self.config.tag)
     }

@@ -53,12 +53,24 @@ pub(crate) fn reconcile(
     }
     let kept: BTreeSet<Subnet> = wanted.iter().map(|(subnet, _)| *subnet).collect();
     for (subnet, via) in present.difference(&wanted).filter(|(subnet, _)| !kept.contains(subnet)) {
-        let RouteNetlinkMessage::NewRoute(message) = route(*subnet, *via) else { continue };
-        if let Err(error) = netlink.batch(vec![(RouteNetlinkMessage::DelRoute(message), Mode::Plain)]) {
+        if let Err(error) = remove(netlink, *subnet, *via) {
             refusal.get_or_insert(error);
         }
     }
     refusal.map_or(Ok(()), Err)
+}
+
+/// Removes all our routes to subnets.
+pub(crate) fn clear(netlink: &mut Netlink) -> io::Result<()> {
+    for (subnet, via) in ours(netlink)? {
+        remove(netlink, subnet, via)?;
+    }
+    Ok(())
+}
+
+fn remove(netlink: &mut Netlink, subnet: Subnet, via: Option<Ipv4Addr>) -> io::Result<()> {
+    let RouteNetlinkMessage::NewRoute(message) = route(subnet, via) else { return Ok(()) };
+    netlink.batch(vec![(RouteNetlinkMessage::DelRoute(message), Mode::Plain)])
 }
 
 /// Our routes to subnets, with their gateway (`None`: the refusing one). Routes to single pods go with

@@ -73,7 +73,11 @@ enum Verb {
         verb: Option<KubeconfigVerb>,
     },
     /// Drain this node, hand over its vote and leadership, and take it out of the cluster.
-    Leave,
+    Leave {
+        /// On the only node: end the cluster with it, and all that runs.
+        #[arg(long)]
+        end_cluster: bool,
+    },
     /// Three real nodes on this one machine: a Deployment, a killed node, the pods back elsewhere.
     Demo(demo::Demo),
 }
@@ -199,7 +203,7 @@ pub(crate) fn main() -> ExitCode {
             verbs::revoke_clients(&dir, serial.as_deref(), user.as_deref())
         }
         Verb::Kubeconfig { user, verb: None } => verbs::kubeconfig(&dir, user.as_deref()),
-        Verb::Leave => verbs::leave(&dir),
+        Verb::Leave { end_cluster } => verbs::leave(&dir, end_cluster),
         Verb::Demo(demo) => demo::run(demo),
     };
     match done {

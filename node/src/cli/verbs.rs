@@ -214,8 +214,12 @@ fn in_path<'w>(what: &str, word: &'w str) -> Result<&'w str, Failure> {
     Ok(word)
 }
 
-pub(super) fn leave(dir: &Path) -> Result<(), Failure> {
-    let left = talk(dir, Method::POST, "leave", None)?;
+pub(super) fn leave(dir: &Path, end_cluster: bool) -> Result<(), Failure> {
+    let verb = if end_cluster { "leave?end-cluster=true" } else { "leave" };
+    let left = talk(dir, Method::POST, verb, None)?;
+    if end_cluster {
+        return lines(["the cluster has ended; remove the data directory, or keep it for a while"]);
+    }
     if left["drained"] != true {
         eprintln!("some pods did not end in time; they were left behind and are replaced elsewhere");
     }
