@@ -34,12 +34,12 @@ pub fn in_user_namespace() -> bool {
 /// One sentence for each thing without which no container starts on this machine, whatever runs it. Empty: all is
 /// well.
 pub fn missing() -> Vec<String> {
-    let mut missing = Vec::new();
     if let Err(error) = try_namespaces() {
-        missing.push(format!(
-            "This user may not make namespaces ({error}); run as root, or inside of a user namespace."
-        ));
+        // Nor anything of what follows, and that says nothing about the kernel.
+        let text = "run as root, or inside of a user namespace.";
+        return vec![format!("This user may not make namespaces ({error}); {text}")];
     }
+    let mut missing = Vec::new();
     for feature in ["overlay", "proc", "tmpfs"] {
         if let Err(error) = NewFileSystem::open(feature) {
             missing.push(format!("The kernel does not offer the file system {feature} ({error}); load its module or use a newer kernel."));
