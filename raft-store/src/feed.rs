@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::calls::frames;
 use crate::handle::Handle;
-use crate::standing::{Told, is_outside};
+use crate::standing::{self, Told, is_outside};
 use crate::state::Event;
 use crate::transport::{Broken, Pipe, PipeTx};
 use crate::watch::{WatchError, Watcher};
@@ -142,8 +142,8 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         let raft = self.raft().server_metrics().borrow_watched().clone();
         let state = self.state();
         let term = raft.vote.leader_id.term;
-        let leader =
-            raft.current_leader.filter(|leader| !self.raft_failed() && self.is_confirmed(*leader, term));
+        let leader = standing::leader::<Rt>(&raft)
+            .filter(|leader| !self.raft_failed() && self.is_confirmed(*leader, term));
         let members = (*raft.committed_membership_config).clone();
         Told { term, leader, members, level: state.level(), stamp_ms: state.stamp_ms() }
     }

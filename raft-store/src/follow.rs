@@ -20,7 +20,7 @@ use crate::calls::frames;
 use crate::feed::{From, SIGN_EVERY, Word, why};
 use crate::handle::Handle;
 use crate::shelf::Copies;
-use crate::standing::{Told, is_outside};
+use crate::standing::{self, Told, is_outside};
 use crate::state::{Members, STORE_BYTES_MAX, State};
 use crate::transport::{Broken, Lane, Pipe};
 use crate::wire::{Request, Response, frame, parse};
@@ -135,7 +135,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         if self.raft_failed() {
             return false;
         }
-        if self.raft().server_metrics().borrow_watched().current_leader == Some(self.voter()) {
+        if standing::leader::<Rt>(&self.raft().server_metrics().borrow_watched()) == Some(self.voter()) {
             return self.has_quorum();
         }
         self.last_heard().is_some_and(|heard| heard.elapsed() < self.patience())
@@ -176,7 +176,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     /// Asks the leader whether a quorum hears it: that heartbeats arrive here does not say so.
     pub(crate) async fn confirm_leader(&self) {
         let raft = self.raft().server_metrics().borrow_watched().clone();
-        let (Some(leader), term) = (raft.current_leader, raft.vote.leader_id.term) else { return };
+        let (Some(leader), term) = (standing::leader::<Rt>(&raft), raft.vote.leader_id.term) else { return };
         let leads = if leader == self.voter() {
             self.has_quorum()
         } else {

@@ -627,7 +627,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     /// the pods of a lost node are replaced also then.
     pub(crate) async fn propose_here(&self, mut command: Command) -> Here<Answer> {
         if command.only_in_term.is_none() && self.disk() == Health::Full {
-            let leader = self.shared.raft.metrics().borrow_watched().current_leader;
+            let leader = self.look().leader;
             return if leader == Some(self.shared.voter) { Here::Full } else { Here::Elsewhere(leader) };
         }
         command.stamp_ms = self.stamp_ms();

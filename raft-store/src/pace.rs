@@ -10,6 +10,7 @@ use openraft::AsyncRuntime;
 use openraft::async_runtime::{Instant, WatchReceiver};
 
 use crate::handle::Handle;
+use crate::standing;
 
 /// Nothing happens then; any change wakes before.
 const REST: Duration = Duration::from_secs(60);
@@ -56,7 +57,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         let me = self.voter();
         let raft = self.raft().server_metrics().borrow_watched().clone();
         let members = raft.membership_config.membership();
-        if raft.current_leader == Some(me) {
+        if standing::leader::<Rt>(&raft) == Some(me) {
             let is_alone = members.voter_ids().chain(members.learner_ids()).all(|id| id == me);
             return if is_alone { Pace::Rest } else { Pace::Beat };
         }

@@ -15,6 +15,7 @@ use openraft::storage::Snapshot;
 
 use crate::calls::frames;
 use crate::handle::{Handle, Here};
+use crate::standing;
 use crate::state::{STORE_BYTES_MAX, State};
 use crate::transport::{Broken, Lane, Pipe, PipeTx};
 use crate::wire::{Offer, Request, Response, frame, parse};
@@ -108,7 +109,8 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             }),
             (Lane::Forward, Request::Confirm { term }) => {
                 let raft = raft.server_metrics().borrow_watched().clone();
-                let leads = raft.current_leader == Some(self.voter()) && raft.vote.leader_id.term == term;
+                let leads =
+                    standing::leader::<Rt>(&raft) == Some(self.voter()) && raft.vote.leader_id.term == term;
                 Some(Response::Confirmed(leads && self.has_quorum()))
             }
             _ => None,

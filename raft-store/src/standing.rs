@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use openraft::AsyncRuntime;
 use openraft::async_runtime::{Watch, WatchReceiver};
 use openraft::metrics::RaftServerMetrics;
+use openraft::{AsyncRuntime, ServerState};
 use serde::{Deserialize, Serialize};
 
 use crate::state::Members;
@@ -46,7 +46,7 @@ pub(crate) struct Told {
 impl Standing {
     pub(crate) fn by_raft<Rt: AsyncRuntime>(raft: &RaftServerMetrics<TypeConfig<Rt>>) -> Standing {
         Standing {
-            leader: raft.current_leader,
+            leader: leader::<Rt>(raft),
             term: raft.vote.leader_id.term,
             members: raft.membership_config.clone(),
             committed: raft.membership_config == raft.committed_membership_config,
@@ -76,6 +76,14 @@ impl Standing {
             _ => standing,
         }
     }
+}
+
+/// Who leads, by what this store's own Raft says.
+///
+/// Whoever led, and finds itself outside of the members when it starts again, still holds the vote it won:
+/// openraft takes that back only for a member, and names the store as the leader that it is no more.
+pub(crate) fn leader<Rt: AsyncRuntime>(raft: &RaftServerMetrics<TypeConfig<Rt>>) -> Option<VoterId> {
+    raft.current_leader.filter(|leader| *leader != raft.id || raft.state == ServerState::Leader)
 }
 
 /// Whether there is a membership, and `me` is no part of it.
@@ -131,6 +139,23 @@ mod tests {
 
     fn told(leader: Option<u8>, term: u64, members: &Arc<Members>) -> Told {
         Told { term, leader: leader.map(voter), members: (**members).clone(), level: 1, stamp_ms: 0 }
+    }
+
+    #[test]
+    fn whoever_started_again_outside_of_the_members_does_not_lead_by_the_vote_it_once_won() {
+        let mut raft = RaftServerMetrics::<TypeConfig<crate::TokioRuntime>> {
+            id: voter(1),
+            vote: crate::Vote::new_committed(4, voter(1)),
+            state: ServerState::Learner,
+            current_leader: Some(voter(1)),
+            membership_config: members(3, &[2]),
+            committed_membership_config: members(3, &[2]),
+        };
+        assert_eq!(leader::<crate::TokioRuntime>(&raft), None);
+        raft.current_leader = Some(voter(2));
+        assert_eq!(leader::<crate::TokioRuntime>(&raft), Some(voter(2)));
+        raft = RaftServerMetrics { current_leader: Some(voter(1)), state: ServerState::Leader, ..raft };
+        assert_eq!(leader::<crate::TokioRuntime>(&raft), Some(voter(1)));
     }
 
     /// Leader and term as node 1 sees them.
