@@ -68,17 +68,15 @@ impl Cluster for Here {
                 .map_err(|error| Unavailable::NoQuorum(format!("nothing was written: {error}")))?;
         }
         let ops = writes.into_iter().map(op).collect();
-        let answer = self.store.propose(ops, Options::default()).await.map_err(|error| match error {
-            ProposeError::Unknown(_) => {
-                self.in_doubt.store(true, Ordering::Relaxed);
-                Unavailable::Timeout(error.to_string())
-            }
+        let proposed = self.store.propose(ops, Options::default()).await;
+        if let Err(ProposeError::Unknown(_) | ProposeError::NoQuorum(_)) = proposed {
+            self.in_doubt.store(true, Ordering::Relaxed);
+        }
+        let answer = proposed.map_err(|error| match error {
+            ProposeError::Unknown(_) => Unavailable::Timeout(error.to_string()),
             ProposeError::DiskFull { voter } => Unavailable::Full(self.disk_full(NodeId(voter.node))),
             ProposeError::TooLarge(_) | ProposeError::BadKey(_) => Unavailable::Full(error.to_string()),
-            _ => {
-                self.in_doubt.store(true, Ordering::Relaxed);
-                Unavailable::NoQuorum(error.to_string())
-            }
+            _ => Unavailable::NoQuorum(error.to_string()),
         })?;
         // What this client was told it wrote, it reads here.
         self.store.wait_revision(answer.revision, AT_LEAST_WAIT).await;
