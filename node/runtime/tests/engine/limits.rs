@@ -117,5 +117,7 @@ fn use_is_counted_for_the_pod_and_each_container(world: &World) {
     let container = stats.containers[&id];
     assert_eq!(container.pids, 1);
     assert!(!container.cpu.is_zero() && container.memory_bytes > 0, "{container:?}");
-    assert!(stats.pod.cpu >= container.cpu && stats.pod.memory_bytes >= container.memory_bytes, "{stats:?}");
+    assert!(stats.pod.cpu >= container.cpu && stats.pod.memory_bytes > 0, "{stats:?}");
+    // Memory is not compared: between two looks the kernel may take back what it had charged ahead for each
+    // processor, up to 64 pages.
 }
