@@ -10,7 +10,8 @@ mod disk;
 mod guest;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -20,6 +21,9 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 /// A quiet machine needs a quarter of it. An emulator that has come to nothing by then is stuck.
 const LIMIT: Duration = Duration::from_secs(400);
+/// What else the kernel is told. A panic ends the machine at once; a processor that does nothing but run in the
+/// kernel, or never comes to rest, is one, so that the kernel says where that is.
+const KERNEL: &str = "loglevel=3 panic=-1 softlockup_panic=1 sysctl.kernel.panic_on_rcu_stall=1";
 /// Memory of the machine: its files lie there too.
 const MEMORY: &str = "1536";
 
@@ -64,16 +68,19 @@ fn run(kernel: &Path) -> Result<(), String> {
     let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
     let disk = dir.path().join("disk");
     write_disk(kernel, dir.path(), &disk)?;
+    let monitor = dir.path().join("monitor");
     let machine = Command::new("qemu-system-x86_64")
-        // Its default is whatever the emulator thinks is best for virtual machines of this host.
-        .args(["-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", MEMORY])
-        .args(["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio", "-monitor", "none"])
+        // One thread for both processors: with one each, the emulator at times goes on with code it translated
+        // while the other processor was changing it (a kernel's `int3` under a jump label), for ever.
+        .args(["-machine", "pc", "-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", MEMORY])
+        .args(["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"])
+        .arg("-monitor")
+        .arg(format!("unix:{},server=on,wait=off", monitor.display()))
         .arg("-kernel")
         .arg(kernel.join("vmlinuz"))
         .arg("-initrd")
         .arg(&disk)
-        // A panic ends the machine at once.
-        .args(["-append", "console=ttyS0 loglevel=3 panic=-1"])
+        .args(["-append", &format!("console=ttyS0 {KERNEL}")])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -98,7 +105,8 @@ fn run(kernel: &Path) -> Result<(), String> {
             }
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
-                return Err(format!("the machine does not end within {LIMIT:?}"));
+                let processors = processors(&monitor).unwrap_or_else(|error| error.to_string());
+                return Err(format!("the machine does not end within {LIMIT:?}\n{processors}"));
             }
         }
     }
@@ -109,6 +117,21 @@ fn run(kernel: &Path) -> Result<(), String> {
         Some(verdict) => Err(verdict.to_owned()),
         None => Err("the machine ended before its tests did".to_owned()),
     }
+}
+
+/// What the processors of a machine that stands still are at, twice: whether they move, and in whose code.
+fn processors(monitor: &Path) -> std::io::Result<String> {
+    let mut monitor = UnixStream::connect(monitor)?;
+    monitor.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        monitor.write_all(b"info registers -a\n")?;
+        // There is no end of an answer but that nothing more comes.
+        let _ = Read::by_ref(&mut monitor).take(1 << 16).read_to_end(&mut told);
+    }
+    let lines: Vec<String> = told.split(|byte| *byte == b'\n').map(plain).collect();
+    let telling = |line: &&String| ["CPU#", "RIP=", "RSP=", "CR3="].iter().any(|word| line.contains(word));
+    Ok(lines.iter().filter(telling).map(|line| format!("{line}\n")).collect())
 }
 
 /// The emulator; killed when dropped.
