@@ -273,7 +273,18 @@ pub(crate) enum Here<T> {
     Full,
     /// It may or may not take effect.
     Uncertain,
-    Stopped,
+}
+
+impl<T> Here<T> {
+    /// As whoever asked is told.
+    pub(crate) fn answer<Rt: AsyncRuntime>(self, done: impl FnOnce(T) -> Response<Rt>) -> Response<Rt> {
+        match self {
+            Here::Done(value) => done(value),
+            Here::Elsewhere(leader) => Response::Redirect(leader),
+            Here::Full => Response::Full,
+            Here::Uncertain => Response::Uncertain,
+        }
+    }
 }
 
 impl<Rt: AsyncRuntime> Handle<Rt> {
@@ -626,6 +637,9 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     /// Proposes as the leader. What a full disk still takes is kept for what the leader itself has judged:
     /// the pods of a lost node are replaced also then.
     pub(crate) async fn propose_here(&self, mut command: Command) -> Here<Answer> {
+        if self.raft_failed() {
+            return Here::Elsewhere(None);
+        }
         if command.only_in_term.is_none() && self.disk() == Health::Full {
             let leader = self.look().leader;
             return if leader == Some(self.shared.voter) { Here::Full } else { Here::Elsewhere(leader) };
@@ -634,8 +648,8 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         match self.shared.raft.client_write(command).await {
             Ok(written) => Here::Done(written.data),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => Here::Elsewhere(to.leader_id),
-            Err(RaftError::APIError(_)) => Here::Uncertain,
-            Err(RaftError::Fatal(_)) => Here::Stopped,
+            // Raft may have failed with it under way: what others have of it the next leader may commit.
+            Err(RaftError::APIError(_) | RaftError::Fatal(_)) => Here::Uncertain,
         }
     }
 
@@ -652,10 +666,9 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => {
                 return Here::Elsewhere(to.leader_id);
             }
-            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) | RaftError::Fatal(_)) => {
                 return Here::Elsewhere(None);
             }
-            Err(RaftError::Fatal(_)) => return Here::Stopped,
         };
         let vote =
             Vote::new_committed(linearizer.read_log_id().committed_leader_id().term, self.shared.voter);
@@ -664,7 +677,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         }
         match linearizer.await_ready(raft).await {
             Ok(_) => Here::Done(self.shared.replica.revision()),
-            Err(_) => Here::Stopped,
+            Err(_) => Here::Elsewhere(None),
         }
     }
 
@@ -765,12 +778,10 @@ impl<'a, Rt: AsyncRuntime> Retry<'a, Rt> {
                     Err(CallError::Broken(_)) => Asked::Lost,
                 };
             }
-            let response = match request {
-                Request::Propose(command) => answer(handle.propose_here(command).await, Response::Proposed),
-                _ => answer(handle.read_index_here().await, Response::ReadIndex),
-            };
-            // Raft has failed here. What others have of it may be committed by the next leader.
-            response.map_or(Asked::Lost, Asked::Answer)
+            Asked::Answer(match request {
+                Request::Propose(command) => handle.propose_here(command).await.answer(Response::Proposed),
+                _ => handle.read_index_here().await.answer(Response::ReadIndex),
+            })
         };
         let changes = &mut self.changes;
         let deposed = async {
@@ -809,16 +820,6 @@ impl<'a, Rt: AsyncRuntime> Retry<'a, Rt> {
             self.pause = (2 * self.pause).min(RETRY_MAX);
         }
         true
-    }
-}
-
-fn answer<Rt: AsyncRuntime, T>(here: Here<T>, done: impl FnOnce(T) -> Response<Rt>) -> Option<Response<Rt>> {
-    match here {
-        Here::Done(value) => Some(done(value)),
-        Here::Elsewhere(leader) => Some(Response::Redirect(leader)),
-        Here::Full => Some(Response::Full),
-        Here::Uncertain => Some(Response::Uncertain),
-        Here::Stopped => None,
     }
 }
 

@@ -23,7 +23,7 @@ use openraft::{AsyncRuntime, OptionalSend};
 use crate::calls::{CallError, Links, frames};
 use crate::state::State;
 use crate::transport::{Broken, Lane, Pipe, PipeTx};
-use crate::wire::{Meta, Offer, Request, Response, frame, parse};
+use crate::wire::{Meta, Offer, Request, Response, check_run, frame, parse};
 use crate::{CommittedLeaderId, TypeConfig, Vote, VoterId};
 
 /// Appends sent and not yet answered on one pipe. Each is at most about 1 MiB.
@@ -184,10 +184,12 @@ impl<Rt: AsyncRuntime> RaftNetworkV2<C<Rt>> for Client<Rt> {
 
 /// Sends requests without waiting for results, and yields the results in order.
 ///
-/// The stream ends without an error when the requests end or the peer finishes cleanly: openraft
-/// takes an error at that point for an unreachable peer, and a follower that had just restarted then
-/// got neither entries nor an election (the livelock of the prototype). A pipe with nothing under
-/// way is kept in `idle` for the next stream.
+/// The stream ends without an error when the requests end, and only then: openraft takes an error there
+/// for an unreachable peer, and a follower that had just restarted then got neither entries nor an election
+/// (the livelock of the prototype). A peer that ends it earlier has answered nothing, which is an error.
+/// Openraft would go on where a stream without one began, and where that was nothing but a new commit
+/// index, it would repeat its last order, whatever became of that: it read entries that were purged by then.
+/// A pipe with nothing under way is kept in `idle` for the next stream.
 fn pipelined<'s, Rt, S>(
     pipe: Appending,
     requests: S,
@@ -216,6 +218,10 @@ where
         }
         if under_way.load(Ordering::Relaxed) > 0 || done.is_none() {
             match results.poll_next_unpin(cx) {
+                Poll::Ready(Some(Ok(_))) if under_way.load(Ordering::Relaxed) == 0 => {
+                    over = true;
+                    return Poll::Ready(Some(Err(broken("the peer answered what nobody asked".to_owned()))));
+                }
                 Poll::Ready(Some(Ok(frame))) => {
                     under_way.fetch_sub(1, Ordering::Relaxed);
                     let result: Appended<Rt> = parse(&frame).map_err(broken);
@@ -229,7 +235,7 @@ where
                 }
                 Poll::Ready(None) => {
                     over = true;
-                    return Poll::Ready(None);
+                    return Poll::Ready(Some(Err(broken("the peer ended the stream".to_owned()))));
                 }
                 Poll::Pending => {}
             }
@@ -265,6 +271,7 @@ where
             _ => Poll::Ready(()),
         };
         std::future::poll_fn(room).await;
+        check_run(&request).map_err(Broken)?;
         under_way.fetch_add(1, Ordering::Relaxed);
         tx.send(frame(&request)).await?;
     }
@@ -303,3 +310,99 @@ fn refused<Rt: AsyncRuntime>(what: &str) -> RPCError<C<Rt>> {
 
 /// How long an install may take end to end before openraft gives up on it.
 pub(crate) const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(600);
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use futures::FutureExt;
+    use openraft::EntryPayload;
+    use openraft_rt_tokio::TokioRuntime;
+
+    use super::*;
+    use crate::{Entry, LogId};
+
+    type Requests = Vec<AppendEntriesRequest<C<TokioRuntime>>>;
+
+    struct Sink;
+
+    #[async_trait]
+    impl PipeTx for Sink {
+        async fn send(&mut self, _: Bytes) -> std::result::Result<(), Broken> {
+            Ok(())
+        }
+
+        fn finish(&mut self) {}
+    }
+
+    fn log_id(index: u64) -> LogId {
+        LogId::new(CommittedLeaderId::new(3), index)
+    }
+
+    fn blank(index: &u64) -> Entry {
+        Entry { log_id: log_id(*index), payload: EntryPayload::Blank }
+    }
+
+    fn request(prev: u64, indices: &[u64]) -> AppendEntriesRequest<C<TokioRuntime>> {
+        let voter = VoterId { node: [1; 16], store: [1; 8] };
+        AppendEntriesRequest {
+            vote: Vote::new_committed(3, voter),
+            prev_log_id: Some(log_id(prev)),
+            leader_commit: None,
+            entries: indices.iter().map(blank).collect(),
+        }
+    }
+
+    /// What comes of `requests` to a peer that says this; whether the pipe is kept.
+    fn outcome(
+        requests: Requests,
+        says: impl Stream<Item = Bytes> + Send + 'static,
+    ) -> (Vec<std::result::Result<(), String>>, bool) {
+        let pipe = Appending { tx: Box::new(Sink), results: says.map(Ok).boxed() };
+        let mut idle = None;
+        let results = pipelined::<TokioRuntime, _>(pipe, futures::stream::iter(requests), &mut idle);
+        let told = results.map(|result| result.map(drop).map_err(|error| error.to_string()));
+        let told = told.collect::<Vec<_>>().now_or_never().expect("nothing here is waited for");
+        (told, idle.is_some())
+    }
+
+    fn answers(indices: impl IntoIterator<Item = u64>) -> impl Stream<Item = Bytes> + Send + 'static {
+        futures::stream::iter(indices.into_iter().map(accepted).collect::<Vec<_>>())
+    }
+
+    fn accepted(index: u64) -> Bytes {
+        frame::<StreamAppendResult<C<TokioRuntime>>>(&Ok(Some(log_id(index))))
+    }
+
+    #[test]
+    fn a_stream_whose_requests_are_answered_ends_well_and_its_pipe_is_kept() {
+        let told = outcome(vec![request(4, &[5, 6]), request(6, &[])], answers([6, 6]));
+        assert_eq!(told, (vec![Ok(()), Ok(())], true));
+    }
+
+    #[test]
+    fn a_peer_that_ends_the_stream_before_its_answers_is_an_error() {
+        let (told, kept) = outcome(vec![request(4, &[5]), request(5, &[])], answers([5]));
+        assert!(told[0].is_ok(), "{told:?}");
+        assert!(told[1].as_ref().is_err_and(|why| why.contains("ended the stream")), "{told:?}");
+        assert!(!kept);
+    }
+
+    #[test]
+    fn an_answer_that_nobody_asked_for_is_an_error() {
+        let requests = futures::stream::pending::<AppendEntriesRequest<C<TokioRuntime>>>();
+        let pipe = Appending { tx: Box::new(Sink), results: answers([5]).map(Ok).boxed() };
+        let mut idle = None;
+        let mut results = std::pin::pin!(pipelined::<TokioRuntime, _>(pipe, requests, &mut idle));
+        let told = results.next().now_or_never().expect("nothing here is waited for");
+        assert!(told.is_some_and(|told| told.is_err_and(|why| why.to_string().contains("nobody asked"))));
+    }
+
+    #[test]
+    fn entries_that_do_not_follow_each_other_are_not_sent() {
+        for hole in [request(4, &[6, 7]), request(4, &[5, 7])] {
+            let (told, kept) = outcome(vec![hole], futures::stream::pending());
+            assert!(told[0].as_ref().is_err_and(|why| why.contains("does not follow")), "{told:?}");
+            assert!(!kept);
+        }
+    }
+}

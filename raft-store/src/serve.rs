@@ -14,11 +14,11 @@ use openraft::raft::AppendEntriesRequest;
 use openraft::storage::Snapshot;
 
 use crate::calls::frames;
-use crate::handle::{Handle, Here};
+use crate::handle::Handle;
 use crate::standing;
 use crate::state::{STORE_BYTES_MAX, State};
 use crate::transport::{Broken, Lane, Pipe, PipeTx};
-use crate::wire::{Offer, Request, Response, frame, parse};
+use crate::wire::{Offer, Request, Response, check_run, frame, parse};
 use crate::{TypeConfig, Vote};
 
 /// Questions of one pipe that are being answered; beyond that the answer is `Busy`.
@@ -94,19 +94,11 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             (Lane::Forward, Request::Propose(command))
                 if command.session.node == from && !command.ops.is_empty() =>
             {
-                Some(match self.propose_here(command).await {
-                    Here::Done(answer) => Response::Proposed(answer),
-                    Here::Elsewhere(leader) => Response::Redirect(leader),
-                    Here::Full => Response::Full,
-                    Here::Uncertain => Response::Uncertain,
-                    Here::Stopped => Response::Redirect(None),
-                })
+                Some(self.propose_here(command).await.answer(Response::Proposed))
             }
-            (Lane::Forward, Request::ReadIndex) => Some(match self.read_index_here().await {
-                Here::Done(revision) => Response::ReadIndex(revision),
-                Here::Elsewhere(leader) => Response::Redirect(leader),
-                Here::Full | Here::Uncertain | Here::Stopped => Response::Redirect(None),
-            }),
+            (Lane::Forward, Request::ReadIndex) => {
+                Some(self.read_index_here().await.answer(Response::ReadIndex))
+            }
             (Lane::Forward, Request::Confirm { term }) => {
                 let raft = raft.server_metrics().borrow_watched().clone();
                 let leads =
@@ -122,6 +114,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         let Pipe { mut tx, rx } = pipe;
         let requests = frames(rx).map(move |frame| {
             let request: AppendEntriesRequest<TypeConfig<Rt>> = parse(&frame.map_err(|Broken(why)| why)?)?;
+            check_run(&request)?;
             match request.vote.leader_id.voted_for.node == from {
                 true => Ok(request),
                 false => Err(String::from("an append in another node's name")),

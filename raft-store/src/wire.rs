@@ -5,13 +5,13 @@
 //! an [`Offer`] and then records of a state; for `Follow` see [`crate::feed`].
 
 use bytes::Bytes;
-use openraft::AsyncRuntime;
 use openraft::impls::EmptyNode;
 use openraft::raft::{
     AppendEntriesRequest, StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse, VoteRequest,
     VoteResponse,
 };
 use openraft::storage::SnapshotMeta;
+use openraft::{AsyncRuntime, LogIdOptionExt};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -80,6 +80,18 @@ impl<Rt: AsyncRuntime> Request<Rt> {
 
 pub(crate) fn frame<T: Serialize>(value: &T) -> Bytes {
     encode(value).into()
+}
+
+/// Whether the entries follow each other and what they say they follow. A log with a hole could never be mended.
+pub(crate) fn check_run<Rt: AsyncRuntime>(
+    request: &AppendEntriesRequest<TypeConfig<Rt>>,
+) -> Result<(), String> {
+    for (next, entry) in (request.prev_log_id.next_index()..).zip(&request.entries) {
+        if entry.log_id.index != next {
+            return Err(format!("entry {} does not follow: {next} is next", entry.log_id.index));
+        }
+    }
+    Ok(())
 }
 
 /// Reads a frame; anything a peer may send that is not one ends its pipe.
