@@ -130,10 +130,11 @@ impl Truth {
         };
         let off = within(Duration::from_secs(15), |health| *health == Health::Off);
         let no_daemon = within(Duration::from_secs(17), |health| *health == Health::NoDaemon);
-        let silent = within(Duration::from_secs(17), |health| *health != Health::Fine);
+        // Cut off it is as silent, and has no more of a daemon.
+        let gone = within(Duration::from_secs(17), |health| matches!(health, Health::NoDaemon | Health::Off));
         let in_all = within(REMEMBERED, |health| *health != Health::Fine);
         off >= Duration::from_millis(1900)
-            || (!no_daemon.is_zero() && silent >= Duration::from_secs(4))
+            || (!no_daemon.is_zero() && gone >= Duration::from_millis(3900))
             || in_all >= Duration::from_secs(27)
     }
 

@@ -35,6 +35,9 @@ const TRY_LIMIT: Duration = Duration::from_millis(250);
 const TRIES_MIN: u32 = 5;
 /// The daemon is gone and its supervisor will start it again.
 const REFUSED: Duration = Duration::from_secs(5);
+/// It has this much of it from the first refusal on: what it was silent for before had another reason. Asking begins
+/// after [`ASK_AFTER`], and the first tries may be lost.
+const REFUSED_SEEN: Duration = Duration::from_secs(4);
 /// Paused, starved or stuck on a disk: its pods still serve.
 const STUCK: Duration = Duration::from_secs(30);
 /// A node that no probe ever reached is judged by gossip, which needs its own 2.5 s.
@@ -125,6 +128,8 @@ pub enum Cause {
 pub struct Silence {
     /// How long it has not renewed.
     pub lasts: Duration,
+    /// How long ago its port first refused, without a sign of a daemon since; zero if it does not.
+    pub refused_for: Duration,
     /// Reports of this office young enough to count, by observer.
     pub reports: Vec<Report>,
     /// How many observers must agree: two, or all where fewer than two others live.
@@ -161,6 +166,7 @@ pub fn verdict(silence: &Silence, settings: &Settings) -> Verdict {
     let best = answers.filter(|(_, age)| *age <= ANSWER_VALID).map(|(answer, _)| answer).max();
     match best {
         Some(Answer::Accepts) => after(STUCK, Cause::Stuck),
+        Some(Answer::Refused) if silence.refused_for < REFUSED_SEEN => Verdict::Keep,
         Some(Answer::Refused) => after(REFUSED, Cause::DaemonGone),
         Some(Answer::Echo) => after(STUCK, Cause::Stuck),
         None if silence.probes_reach_it => {
@@ -239,6 +245,25 @@ struct Node<Id> {
     observers: BTreeSet<Id>,
     /// The observer's report and when it came.
     reports: BTreeMap<Id, (Instant, Report)>,
+    /// When the port last accepted, and when it first refused after that: in this silence.
+    accepted_at: Option<Instant>,
+    refused_at: Option<Instant>,
+}
+
+impl<Id> Node<Id> {
+    /// Its port answered so at that time. Observers may tell late.
+    fn answered(&mut self, at: Instant, answer: Answer) {
+        match answer {
+            Answer::Accepts => {
+                self.accepted_at = self.accepted_at.max(Some(at));
+                self.refused_at = self.refused_at.filter(|refused| *refused > at);
+            }
+            Answer::Refused if self.accepted_at < Some(at) => {
+                self.refused_at = Some(self.refused_at.map_or(at, |refused| refused.min(at)));
+            }
+            Answer::Refused | Answer::Echo => {}
+        }
+    }
 }
 
 impl<Id: Copy + Ord> Judge<Id> {
@@ -258,7 +283,7 @@ impl<Id: Copy + Ord> Judge<Id> {
             mutation: None,
         };
         if let Some((leader, heard_at)) = previous {
-            let earliest = Instant(now.0.saturating_sub(BEFORE_OFFICE.as_millis() as u64));
+            let earliest = now.before(BEFORE_OFFICE);
             judge.node(leader).heard_at = Some(heard_at.clamp(earliest, now));
         }
         judge
@@ -295,6 +320,7 @@ impl<Id: Copy + Ord> Judge<Id> {
         node.asked_at = None;
         node.observers.clear();
         node.reports.clear();
+        (node.accepted_at, node.refused_at) = (None, None);
         true
     }
 
@@ -309,6 +335,9 @@ impl<Id: Copy + Ord> Judge<Id> {
     /// An observer's report about a node it was asked about in this office.
     pub fn reported(&mut self, now: Instant, observer: Id, about: Id, report: Report) {
         if let Some(node) = self.nodes.get_mut(&about).filter(|node| node.asked_at.is_some()) {
+            if let Some((answer, age)) = report.answer {
+                node.answered(now.before(age), answer);
+            }
             node.reports.insert(observer, (now, report));
         }
     }
@@ -385,6 +414,7 @@ impl<Id: Copy + Ord> Judge<Id> {
         let reports = self.believed(reports);
         let silence = Silence {
             lasts,
+            refused_for: node.refused_at.map_or(Duration::ZERO, |at| now.since(at)),
             reports,
             observers_needed: self.observers_needed(living),
             rtt: node.rtt,
@@ -485,6 +515,8 @@ impl<Id: Copy + Ord> Judge<Id> {
             asked_at: None,
             observers: BTreeSet::new(),
             reports: BTreeMap::new(),
+            accepted_at: None,
+            refused_at: None,
         })
     }
 }

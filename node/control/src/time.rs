@@ -17,6 +17,11 @@ impl Instant {
         Instant(self.0.saturating_add(later.as_millis().try_into().unwrap_or(u64::MAX)))
     }
 
+    /// The moment `earlier` before this one.
+    pub fn before(self, earlier: Duration) -> Instant {
+        Instant(self.0.saturating_sub(earlier.as_millis().try_into().unwrap_or(u64::MAX)))
+    }
+
     /// How long ago `earlier` was; zero if it lies ahead.
     pub fn since(self, earlier: Instant) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))

@@ -13,6 +13,7 @@ fn ms(count: u64) -> Duration {
 fn silence(lasts_ms: u64, report: Report) -> Silence {
     Silence {
         lasts: ms(lasts_ms),
+        refused_for: ms(lasts_ms.saturating_sub(600)),
         reports: vec![report; 2],
         observers_needed: 2,
         rtt: Duration::ZERO,
@@ -52,6 +53,13 @@ fn nothing_answered_to_two_observers_is_a_lost_machine() {
 #[test]
 fn a_refused_port_is_a_daemon_that_may_come_back() {
     check(|lasts| silence(lasts, answered(Answer::Refused)), 5000, Cause::DaemonGone);
+}
+
+#[test]
+fn a_daemon_that_was_there_a_moment_ago_has_its_time_to_come_back_whatever_it_was_silent_for_before() {
+    let refused =
+        |refused_ms| Silence { refused_for: ms(refused_ms), ..silence(29_000, answered(Answer::Refused)) };
+    check(refused, 4000, Cause::DaemonGone);
 }
 
 #[test]
@@ -493,6 +501,24 @@ fn a_killed_daemon_gets_five_seconds_and_a_power_cut_after_it_is_seen_sooner() {
             world.power[2] = Power::Off;
         },
         |world| assert_eq!(world.declared.len(), 1, "{:?}", world.declared),
+    );
+}
+
+#[test]
+fn a_daemon_that_is_killed_while_its_renewals_are_cut_off_has_as_much_time() {
+    in_every_phase(
+        26_000,
+        |world| {
+            world.cut.insert((2, 0));
+            world.run_until(20_000);
+            assert_eq!(world.declared, []);
+            world.cut.clear();
+            world.power[2] = Power::DaemonDead;
+        },
+        |world| {
+            let [(at, 2, Cause::DaemonGone)] = world.declared[..] else { panic!("{:?}", world.declared) };
+            assert!((24_000..=24_800).contains(&at), "declared at {at}");
+        },
     );
 }
 
