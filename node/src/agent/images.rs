@@ -14,7 +14,7 @@ use skein_net::endpoint::{Class, Endpoint};
 use skein_net::identity::NodeId;
 use skein_net::stream::Stream;
 use skein_raft_store::{Change, Expect, Handle, Op, Options, TokioRuntime};
-use skein_runtime::images::{BUILT_IN, Credentials, Digest, Error, Image, Images, Loaded};
+use skein_runtime::images::{Credentials, Digest, Error, Image, Images, Loaded, is_built_in};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -54,7 +54,7 @@ impl ClusterImages {
         ask_registry: bool,
         credentials: &[Credentials],
     ) -> Result<Image, Error> {
-        if reference != BUILT_IN
+        if !is_built_in(reference)
             && let Some(record) = self.record(&Images::full_name(reference)?)
         {
             match self.fetch(&record).await {
@@ -73,7 +73,7 @@ impl ClusterImages {
 
     /// The image if it is on this machine or on another one, without any registry.
     pub(crate) async fn present(&self, reference: &str) -> Result<Option<Image>, Error> {
-        if reference != BUILT_IN
+        if !is_built_in(reference)
             && let Some(record) = self.record(&Images::full_name(reference)?)
         {
             match self.fetch(&record).await {
@@ -89,7 +89,7 @@ impl ClusterImages {
     /// still here: its name may mean another one by now.
     pub(crate) async fn unpacked(&self, reference: &str, digest: &str) -> Result<Option<Image>, Error> {
         let (here, wanted) = (self.local.clone(), reference.to_owned());
-        let digest = digest.parse::<Digest>().ok().filter(|_| reference != BUILT_IN);
+        let digest = digest.parse::<Digest>().ok().filter(|_| !is_built_in(reference));
         blocking(move || match digest {
             Some(digest) => here.find_digest(&digest),
             None => here.find(&wanted),

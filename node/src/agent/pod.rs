@@ -410,9 +410,7 @@ async fn have_image(
     image: &str,
     policy: PullPolicy,
 ) -> Result<Image, ImageError> {
-    if let Err(error) = Images::full_name(image).map(drop)
-        && image != images::BUILT_IN
-    {
+    if let Err(error) = Images::full_name(image) {
         return Err(ImageError::InvalidName(error.to_string()));
     }
     let cluster = &scene.tools.images;

@@ -11,6 +11,11 @@ use crate::engine::{ImageConfig, RootfsSource};
 /// Its name. It needs no network, no registry and no disk but the program's own size.
 pub const BUILT_IN: &str = "skein.dev/tiny";
 
+/// Whether `reference` means the built-in image, whose only tag is `latest`.
+pub fn is_built_in(reference: &str) -> bool {
+    reference.strip_suffix(":latest").unwrap_or(reference) == BUILT_IN
+}
+
 /// Layers of the built-in image; the digest of the program follows.
 pub(super) const LAYER_PREFIX: &str = "built-in-";
 

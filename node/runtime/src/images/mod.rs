@@ -28,7 +28,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 
-pub use built_in::BUILT_IN;
+pub use built_in::{BUILT_IN, is_built_in};
 pub use digest::{Digest, InvalidDigest};
 pub use registry::{Credentials, InvalidRegistry, PlainHttp, PlainHttpRegistry};
 pub use store::{Config, Image, Images, Limits, Loaded};

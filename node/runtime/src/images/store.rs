@@ -14,8 +14,7 @@ use super::digest::Hashing;
 use super::manifest::{Configuration, DOCUMENT_BYTES_MAX, Document, INDEX_DEPTH_MAX};
 use super::room::Room;
 use super::{
-    BUILT_IN, Credentials, Digest, Error, InUse, PlainHttp, Unfinished, archive, built_in, registry,
-    remove_all, unpack,
+    Credentials, Digest, Error, InUse, PlainHttp, Unfinished, archive, built_in, registry, remove_all, unpack,
 };
 use crate::engine::RootfsSource;
 
@@ -133,7 +132,7 @@ impl Images {
 
     /// The image of that name if it is complete on this machine. Unpacks what is not unpacked yet.
     pub fn find(&self, reference: &str) -> Result<Option<Image>, Error> {
-        if reference == BUILT_IN {
+        if built_in::is_built_in(reference) {
             return built_in::image(self).map(Some);
         }
         match self.digest_of(reference)? {
@@ -203,7 +202,9 @@ impl Images {
         let pulling = self.pull(reference, credentials);
         let pulled = match found {
             // A digest means the same for ever, whatever the registry says.
-            Some(image) if !always || reference == BUILT_IN || reference.contains('@') => return Ok(image),
+            Some(image) if !always || built_in::is_built_in(reference) || reference.contains('@') => {
+                return Ok(image);
+            }
             Some(image) => match tokio::time::timeout(NEWER_LIMIT, pulling).await {
                 Ok(Err(error @ Error::Unreachable { .. })) => {
                     tracing::warn!(image = name, %error, "starts what is here");
