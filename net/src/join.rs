@@ -221,7 +221,8 @@ async fn serve_within(patience: Patience, connection: quinn::Connection, admissi
     let answer = judge(patience, claim, admission).await;
     match &answer {
         Ok(admitted) => {
-            tracing::info!(peer = %from, node = ?tls::peer_node(admitted.chain.certificates()), "admitted")
+            let node = tls::peer_node(admitted.chain.certificates()).map(tracing::field::display);
+            tracing::info!(peer = %from, node, "admitted")
         }
         Err(refusal) => tracing::info!(peer = %from, error = %refusal, "join refused"),
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// Raft trusts that a voter remembers every vote and entry it ever synced. A node whose disk was lost
 /// keeps its key but draws a new `store`, so it comes back as somebody else and can break no promise
 /// it forgot.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct VoterId {
     /// First 16 bytes of the SHA-256 of the node's public key.
     pub node: [u8; 16],
@@ -23,6 +23,13 @@ impl fmt::Display for VoterId {
         self.node.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
         f.write_str(".")?;
         self.store.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for VoterId {
+    /// As [`Display`](fmt::Display): logs are read by people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -44,5 +51,6 @@ mod tests {
     fn a_voter_shows_its_node_and_its_directory_in_hex() {
         let voter = VoterId { node: [0xab; 16], store: [1; 8] };
         assert_eq!(voter.to_string(), "abababababababababababababababab.0101010101010101");
+        assert_eq!(format!("{voter:?}"), voter.to_string());
     }
 }

@@ -236,6 +236,8 @@ pub struct Judge<Id> {
 
 #[derive(Debug)]
 struct Node<Id> {
+    /// Since when this judge could have heard it.
+    judged_since: Instant,
     heard_at: Option<Instant>,
     declared: bool,
     announced: bool,
@@ -251,6 +253,22 @@ struct Node<Id> {
 }
 
 impl<Id> Node<Id> {
+    fn new(now: Instant) -> Node<Id> {
+        Node {
+            judged_since: now,
+            heard_at: None,
+            declared: false,
+            announced: false,
+            probes_reach_it: false,
+            rtt: Duration::ZERO,
+            asked_at: None,
+            observers: BTreeSet::new(),
+            reports: BTreeMap::new(),
+            accepted_at: None,
+            refused_at: None,
+        }
+    }
+
     /// Its port answered so at that time. Observers may tell late.
     fn answered(&mut self, at: Instant, answer: Answer) {
         match answer {
@@ -284,7 +302,8 @@ impl<Id: Copy + Ord> Judge<Id> {
         };
         if let Some((leader, heard_at)) = previous {
             let earliest = now.before(BEFORE_OFFICE);
-            judge.node(leader).heard_at = Some(heard_at.clamp(earliest, now));
+            let silent = Node { heard_at: Some(heard_at.clamp(earliest, now)), ..Node::new(now) };
+            judge.nodes.insert(leader, silent);
         }
         judge
     }
@@ -296,13 +315,13 @@ impl<Id: Copy + Ord> Judge<Id> {
     }
 
     /// Makes the judged nodes exactly `members`: (node, declared lost in the log, whether probes reach it
-    /// while it is healthy).
-    pub fn set_members(&mut self, members: impl IntoIterator<Item = (Id, bool, bool)>) {
+    /// while it is healthy). One that is new is silent from now on at the earliest.
+    pub fn set_members(&mut self, now: Instant, members: impl IntoIterator<Item = (Id, bool, bool)>) {
         let members: BTreeMap<Id, (bool, bool)> =
             members.into_iter().map(|(id, declared, reached)| (id, (declared, reached))).collect();
         self.nodes.retain(|id, _| members.contains_key(id));
         for (id, (declared, probes_reach_it)) in members {
-            let node = self.node(id);
+            let node = self.nodes.entry(id).or_insert_with(|| Node::new(now));
             node.declared = declared;
             node.probes_reach_it = probes_reach_it;
         }
@@ -473,7 +492,7 @@ impl<Id: Copy + Ord> Judge<Id> {
             }
         }
         effects.extend(observers.iter().map(|observer| Effect::Ask { observer: *observer, about }));
-        let node = self.node(about);
+        let node = self.nodes.get_mut(&about).expect("who is asked about is judged");
         node.asked_at = Some(now);
         node.reports.retain(|observer, _| observers.contains(observer));
         node.observers = observers;
@@ -484,7 +503,8 @@ impl<Id: Copy + Ord> Judge<Id> {
         if id == self.me {
             return Duration::ZERO;
         }
-        let heard_at = self.nodes.get(&id).and_then(|node| node.heard_at).unwrap_or(self.in_office_since);
+        let node = self.nodes.get(&id);
+        let heard_at = node.map_or(self.in_office_since, |node| node.heard_at.unwrap_or(node.judged_since));
         now.since(heard_at.max(self.heard_nothing_until))
     }
 
@@ -503,21 +523,6 @@ impl<Id: Copy + Ord> Judge<Id> {
             self.heard_nothing_until = now;
         }
         self.mass = mass;
-    }
-
-    fn node(&mut self, id: Id) -> &mut Node<Id> {
-        self.nodes.entry(id).or_insert_with(|| Node {
-            heard_at: None,
-            declared: false,
-            announced: false,
-            probes_reach_it: false,
-            rtt: Duration::ZERO,
-            asked_at: None,
-            observers: BTreeSet::new(),
-            reports: BTreeMap::new(),
-            accepted_at: None,
-            refused_at: None,
-        })
     }
 }
 

@@ -464,6 +464,7 @@ impl<Id: Copy + Ord> Vigil<Id> {
             effects.push(Effect::HandOver(to));
         }
         office.judge.set_members(
+            now,
             members
                 .into_iter()
                 .map(|(node, marked)| (node, marked, answers.get(&node).copied().unwrap_or(true))),

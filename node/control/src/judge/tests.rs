@@ -193,7 +193,7 @@ struct World {
 impl World {
     fn new(count: u8, phase: u64) -> World {
         let mut judge = Judge::new(0, Instant(0), None, Settings::default());
-        judge.set_members((0..count).map(|id| (id, false, true)));
+        judge.set_members(Instant(0), (0..count).map(|id| (id, false, true)));
         World {
             now: 0,
             judge,
@@ -552,7 +552,7 @@ fn one_renewal_brings_a_declared_node_back() {
 #[test]
 fn a_stalled_loop_reads_what_arrived_before_it_judges() {
     let mut judge = Judge::new(0, Instant(0), None, Settings::default());
-    judge.set_members([(0, false, true), (1, false, true), (2, false, true)]);
+    judge.set_members(Instant(0), [(0, false, true), (1, false, true), (2, false, true)]);
     judge.step(Instant(50), Duration::ZERO, OwnLink::Proven);
     let asked = judge.step(Instant(20_000), Duration::ZERO, OwnLink::Proven);
     assert!(asked.iter().all(|effect| matches!(effect, Effect::Ask { .. })), "{asked:?}");
@@ -568,7 +568,7 @@ fn a_stalled_loop_reads_what_arrived_before_it_judges() {
 #[test]
 fn a_judge_is_due_seldom_while_all_renew_and_on_time_when_one_is_silent() {
     let mut judge = Judge::new(0, Instant(1000), None, Settings::default());
-    judge.set_members([(0, false, true), (1, false, true), (2, true, true)]);
+    judge.set_members(Instant(1000), [(0, false, true), (1, false, true), (2, true, true)]);
     let mut step = |at: u64, renews: bool| {
         if renews {
             judge.renewed(Instant(at), 1, Some(Instant(at)), Duration::ZERO);
@@ -588,9 +588,22 @@ fn a_judge_is_due_seldom_while_all_renew_and_on_time_when_one_is_silent() {
 #[test]
 fn a_new_leader_counts_the_old_ones_silence_from_its_last_heartbeat_but_not_for_ever() {
     let mut judge = Judge::new(0, Instant(50_000), Some((1, Instant(10_000))), Settings::default());
-    judge.set_members([(0, false, true), (1, false, true), (2, false, true)]);
+    judge.set_members(Instant(50_000), [(0, false, true), (1, false, true), (2, false, true)]);
     assert_eq!(judge.silence(Instant(50_000), 1), Duration::from_secs(1));
     assert_eq!(judge.silence(Instant(50_000), 2), Duration::ZERO);
+}
+
+#[test]
+fn who_joins_late_in_an_office_has_not_been_silent_since_it_began() {
+    let mut judge = Judge::new(0, Instant(0), None, Settings::default());
+    let all = [(0, false, true), (1, false, true)];
+    judge.set_members(Instant(0), all[..1].iter().copied());
+    assert_eq!(judge.step(Instant(40_000), Duration::ZERO, OwnLink::Proven), []);
+    for now in (40_000..40_500).step_by(50).map(Instant) {
+        judge.set_members(now, all);
+        assert_eq!(judge.step(now, Duration::ZERO, OwnLink::Proven), []);
+    }
+    assert_ne!(judge.step(Instant(40_500), Duration::ZERO, OwnLink::Proven), []);
 }
 
 /// A cluster called its own leader unreachable for ever: it had been lost, came back, and was elected
@@ -598,7 +611,7 @@ fn a_new_leader_counts_the_old_ones_silence_from_its_last_heartbeat_but_not_for_
 #[test]
 fn a_leader_that_was_declared_lost_before_its_election_welcomes_itself_once_it_has_a_quorum() {
     let mut judge = Judge::new(0, Instant(1000), None, Settings::default());
-    judge.set_members([(0, true, true), (1, false, true)]);
+    judge.set_members(Instant(1000), [(0, true, true), (1, false, true)]);
     assert_eq!(judge.step(Instant(1050), ms(10_000), OwnLink::Proven), []);
     assert_eq!(judge.step(Instant(1100), ms(50), OwnLink::Proven), [Effect::Welcome(0)]);
 }
