@@ -39,6 +39,7 @@ use crate::home::{ApiCertificate, Home, Membership};
 use crate::leader::{Planner, Voters};
 use crate::members::{Members, Record};
 use crate::picture::Picture;
+use crate::pressure;
 use crate::report::Chain as ErrorChain;
 use crate::watchfulness::{self, WATCH_DATAGRAM, Watch};
 use crate::wire::{self, Answer, Ask};
@@ -292,6 +293,7 @@ impl Node {
             stopping.clone(),
         ));
         let disk = disk::watch(&tasks, store.clone(), gossip.clone(), stopping.clone());
+        let pressures = pressure::watch(&tasks, home.dir().to_owned(), stopping.clone());
         tasks.spawn(keep_addresses(home.clone(), book, stopping.clone()));
         let ca_pem = membership.public.members.to_pem();
         let planner = Planner {
@@ -344,6 +346,7 @@ impl Node {
             gossiped: gossip.members(),
             offer,
             disk,
+            pressures,
         };
         tasks.spawn(agent.run(stopping.clone()));
 

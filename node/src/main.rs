@@ -19,6 +19,7 @@ mod leader;
 mod members;
 mod picture;
 mod pieces;
+mod pressure;
 mod prober;
 mod quorum;
 mod report;

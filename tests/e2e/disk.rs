@@ -10,7 +10,7 @@ use crate::user::User;
 use crate::{Tests, tests};
 
 pub(crate) const TESTS: Tests = tests![
-    a_full_disk_refuses_writes_by_its_name_until_there_is_space,
+    a_full_disk_refuses_writes_by_its_name_until_there_is_space_and_a_nearly_full_one_new_pods,
     a_leader_whose_disk_is_full_gives_way_to_one_that_has_space,
     a_node_whose_disk_fails_keeps_its_pods_and_votes_again_after_a_start,
 ];
@@ -18,7 +18,7 @@ pub(crate) const TESTS: Tests = tests![
 /// Holds the files of a node with the built-in image of a debug build, and what the log sets aside.
 const DISK_BYTES: u64 = 512 << 20;
 
-fn a_full_disk_refuses_writes_by_its_name_until_there_is_space() {
+fn a_full_disk_refuses_writes_by_its_name_until_there_is_space_and_a_nearly_full_one_new_pods() {
     // Of two nodes one votes: the founder, whose disk is the small one.
     let mut house = House::new(&["one", "two"]);
     let lab = house.cluster.lab();
@@ -63,6 +63,26 @@ fn a_full_disk_refuses_writes_by_its_name_until_there_is_space() {
     house.until("writes again", || (user.say(&["create", "configmap", "after"]).code == 0).then_some(()));
     watching.line("after");
     house.until("that all are told", || (!house.skein_ok("two", &["status"]).contains("FULL")).then_some(()));
+
+    // Nearly full it takes writes, and no new pods.
+    let dir = house.lab().machine("one").disk().to_owned();
+    let leaves = 30 << 20;
+    let script = format!(
+        "head -c $(($(stat -f -c '%a * %S' {}) - {leaves})) /dev/zero > {}",
+        dir.display(),
+        ballast.display()
+    );
+    let filled = on_one(script);
+    assert_eq!(filled.code, 0, "{filled:?}");
+    let why = |node: &serde_json::Value| {
+        let tainted = node["spec"]["taints"].to_string().contains("disk-pressure");
+        let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let pressed =
+            conditions.into_iter().find(|one| one["type"] == "DiskPressure" && one["status"] == "True");
+        pressed.filter(|_| tainted).map(|one| one["message"].clone())
+    };
+    let told = house.until("a taint", || why(&house.get("two", "/api/v1/nodes/one")));
+    assert_eq!(told, "little space is left on the disk");
 }
 
 fn a_leader_whose_disk_is_full_gives_way_to_one_that_has_space() {

@@ -12,8 +12,12 @@ pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 pub const NOT_READY: &str = "node.kubernetes.io/not-ready";
 /// The taint of a node that was cordoned.
 pub const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
-/// The taint of a node whose disk is full or has failed.
+/// The taint of a node whose disk is full, or nearly, or has failed.
 pub const DISK_PRESSURE: &str = "node.kubernetes.io/disk-pressure";
+/// The taint of a node with little memory left.
+pub const MEMORY_PRESSURE: &str = "node.kubernetes.io/memory-pressure";
+/// The taint of a node that can take few processes more.
+pub const PID_PRESSURE: &str = "node.kubernetes.io/pid-pressure";
 
 /// Whether the toleration accepts the taint. For how long is another question.
 pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {

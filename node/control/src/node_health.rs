@@ -4,7 +4,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, PodCondition, PodStatus, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use skein_api::pod::RESCHEDULE_ANNOTATION;
-use skein_api::scheduling::{DISK_PRESSURE, UNREACHABLE, UNSCHEDULABLE, toleration_seconds};
+use skein_api::scheduling::{
+    DISK_PRESSURE, MEMORY_PRESSURE, PID_PRESSURE, UNREACHABLE, UNSCHEDULABLE, toleration_seconds,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -25,6 +27,9 @@ pub enum Verdict {
 }
 
 const WHO: &str = "node-controller";
+/// Conditions that keep new pods away, and the taint that says so.
+const PRESSURES: [(&str, &str); 3] =
+    [("MemoryPressure", MEMORY_PRESSURE), ("DiskPressure", DISK_PRESSURE), ("PIDPressure", PID_PRESSURE)];
 
 /// Marks nodes by their verdict and takes the pods off those that are lost.
 pub(crate) fn plan(draft: &mut Draft<'_>, verdicts: &BTreeMap<String, Verdict>) {
@@ -38,7 +43,9 @@ pub(crate) fn plan(draft: &mut Draft<'_>, verdicts: &BTreeMap<String, Verdict>) 
             Some(Verdict::Alive) | None => {}
         }
         mirror(draft, key, node, UNSCHEDULABLE, is_cordoned(node));
-        mirror(draft, key, node, DISK_PRESSURE, has_disk_pressure(node));
+        for (condition, taint) in PRESSURES {
+            mirror(draft, key, node, taint, holds(node, condition));
+        }
         let marked = draft.view().get::<Node>(key).and_then(|node| unreachable_since(node));
         if let Some(since) = marked {
             empty(draft, name, Some(since));
@@ -139,10 +146,8 @@ fn mirror(draft: &mut Draft<'_>, key: &Key, node: &Node, taint: &str, wanted: bo
     });
 }
 
-fn has_disk_pressure(node: &Node) -> bool {
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    let holds = |condition: &NodeCondition| condition.type_ == "DiskPressure" && condition.status == "True";
-    conditions.into_iter().flatten().any(holds)
+fn holds(node: &Node, condition: &str) -> bool {
+    meta::node_condition(node, condition).is_some_and(|condition| condition.status == "True")
 }
 
 fn is_cordoned(node: &Node) -> bool {

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
+use skein_control::pressure::Pressures;
 use skein_net::endpoint::Endpoint;
 use skein_net::gossip::service::Members as Gossiped;
 use skein_podnet::{Network, Peer};
@@ -66,6 +67,7 @@ pub(crate) struct Agent {
     pub(crate) gossiped: watch::Receiver<Arc<Gossiped>>,
     pub(crate) offer: Offer,
     pub(crate) disk: watch::Receiver<Health>,
+    pub(crate) pressures: watch::Receiver<Pressures>,
 }
 
 impl Agent {
@@ -93,6 +95,7 @@ impl Agent {
             self.endpoint.clone(),
             self.offer,
             self.disk,
+            self.pressures,
             stopping.clone(),
         ));
         tasks.spawn(routes(

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use skein_control::pressure::Pressures;
 use skein_net::endpoint::Endpoint;
 use skein_raft_store::log::Health;
 use skein_raft_store::{Change, Expect, Handle, Op, Options, Outcome, TokioRuntime};
@@ -43,6 +44,7 @@ pub(crate) async fn keep(
     endpoint: Endpoint,
     offer: Offer,
     mut disk: watch::Receiver<Health>,
+    mut pressures: watch::Receiver<Pressures>,
     stopping: CancellationToken,
 ) {
     let mut pause = RETRY;
@@ -54,7 +56,8 @@ pub(crate) async fn keep(
         let state = store.state();
         let object = state.get(&key);
         let before = object.and_then(|object| serde_json::from_slice::<Value>(&object.value).ok());
-        let after = offer.node(before.as_ref(), endpoint.host_address(), &disk.borrow_and_update());
+        let strain = (disk.borrow_and_update().clone(), *pressures.borrow_and_update());
+        let after = offer.node(before.as_ref(), endpoint.host_address(), &strain.0, strain.1);
         if before.as_ref() != Some(&after) {
             let op = Op {
                 key: key.as_str().into(),
@@ -94,6 +97,7 @@ pub(crate) async fn keep(
                 changed = revisions.changed() => if changed.is_err() { return },
                 Ok(()) = addresses.changed() => break,
                 Ok(()) = disk.changed() => break,
+                Ok(()) = pressures.changed() => break,
             }
             let present = store.state().get(&key).map(|object| object.mod_rev);
             if present != object.map(|object| object.mod_rev) {
@@ -105,7 +109,7 @@ pub(crate) async fn keep(
 
 impl Offer {
     /// The object as it should be, given what is there: spec, labels and taints are others' to change.
-    fn node(&self, before: Option<&Value>, address: IpAddr, disk: &Health) -> Value {
+    fn node(&self, before: Option<&Value>, address: IpAddr, disk: &Health, pressures: Pressures) -> Value {
         let mut node = before.cloned().unwrap_or_else(|| self.new_node());
         let labels = [
             ("kubernetes.io/hostname", self.name.as_str()),
@@ -128,7 +132,7 @@ impl Offer {
         ]);
         node["status"]["daemonEndpoints"] = json!({ "kubeletEndpoint": { "Port": self.api_port } });
         node["status"]["nodeInfo"] = node_info();
-        self.set_conditions(&mut node, disk);
+        set_conditions(&mut node, disk, pressures);
         node
     }
 
@@ -145,54 +149,6 @@ impl Offer {
             "spec": {},
             "status": {},
         })
-    }
-
-    /// The conditions that `kubectl` shows. Ready is taken back by the judge's verdict only, and given
-    /// back here once the taint of that verdict is gone.
-    fn set_conditions(&self, node: &mut Value, disk: &Health) {
-        let unreachable = node["spec"]["taints"].as_array().is_some_and(|taints| {
-            taints.iter().any(|taint| taint["key"] == skein_api::scheduling::UNREACHABLE)
-        });
-        if unreachable {
-            return;
-        }
-        let wanted = [
-            (
-                "MemoryPressure",
-                "False",
-                "KubeletHasSufficientMemory",
-                "kubelet has sufficient memory available",
-            ),
-            match disk {
-                Health::Good => {
-                    ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure")
-                }
-                Health::Full => ("DiskPressure", "True", "KubeletHasDiskPressure", "the disk is full"),
-                Health::Failed(_) => {
-                    ("DiskPressure", "True", "KubeletHasDiskPressure", "the disk has failed")
-                }
-            },
-            ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-            ("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
-        ];
-        let mut conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        for (kind, status, reason, message) in wanted {
-            let place = conditions.iter().position(|condition| condition["type"] == kind);
-            if place.is_some_and(|place| {
-                conditions[place]["status"] == status && conditions[place]["message"] == message
-            }) {
-                continue;
-            }
-            let condition = json!({
-                "type": kind, "status": status, "reason": reason, "message": message,
-                "lastTransitionTime": now(), "lastHeartbeatTime": now(),
-            });
-            match place {
-                Some(place) => conditions[place] = condition,
-                None => conditions.push(condition),
-            }
-        }
-        node["status"]["conditions"] = conditions.into();
     }
 
     /// What there is; of the disk only `disk_percent`.
@@ -212,6 +168,64 @@ impl Offer {
             "ephemeral-storage": format!("{}Ki", self.disk_kib / self.share * disk_percent / 100),
         })
     }
+}
+
+/// The conditions that `kubectl` shows. Ready is taken back by the judge's verdict only, and given
+/// back here once the taint of that verdict is gone.
+fn set_conditions(node: &mut Value, disk: &Health, pressures: Pressures) {
+    let unreachable = node["spec"]["taints"]
+        .as_array()
+        .is_some_and(|taints| taints.iter().any(|taint| taint["key"] == skein_api::scheduling::UNREACHABLE));
+    if unreachable {
+        return;
+    }
+    let memory = pressures.memory.then_some("little memory is left");
+    let processes = pressures.processes.then_some("few processes more can be started");
+    let disk = match disk {
+        Health::Good => pressures.disk.then_some("little space is left on the disk"),
+        Health::Full => Some("the disk is full"),
+        Health::Failed(_) => Some("the disk has failed"),
+    };
+    let wanted = [
+        match memory {
+            Some(why) => ("MemoryPressure", "True", "KubeletHasInsufficientMemory", why),
+            None => (
+                "MemoryPressure",
+                "False",
+                "KubeletHasSufficientMemory",
+                "kubelet has sufficient memory available",
+            ),
+        },
+        match disk {
+            Some(why) => ("DiskPressure", "True", "KubeletHasDiskPressure", why),
+            None => ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        },
+        match processes {
+            Some(why) => ("PIDPressure", "True", "KubeletHasInsufficientPID", why),
+            None => {
+                ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available")
+            }
+        },
+        ("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+    ];
+    let mut conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    for (kind, status, reason, message) in wanted {
+        let place = conditions.iter().position(|condition| condition["type"] == kind);
+        if place.is_some_and(|place| {
+            conditions[place]["status"] == status && conditions[place]["message"] == message
+        }) {
+            continue;
+        }
+        let condition = json!({
+            "type": kind, "status": status, "reason": reason, "message": message,
+            "lastTransitionTime": now(), "lastHeartbeatTime": now(),
+        });
+        match place {
+            Some(place) => conditions[place] = condition,
+            None => conditions.push(condition),
+        }
+    }
+    node["status"]["conditions"] = conditions.into();
 }
 
 fn node_info() -> Value {

@@ -217,13 +217,19 @@ fn pods_leave_a_node_whose_taint_they_do_not_tolerate() {
 }
 
 #[test]
-fn a_node_whose_disk_gives_trouble_keeps_its_pods_and_takes_no_new_ones() {
+fn a_node_that_is_short_of_something_keeps_its_pods_and_takes_no_new_ones() {
+    for condition in ["MemoryPressure", "DiskPressure", "PIDPressure"] {
+        a_short_node_keeps_its_pods_and_takes_no_new_ones(condition);
+    }
+}
+
+fn a_short_node_keeps_its_pods_and_takes_no_new_ones(condition: &str) {
     let mut world = World::with_nodes(&["a", "b"]);
     world.put(deployment("web", 2, json!({})));
     world.live(|_| {});
     let say = |world: &mut World, status: &str| {
         let condition = NodeCondition {
-            type_: "DiskPressure".to_owned(),
+            type_: condition.to_owned(),
             status: status.to_owned(),
             ..NodeCondition::default()
         };

@@ -1,12 +1,12 @@
 //! Where a pod can run.
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, PodAffinityTerm, PodSpec, Taint};
-use skein_api::scheduling::{NOT_READY, UNREACHABLE, UNSCHEDULABLE, selects, tolerates};
+use skein_api::scheduling::{MEMORY_PRESSURE, NOT_READY, UNREACHABLE, UNSCHEDULABLE, selects, tolerates};
 use std::collections::BTreeSet;
 
 use super::Candidate;
 use crate::meta;
-use crate::resources::{asked_by, device_offered, devices_asked_by};
+use crate::resources::{QosClass, asked_by, device_offered, devices_asked_by};
 use crate::view::View;
 
 /// Why `pod` cannot run on this node: all reasons of the first filter that refuses; empty if it can.
@@ -48,7 +48,9 @@ fn untolerated(spec: &PodSpec, node: &Node) -> Option<Taint> {
     }
     let ready = meta::node_condition(node, "Ready").is_some_and(|ready| ready.status == "True");
     let not_ready = (!ready).then(|| taint(NOT_READY, "NoSchedule"));
-    hard.into_iter().chain(not_ready).find(|taint| !tolerated(spec, taint))
+    // Who asks for its memory has it: only those that ask for nothing are kept from a node that is short of it.
+    let copes = |taint: &Taint| taint.key == MEMORY_PRESSURE && QosClass::of(spec) != QosClass::BestEffort;
+    hard.into_iter().chain(not_ready).find(|taint| !tolerated(spec, taint) && !copes(taint))
 }
 
 /// True if some toleration of the pod covers this taint.

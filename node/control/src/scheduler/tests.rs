@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use crate::meta;
 use crate::world::{World, asking, bare_pod, deployment};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, NodeCondition};
 
 /// A bare pod with this spec, on nodes a and b, lands there; `Err` is kubectl's explanation.
 fn check(prepare: impl Fn(&mut World), spec: Value, expect: Result<&str, &str>) {
@@ -247,4 +247,23 @@ fn a_gated_pod_and_one_of_another_scheduler_wait_unexplained() {
     world.settle();
     assert_eq!(world.why_unscheduled("gated"), None);
     assert!(meta::node_of(&world.pod("other")).is_none());
+}
+
+#[test]
+fn who_asks_for_memory_may_run_where_little_is_left() {
+    let only_a_and_it_is_short = |world: &mut World| {
+        edit_node(world, "b", |node| node.spec.get_or_insert_default().unschedulable = Some(true));
+        edit_node(world, "a", |node| {
+            let conditions = node.status.get_or_insert_default().conditions.get_or_insert_default();
+            conditions.push(NodeCondition {
+                type_: "MemoryPressure".to_owned(),
+                status: "True".to_owned(),
+                ..NodeCondition::default()
+            });
+        });
+    };
+    check(only_a_and_it_is_short, asking("1"), Ok("a"));
+    let why = "0/2 nodes are available: 1 node(s) had untolerated taint {node.kubernetes.io/memory-pressure: }, \
+               1 node(s) were unschedulable.";
+    check(only_a_and_it_is_short, json!({}), Err(why));
 }
