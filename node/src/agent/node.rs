@@ -56,8 +56,8 @@ pub(crate) async fn keep(
         let state = store.state();
         let object = state.get(&key);
         let before = object.and_then(|object| serde_json::from_slice::<Value>(&object.value).ok());
-        let strain = (disk.borrow_and_update().clone(), *pressures.borrow_and_update());
-        let after = offer.node(before.as_ref(), endpoint.host_address(), &strain.0, strain.1);
+        let (health, pressed) = (disk.borrow_and_update().clone(), *pressures.borrow_and_update());
+        let after = offer.node(before.as_ref(), endpoint.host_address(), &health, pressed);
         if before.as_ref() != Some(&after) {
             let op = Op {
                 key: key.as_str().into(),
