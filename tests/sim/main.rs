@@ -196,7 +196,15 @@ fn no_fault_of_today_breaks_an_invariant() {
 /// Each has found something that no other run has; what it was is in the history of its line.
 #[test]
 fn what_was_found_once_stays_mended() {
-    for seed in [2_078_500_093, 2_078_600_006, 2_078_700_085, 2_079_000_056, 2_079_100_010, 2_079_100_054] {
+    for seed in [
+        2_078_500_093,
+        2_078_600_006,
+        2_078_700_085,
+        2_079_000_056,
+        2_079_100_010,
+        2_079_100_054,
+        2_080_200_183,
+    ] {
         check(Plan::new(seed));
     }
 }

@@ -327,6 +327,7 @@ impl Core {
         if self.stage == Stage::Gone {
             return;
         }
+        self.forgive_standstill(now);
         match input {
             Input::Packet { from, packet } => self.handle_packet(now, from, &packet, effects),
             Input::Woken => self.handle_woken(now, effects),
@@ -480,15 +481,21 @@ impl Core {
         }
     }
 
-    fn handle_woken(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        // That wake is over: a task for this same moment needs another one.
-        self.timers.told = None;
+    /// Whoever did not run for a while must not judge others by answers it has not read yet.
+    ///
+    /// Before anything else, whatever wakes it: what its post lets it plan is of now, and put off by the time it
+    /// stood still it would come after hours.
+    fn forgive_standstill(&mut self, now: Instant) {
         if let Some(due) = self.timers.earliest()
             && now.since(due) > self.tuning.late
         {
             self.timers.postpone(now.since(due) + self.tuning.grace);
-            return;
         }
+    }
+
+    fn handle_woken(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        // That wake is over: a task for this same moment needs another one.
+        self.timers.told = None;
         while let Some(task) = self.timers.take_due(now) {
             self.fire(now, task, effects);
         }

@@ -506,6 +506,23 @@ fn a_process_that_stood_still_judges_nobody_before_it_has_read_its_post() {
 }
 
 #[test]
+fn a_process_that_stood_still_for_long_probes_others_as_soon_as_it_is_back() {
+    let mut world = World::formed(62, 2);
+    let asleep = world.processes[1].core.take();
+    world.run_for(Duration::from_secs(60));
+    assert!(world.everybody_else_sees(1, State::Down));
+    // It reads its post before its clock rings, and learns from it that it has to come back.
+    world.processes[1].core = asleep;
+    let is_back = |world: &World| world.live().any(|core| core.me().node == node(1) && core.me().renewal > 0);
+    assert!(world.run_until(Duration::from_secs(25), is_back).is_some());
+    world.handle(1, Input::Woken);
+    world.run_for(Duration::from_secs(1));
+    world.kill(0);
+    let noticed = world.run_until(Duration::from_secs(6), |world| world.everybody_else_sees(0, State::Down));
+    assert!(noticed.is_some());
+}
+
+#[test]
 fn a_packet_under_a_false_name_is_refused() {
     let mut world = World::formed(62, 3);
     let mut effects = Vec::new();
