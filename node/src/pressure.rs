@@ -53,15 +53,15 @@ fn readings(dir: &Path) -> Readings {
     );
     let limits = [number("/proc/sys/kernel/pid_max"), number("/proc/sys/kernel/threads-max")];
     let total = limits.into_iter().flatten().min().unwrap_or(0);
-    Readings {
-        memory: memory(&file("/proc/meminfo")),
-        disk,
-        files,
-        processes: processes(&file("/proc/loadavg"), total),
-    }
+    Readings { memory: memory(), disk, files, processes: processes(&file("/proc/loadavg"), total) }
 }
 
-fn memory(meminfo: &str) -> Level {
+/// How much memory this machine has.
+pub(crate) fn memory() -> Level {
+    memory_in(&fs::read_to_string("/proc/meminfo").unwrap_or_default())
+}
+
+fn memory_in(meminfo: &str) -> Level {
     let bytes = |name: &str| {
         let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
         Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
@@ -85,8 +85,8 @@ mod tests {
     #[test]
     fn the_kernels_files_are_read() {
         let meminfo = "MemTotal:        2000 kB\nMemFree:          100 kB\nMemAvailable:     1500 kB\n";
-        assert_eq!(memory(meminfo), Level { total: 2_048_000, free: 1_536_000 });
-        assert_eq!(memory("MemTotal: 2000 kB\n"), Level::default());
+        assert_eq!(memory_in(meminfo), Level { total: 2_048_000, free: 1_536_000 });
+        assert_eq!(memory_in("MemTotal: 2000 kB\n"), Level::default());
         assert_eq!(processes("0.1 0.2 0.3 2/300 4711\n", 1000), Level { total: 1000, free: 700 });
         assert_eq!(processes("", 1000), Level::default());
     }

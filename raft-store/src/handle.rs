@@ -637,6 +637,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     /// Proposes as the leader. What a full disk still takes is kept for what the leader itself has judged:
     /// the pods of a lost node are replaced also then.
     pub(crate) async fn propose_here(&self, mut command: Command) -> Here<Answer> {
+        // It had failed before: what is asked of it now never reached anybody.
         if self.raft_failed() {
             return Here::Elsewhere(None);
         }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-/// A quiet machine needs a quarter of it. An emulator that has come to nothing by then is stuck.
+/// A quiet machine needs a tenth of it. An emulator that has come to nothing by then is stuck.
 const LIMIT: Duration = Duration::from_secs(400);
 /// What else the kernel is told. A panic ends the machine at once; a processor that does nothing but run in the
 /// kernel, or never comes to rest, is one, so that the kernel says where that is.

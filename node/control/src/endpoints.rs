@@ -67,10 +67,9 @@ fn touched(changed: &Changed) -> bool {
 
 /// Address and port of each node that is ready, in the order of addresses.
 fn serving(view: &View) -> BTreeMap<String, i32> {
-    let ready = view.all::<Node>().filter(|(_, node)| {
-        unreachable_since(node).is_none()
-            && meta::node_condition(node, "Ready").is_some_and(|ready| ready.status == "True")
-    });
+    let ready = view
+        .all::<Node>()
+        .filter(|(_, node)| unreachable_since(node).is_none() && meta::node_is(node, "Ready"));
     let address = |node: &Node| {
         let status = node.status.as_ref()?;
         let internal = status.addresses.iter().flatten().find(|address| address.type_ == "InternalIP")?;

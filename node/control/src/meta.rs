@@ -64,6 +64,11 @@ pub(crate) fn node_condition<'a>(node: &'a Node, kind: &str) -> Option<&'a NodeC
     node.status.as_ref()?.conditions.iter().flatten().find(|condition| condition.type_ == kind)
 }
 
+/// Whether a condition of the node is said to hold.
+pub(crate) fn node_is(node: &Node, kind: &str) -> bool {
+    node_condition(node, kind).is_some_and(|condition| condition.status == "True")
+}
+
 /// Sets a condition of a pod; the time of transition moves only with the status.
 pub(crate) fn set_condition(status: &mut PodStatus, mut wanted: PodCondition, now: Timestamp) {
     let conditions = status.conditions.get_or_insert_default();

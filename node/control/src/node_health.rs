@@ -44,7 +44,7 @@ pub(crate) fn plan(draft: &mut Draft<'_>, verdicts: &BTreeMap<String, Verdict>) 
         }
         mirror(draft, key, node, UNSCHEDULABLE, is_cordoned(node));
         for (condition, taint) in PRESSURES {
-            mirror(draft, key, node, taint, holds(node, condition));
+            mirror(draft, key, node, taint, meta::node_is(node, condition));
         }
         let marked = draft.view().get::<Node>(key).and_then(|node| unreachable_since(node));
         if let Some(since) = marked {
@@ -144,10 +144,6 @@ fn mirror(draft: &mut Draft<'_>, key: &Key, node: &Node, taint: &str, wanted: bo
         }
         spec.taints = Some(taints).filter(|taints| !taints.is_empty());
     });
-}
-
-fn holds(node: &Node, condition: &str) -> bool {
-    meta::node_condition(node, condition).is_some_and(|condition| condition.status == "True")
 }
 
 fn is_cordoned(node: &Node) -> bool {

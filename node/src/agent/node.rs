@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::clock;
 use crate::picture::Picture;
+use crate::pressure;
 
 const RETRY: Duration = Duration::from_millis(500);
 /// A full disk is told to the log of a leader who may have no room for it.
@@ -155,7 +156,7 @@ impl Offer {
     fn capacity(&self, disk_percent: u64) -> Value {
         let cpu_millis =
             std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64) * 1000 / self.share;
-        let memory_kib = memory_kib() / self.share;
+        let memory_kib = pressure::memory().total / 1024 / self.share;
         let cpu = if cpu_millis.is_multiple_of(1000) {
             (cpu_millis / 1000).to_string()
         } else {
@@ -179,33 +180,40 @@ fn set_conditions(node: &mut Value, disk: &Health, pressures: Pressures) {
     if unreachable {
         return;
     }
-    let memory = pressures.memory.then_some("little memory is left");
-    let processes = pressures.processes.then_some("few processes more can be started");
     let disk = match disk {
         Health::Good => pressures.disk.then_some("little space is left on the disk"),
         Health::Full => Some("the disk is full"),
         Health::Failed(_) => Some("the disk has failed"),
     };
+    let memory = pressures.memory.then_some("little memory is left");
+    let processes = pressures.processes.then_some("few processes more can be started");
+    // Kubelet's words, for whoever looks for them.
+    let told = |kind, short: Option<&'static str>, pressed, calm, enough| match short {
+        Some(why) => (kind, "True", pressed, why),
+        None => (kind, "False", calm, enough),
+    };
     let wanted = [
-        match memory {
-            Some(why) => ("MemoryPressure", "True", "KubeletHasInsufficientMemory", why),
-            None => (
-                "MemoryPressure",
-                "False",
-                "KubeletHasSufficientMemory",
-                "kubelet has sufficient memory available",
-            ),
-        },
-        match disk {
-            Some(why) => ("DiskPressure", "True", "KubeletHasDiskPressure", why),
-            None => ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-        },
-        match processes {
-            Some(why) => ("PIDPressure", "True", "KubeletHasInsufficientPID", why),
-            None => {
-                ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available")
-            }
-        },
+        told(
+            "MemoryPressure",
+            memory,
+            "KubeletHasInsufficientMemory",
+            "KubeletHasSufficientMemory",
+            "kubelet has sufficient memory available",
+        ),
+        told(
+            "DiskPressure",
+            disk,
+            "KubeletHasDiskPressure",
+            "KubeletHasNoDiskPressure",
+            "kubelet has no disk pressure",
+        ),
+        told(
+            "PIDPressure",
+            processes,
+            "KubeletHasInsufficientPID",
+            "KubeletHasSufficientPID",
+            "kubelet has sufficient PID available",
+        ),
         ("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
     ];
     let mut conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
@@ -244,12 +252,6 @@ fn node_info() -> Value {
         "osImage": pretty.trim_matches('"'),
         "systemUUID": "",
     })
-}
-
-fn memory_kib() -> u64 {
-    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    total.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
 fn architecture() -> &'static str {

@@ -46,8 +46,7 @@ fn untolerated(spec: &PodSpec, node: &Node) -> Option<Taint> {
     if let Some(lost) = hard.iter().find(|taint| taint.key == UNREACHABLE) {
         return Some(lost.clone());
     }
-    let ready = meta::node_condition(node, "Ready").is_some_and(|ready| ready.status == "True");
-    let not_ready = (!ready).then(|| taint(NOT_READY, "NoSchedule"));
+    let not_ready = (!meta::node_is(node, "Ready")).then(|| taint(NOT_READY, "NoSchedule"));
     // Who asks for its memory has it: only those that ask for nothing are kept from a node that is short of it.
     let copes = |taint: &Taint| taint.key == MEMORY_PRESSURE && QosClass::of(spec) != QosClass::BestEffort;
     hard.into_iter().chain(not_ready).find(|taint| !tolerated(spec, taint) && !copes(taint))
