@@ -33,7 +33,7 @@ use crate::authority::Authority;
 use crate::clients::{Clients, Which};
 use crate::disk;
 use crate::home::{Home, Membership};
-use crate::members::{Members, Record};
+use crate::members::{self, Members, Record};
 use crate::picture::Picture;
 use crate::pieces;
 use crate::quorum;
@@ -201,7 +201,7 @@ impl Admin {
                     conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
                 });
                 let running = view.pods_on(&record.name).count();
-                let voter = record.voter();
+                let voter = members::voter(&record);
                 // Of a log in entries; of a node without one in revisions, by its own word.
                 let behind = |shown: u64| metrics.revision.saturating_sub(shown);
                 let lag = match metrics.matched.get(&voter) {

@@ -37,7 +37,7 @@ use crate::cluster::Here;
 use crate::disk;
 use crate::home::{ApiCertificate, Home, Membership};
 use crate::leader::{Planner, Voters};
-use crate::members::{Members, Record};
+use crate::members::{self, Members, Record};
 use crate::picture::Picture;
 use crate::pressure;
 use crate::report::Chain as ErrorChain;
@@ -713,7 +713,7 @@ impl Answering {
                 // Who follows others may know the record and not yet the membership.
                 let has_log = metrics.has_log(metrics.voter);
                 let out = self.members.get(peer).is_some_and(|record| {
-                    has_log && record.leaving && !metrics.has_log(record.voter()) && !metrics.joint
+                    has_log && record.leaving && !metrics.has_log(members::voter(&record)) && !metrics.joint
                 });
                 let out: Answer<bool> = Ok(out);
                 wire::encode(&out)

@@ -26,7 +26,7 @@ use crate::authority::Authority;
 use crate::clock;
 use crate::cluster::op;
 use crate::disk;
-use crate::members::{Members, Record};
+use crate::members::{self, Members, Record};
 use crate::picture::Picture;
 use crate::watchfulness::Verdicts;
 
@@ -191,7 +191,7 @@ impl Voters {
         let gone =
             |record: &Record| !gossiped.get(&record.node).is_some_and(|member| member.state.is_active());
         for record in self.members.present().into_values().filter(|record| record.leaving && gone(record)) {
-            let voter = record.voter();
+            let voter = members::voter(&record);
             if metrics.has_log(voter) || metrics.joint {
                 continue;
             }
@@ -223,7 +223,7 @@ impl Voters {
         let records = self.members.present();
         let gossiped = self.gossiped.borrow().clone();
         let sightings = records.values().map(|record| {
-            let id = record.voter();
+            let id = members::voter(record);
             let removals = record.removals_ms.iter().filter(|at| **at + DAY_MS > wall_ms()).count();
             let member = gossiped.get(&record.node).filter(|member| member.state.is_active());
             let sighting = Sighting {
@@ -289,7 +289,7 @@ impl Voters {
         let mut ops = Vec::new();
         for record in records.values() {
             let mut next = record.clone();
-            let id = record.voter();
+            let id = members::voter(record);
             if after.contains(&id) {
                 next.fresh = false;
             }

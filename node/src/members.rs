@@ -1,58 +1,20 @@
-//! The replicated node set: who was admitted, and what became of them.
-//!
-//! One record a node, `skein/members//<node id>`, never deleted: a removed node's record says so for ever,
-//! because its key must not come back. What it says decides trust between nodes; liveness is elsewhere.
+//! The replicated node set ([`roster`]) as the shells read it: who is trusted, and under which name.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use serde::{Deserialize, Serialize};
+use skein_control::node::roster::{self, PREFIX};
 use skein_net::identity::{NodeId, StoreId};
 use skein_net::tls::{Standing, Trust};
 use skein_podnet::Subnet;
 use skein_raft_store::{State, VoterId};
 
-pub(crate) const PREFIX: &str = "skein/members//";
-
 /// What the cluster remembers of one node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Record {
-    pub(crate) node: NodeId,
-    /// Its data directory: with the node id, its name as a voter.
-    pub(crate) store: StoreId,
-    pub(crate) name: String,
-    /// Where it was when it joined; gossip knows better soon.
-    pub(crate) addresses: Vec<SocketAddr>,
-    /// Its pods' addresses.
-    pub(crate) subnet: Subnet,
-    /// Milliseconds since 1970, the leader's stamp.
-    pub(crate) joined_ms: u64,
-    /// When it was taken out of the voters, the newest last, within a day.
-    #[serde(default)]
-    pub(crate) removals_ms: Vec<u64>,
-    /// It never voted: growing with it is formation.
-    pub(crate) fresh: bool,
-    /// It asked to leave.
-    #[serde(default)]
-    pub(crate) leaving: bool,
-    /// It is no member any more.
-    #[serde(default)]
-    pub(crate) removed: bool,
-}
+pub(crate) type Record = roster::Record<NodeId, StoreId, Subnet>;
 
-impl Record {
-    pub(crate) fn key(node: NodeId) -> String {
-        format!("{PREFIX}{node}")
-    }
-
-    pub(crate) fn voter(&self) -> VoterId {
-        VoterId { node: self.node.0, store: self.store.0 }
-    }
-
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("plain data has no key that is not a text")
-    }
+/// The name under which a node votes.
+pub(crate) fn voter(record: &Record) -> VoterId {
+    VoterId { node: record.node.0, store: record.store.0 }
 }
 
 /// The node set as this node's replica has it. Cheap to clone; all clones are one.

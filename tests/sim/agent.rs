@@ -12,16 +12,18 @@ use openraft::async_runtime::Select2;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
+use skein_api::write::{Change, Expect, Write};
+use skein_control::node::roster::as_member;
 use skein_control::pod::report::{Name, Report, Reports};
 use skein_control::pod::{ContainerState, Effect, Image, Input, PodLife, StartError};
 use skein_control::time::Instant;
 use skein_raft_store::sim::SimRt;
-use skein_raft_store::{Change, Expect, Op, Options, Outcome};
+use skein_raft_store::{Options, Outcome};
 
 use crate::machine::DIGEST;
-use crate::planner;
 use crate::watch::is_marked;
 use crate::world::{Site, node_name};
+use crate::{members, planner};
 
 const SETTLE_MAX: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(200);
@@ -318,9 +320,14 @@ async fn keep_node(site: Site) {
             }
         };
         let expect = object.map_or(Expect::Absent, |object| Expect::Revision(object.mod_rev));
-        let change = Change::Put(after.to_string().into());
-        let op = Op { key: key.as_str().into(), expect, change };
-        match site.store.propose(vec![op], Options::default()).await {
+        let write = Write { key: key.clone(), expect, change: Change::Put(after.to_string().into()) };
+        let member = members::key(site.number);
+        let held = state.get(&member).map(|object| (object.mod_rev, &*object.value));
+        let Some(writes) = as_member(&member, held, write) else {
+            moves.next().await;
+            continue;
+        };
+        match site.store.propose(writes.map(planner::op).into(), Options::default()).await {
             Ok(answer) => site.picture.reach(answer.revision).await,
             Err(_) => SimRt::sleep(RETRY).await,
         }

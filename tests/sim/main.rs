@@ -22,6 +22,7 @@ mod clock;
 mod gossip;
 mod history;
 mod machine;
+mod members;
 mod model;
 mod panics;
 mod picture;

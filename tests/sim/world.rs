@@ -24,7 +24,7 @@ use skein_raft_store::sim::{
     Mutation as StoreMutation, Process, SimNetwork, SimRt, Weather, start, take_seen,
 };
 use skein_raft_store::sim_files::SimDisk;
-use skein_raft_store::{Compaction, Config, Event, Handle, VoterId};
+use skein_raft_store::{Change, Compaction, Config, Event, Expect, Handle, Op, Options, VoterId};
 
 use crate::air::{Air, Letter, Post, carry};
 use crate::clock::Clock;
@@ -34,7 +34,7 @@ use crate::picture::{self, Picture};
 use crate::plan::{Mutation, Plan};
 use crate::truth::{self, Health, Truth};
 use crate::watch::{self, Watch};
-use crate::{agent, clients, gossip, panics, planner};
+use crate::{agent, clients, gossip, members, panics, planner};
 
 pub(crate) type Store = Handle<SimRt>;
 pub(crate) type Now = <SimRt as AsyncRuntime>::Instant;
@@ -288,6 +288,12 @@ impl World {
             SimRt::sleep(Duration::from_millis(5)).await;
         };
         first.store.bootstrap().await.expect("an empty store");
+        let records = (0..self.plan.nodes).map(|number| Op {
+            key: members::key(number).into(),
+            expect: Expect::Absent,
+            change: Change::Put(members::record(number).to_bytes().into()),
+        });
+        first.store.propose(records.collect(), Options::default()).await.expect("the founder writes");
         let formed = async {
             while self.unwell().is_some() {
                 SimRt::sleep(Duration::from_millis(50)).await;

@@ -35,6 +35,7 @@ pub mod pressure;
 
 // Who is there, and who votes.
 pub mod judge;
+pub mod node;
 pub mod own_link;
 pub mod probe;
 pub mod succession;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::chance::Chance;
 use crate::draft::Draft;
+use crate::node::roster;
 use crate::node_health::Verdict;
 use crate::view::{Changed, View};
 use crate::{deployment, endpoints, evictions, garbage, namespace, node_health, replicaset, scheduler};
@@ -62,6 +63,7 @@ pub fn plan(view: &View, changed: &Changed, round: &Round<'_>) -> Plan {
     let mut pass = 0;
     let unfinished = loop {
         // Who is there comes first, then what should be, then where.
+        roster::plan(&mut draft);
         node_health::plan(&mut draft, round.verdicts);
         evictions::plan(&mut draft);
         namespace::plan(&mut draft, round.ca_pem, round.kubernetes_ip);

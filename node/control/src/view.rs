@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::event::Told;
+use crate::node::roster::Member;
 use crate::resources::{self, Amounts};
 use crate::scheduler::apart;
 
@@ -71,6 +72,7 @@ pub enum Object {
     Secret(Arc<Secret>),
     Service(Arc<Service>),
     ServiceAccount(Arc<ServiceAccount>),
+    Member(Arc<Member>),
     /// Only who and when: thousands of Events are kept, and nobody plans by their text.
     Event(Arc<EventMark>),
     Other(Arc<Other>),
@@ -166,10 +168,11 @@ kinds! {
     Secret at "core/secrets/",
     Service at "core/services/",
     ServiceAccount at "core/serviceaccounts/",
+    Member at "skein/members/",
 }
 
 const EVENTS: &str = "core/events/";
-/// What nodes keep for themselves; planners never see it.
+/// What nodes keep for themselves; of it planners see the members only.
 const OURS: &str = "skein/";
 
 /// What one change touched, so that planners look only there.
@@ -245,7 +248,7 @@ impl View {
     /// Bytes that are no object of their kind leave a fault ([`View::faults`]) and no object.
     pub fn apply(&mut self, key: &str, value: Option<&[u8]>, revision: u64) -> Touched {
         self.revision = self.revision.max(revision);
-        if key.starts_with(OURS) {
+        if key.starts_with(OURS) && !key.starts_with(Member::PREFIX) {
             return Touched::default();
         }
         let key: Key = Arc::from(key);

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use crate::chance::Chance;
 use crate::meta;
+use crate::node::roster::Record;
 use crate::node_health::Verdict;
 use crate::plan::{Plan, Round, plan};
 use crate::time::seconds_after;
@@ -55,6 +56,7 @@ impl World {
     }
 
     pub(crate) fn add_node(&mut self, name: &str) {
+        self.add_member(name);
         let offered = json!({"cpu": "4", "memory": "8Gi", "pods": "110"});
         self.put(json!({
             "apiVersion": "v1", "kind": "Node",
@@ -68,6 +70,23 @@ impl World {
             },
         }));
         self.verdicts.insert(name.to_owned(), Verdict::Alive);
+    }
+
+    /// Its membership, under an id that is its name.
+    fn add_member(&mut self, name: &str) {
+        let record = Record {
+            node: name.to_owned(),
+            store: String::new(),
+            name: name.to_owned(),
+            addresses: Vec::new(),
+            subnet: String::new(),
+            joined_ms: 0,
+            removals_ms: Vec::new(),
+            fresh: false,
+            leaving: false,
+            removed: false,
+        };
+        self.store(&Record::<String>::key(name.to_owned()), Some(&record.to_bytes()));
     }
 
     /// Stores an object as a user would, under a uid of its own.

@@ -5,15 +5,19 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use skein_api::write::{Change, Expect, Write};
+use skein_control::node::roster::as_member;
 use skein_control::pressure::Pressures;
 use skein_net::endpoint::Endpoint;
 use skein_raft_store::log::Health;
-use skein_raft_store::{Change, Expect, Handle, Op, Options, Outcome, TokioRuntime};
+use skein_raft_store::{Handle, Options, Outcome, State, TokioRuntime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::clock;
+use crate::cluster::op;
+use crate::members::Record;
 use crate::picture::Picture;
 use crate::pressure;
 
@@ -51,6 +55,7 @@ pub(crate) async fn keep(
     let mut pause = RETRY;
     let mut addresses = endpoint.addresses();
     let key = format!("core/nodes//{}", offer.name);
+    let member = Record::key(endpoint.node());
     let mut revisions = picture.revisions();
     let mut said_ready = false;
     loop {
@@ -59,23 +64,26 @@ pub(crate) async fn keep(
         let before = object.and_then(|object| serde_json::from_slice::<Value>(&object.value).ok());
         let (health, pressed) = (disk.borrow_and_update().clone(), *pressures.borrow_and_update());
         let after = offer.node(before.as_ref(), endpoint.host_address(), &health, pressed);
-        if before.as_ref() != Some(&after) {
-            let op = Op {
-                key: key.as_str().into(),
-                expect: object.map_or(Expect::Absent, |object| Expect::Revision(object.mod_rev)),
-                change: Change::Put(
-                    serde_json::to_vec(&after).expect("JSON is written without error").into(),
-                ),
-            };
+        let write = Write {
+            key: key.clone(),
+            expect: object.map_or(Expect::Absent, |object| Expect::Revision(object.mod_rev)),
+            change: Change::Put(serde_json::to_vec(&after).expect("JSON is written without error")),
+        };
+        // A node that has left says nothing more: its object would outlive it.
+        let membership = state.get(&member);
+        let held = membership.map(|object| (object.mod_rev, &*object.value));
+        let writes = as_member(&member, held, write).filter(|_| before.as_ref() != Some(&after));
+        if let Some(writes) = writes {
+            let ops = writes.into_iter().map(op).collect();
             let proposed = tokio::select! {
                 () = stopping.cancelled() => return,
-                proposed = store.propose(vec![op], Options::default()) => proposed,
+                proposed = store.propose(ops, Options::default()) => proposed,
             };
             match proposed {
                 Ok(answer) => {
                     pause = RETRY;
                     picture.reach(answer.revision).await;
-                    if !said_ready && matches!(answer.outcomes[..], [Outcome::Done { .. }]) {
+                    if !said_ready && matches!(answer.outcomes[..], [_, Outcome::Done { .. }]) {
                         info!(node = offer.name, "ready");
                         said_ready = true;
                     }
@@ -100,8 +108,9 @@ pub(crate) async fn keep(
                 Ok(()) = disk.changed() => break,
                 Ok(()) = pressures.changed() => break,
             }
-            let present = store.state().get(&key).map(|object| object.mod_rev);
-            if present != object.map(|object| object.mod_rev) {
+            let now = store.state();
+            let revision = |state: &State, key: &str| state.get(key).map(|object| object.mod_rev);
+            if [&key, &member].iter().any(|key| revision(&now, key) != revision(&state, key)) {
                 break;
             }
         }

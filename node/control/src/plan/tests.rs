@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Agenda, Plan, Round};
 use crate::meta;
+use crate::node::roster::Member;
 use crate::node_health::Verdict;
 use crate::world::{World, asking, bare_pod, deployment};
 
@@ -47,6 +48,25 @@ fn a_lost_node_its_replacements_and_their_bindings_are_one_batch() {
     assert!(world.node("a").spec.as_ref().is_none_or(|spec| spec.taints.is_none()));
     assert_eq!(world.spread().len(), 2, "what runs well elsewhere stays there");
     assert_eq!(ready(&world, "a"), "Unknown", "only its agent says that it is ready");
+}
+
+/// Its agent had made the object anew a moment after the membership had ended: it was Ready for ever, and pods
+/// were bound to it.
+#[test]
+fn a_node_that_is_no_members_goes_and_its_pods_are_made_elsewhere() {
+    let mut world = World::with_nodes(&["a", "b"]);
+    world.put(deployment("web", 2, json!({})));
+    world.live(|_| {});
+    world.edit::<Member>("skein/members//a", |member| member.record.removed = true);
+    world.verdicts.remove("a");
+    let plan = world.round();
+    assert!(!plan.unfinished);
+    assert!(world.view.stored("core/nodes//a").is_none());
+    assert_eq!(world.spread().into_iter().collect::<Vec<_>>(), [("b".to_owned(), 2)]);
+    world.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "by-hand"}}));
+    world.settle();
+    assert!(world.view.stored("core/nodes//by-hand").is_none());
+    assert!(world.view.stored("core/nodes//b").is_some());
 }
 
 #[test]

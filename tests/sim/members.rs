@@ -1,0 +1,29 @@
+//! The members' records in the map.
+
+use skein_control::node::roster;
+use skein_net::identity::{NodeId, StoreId};
+
+use crate::world::{node_id, node_name, voter_id};
+
+/// A record as a node reads it; pods need no addresses here.
+pub(crate) type Record = roster::Record<NodeId, StoreId>;
+
+pub(crate) fn key(number: usize) -> String {
+    Record::key(node_id(number))
+}
+
+/// Of a machine that has just been let in.
+pub(crate) fn record(number: usize) -> Record {
+    Record {
+        node: node_id(number),
+        store: StoreId(voter_id(number).store),
+        name: node_name(number),
+        addresses: Vec::new(),
+        subnet: String::new(),
+        joined_ms: 0,
+        removals_ms: Vec::new(),
+        fresh: true,
+        leaving: false,
+        removed: false,
+    }
+}
