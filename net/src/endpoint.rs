@@ -22,7 +22,7 @@ mod tests;
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -44,6 +44,7 @@ use crate::{
     address_book::{AddressBook, plain},
     identity::NodeId,
     join::Admission,
+    listen,
     stream::{Receiver, Sender, Stream},
     tls::{Standing, Tls, Trust},
 };
@@ -200,7 +201,7 @@ impl Endpoint {
     /// Listens, and answers as soon as [`Endpoint::serve`] has said who does. Needs a tokio runtime.
     pub fn bind(config: Config) -> Result<Endpoint, BindError> {
         let failed = |source| BindError::Listen { listen: config.listen, source };
-        let socket = UdpSocket::bind(config.listen).map_err(failed)?;
+        let socket = listen::udp(config.listen).map_err(failed)?;
         let unfit = |error: &dyn std::fmt::Display| BindError::Tls { reason: error.to_string() };
         let server = quinn::crypto::rustls::QuicServerConfig::try_from(config.tls.server_config())
             .map_err(|error| unfit(&error))?;

@@ -12,28 +12,31 @@
 //! connection. A member that is not the leader forwards the claim with the exporter value in it: members
 //! take each other's word for that.
 //!
-//! The joiner sends the same request to each address of the token until one answers, so that a lost answer
-//! burns nothing. Does not decide who may join; [`Admission`] does.
+//! The joiner calls all addresses of the token and sends its request to the first that is there, and the same
+//! request to the next one where that comes to nothing, so that a lost answer burns nothing. Does not decide who may join; [`Admission`] does.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionError, VarInt};
 use rustls::AlertDescription;
 use rustls::time_provider::TimeProvider;
 use rustls_pki_types::UnixTime;
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
+use crate::address_book::plain;
 use crate::ca::{self, Chain, Pin};
 use crate::identity::{NodeId, StoreId};
 use crate::token::{self, CsrHash, Proof, Token, TokenId, TokenRecord};
-use crate::{encoding, tls};
+use crate::{encoding, listen, tls};
 
 /// A claim is under 1 KiB; the rest is room for the node's own bytes.
 pub const CLAIM_BYTES_MAX: usize = 64 << 10;
@@ -51,6 +54,9 @@ struct Patience {
 }
 
 const PATIENCE: Patience = Patience { step: Duration::from_secs(5), admit: Duration::from_secs(10) };
+
+/// Between the first packets to two addresses: time for an answer over the Internet, so that mostly one is asked.
+const STAGGER: Duration = Duration::from_millis(200);
 
 /// Texts of a refusal are for people.
 const TEXT_BYTES_MAX: usize = 512;
@@ -199,24 +205,30 @@ pub trait Admission: Send + Sync {
     async fn admit(&self, claim: Claim) -> Result<Admitted, Refusal>;
 }
 
-/// Answers one joiner, as a member; `connection` speaks the join protocol. Returns when it is served.
-pub async fn serve(connection: quinn::Connection, admission: &dyn Admission) {
-    serve_within(PATIENCE, connection, admission).await;
+/// Answers one joiner, as a member; `connection` speaks the join protocol. Returns when it is served: whether it
+/// was let in.
+pub async fn serve(connection: quinn::Connection, admission: &dyn Admission) -> bool {
+    serve_within(PATIENCE, connection, admission).await
 }
 
-async fn serve_within(patience: Patience, connection: quinn::Connection, admission: &dyn Admission) {
-    let from = connection.remote_address();
+async fn serve_within(patience: Patience, connection: quinn::Connection, admission: &dyn Admission) -> bool {
+    let from = plain(connection.remote_address());
     if !admission.welcome(from.ip()) {
         tracing::debug!(peer = %from, "refused to read a join claim: too many");
-        return connection.close(TOO_OFTEN, b"too many attempts");
+        connection.close(TOO_OFTEN, b"too many attempts");
+        return false;
     }
     let (mut tx, claim) = match timeout(patience.step, receive_claim(&connection)).await {
         Ok(Ok(received)) => received,
         Ok(Err(error)) => {
             tracing::debug!(peer = %from, %error, "broken join claim");
-            return connection.close(BROKEN_CLAIM, b"broken claim");
+            connection.close(BROKEN_CLAIM, b"broken claim");
+            return false;
         }
-        Err(_) => return connection.close(TOO_SLOW, b"too slow"),
+        Err(_) => {
+            connection.close(TOO_SLOW, b"too slow");
+            return false;
+        }
     };
     let answer = judge(patience, claim, admission).await;
     match &answer {
@@ -226,6 +238,7 @@ async fn serve_within(patience: Patience, connection: quinn::Connection, admissi
         }
         Err(refusal) => tracing::info!(peer = %from, error = %refusal, "join refused"),
     }
+    let is_admitted = answer.is_ok();
     let answer = encoding::encode(VERSION, &answer.map_err(Refusal::shortened));
     // The joiner closes when it has read everything; an unread answer is dropped with the connection.
     let _ = timeout(patience.step, async {
@@ -236,11 +249,20 @@ async fn serve_within(patience: Patience, connection: quinn::Connection, admissi
     })
     .await;
     connection.close(DONE, b"");
+    is_admitted
 }
 
-/// Asks the members named in `token`, one after the other, until one admits this machine or refuses for good.
+/// An endpoint to call members from, at whatever family of addresses they are.
+pub fn caller() -> io::Result<quinn::Endpoint> {
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+    let socket = listen::udp(any)?;
+    quinn::Endpoint::new(quinn::EndpointConfig::default(), None, socket, Arc::new(quinn::TokioRuntime))
+}
+
+/// Asks the members named in `token` until one admits this machine or refuses for good: all are called, a little
+/// apart, and the first that is there is asked; where that comes to nothing, the others are.
 ///
-/// * `endpoint`: any; its own configuration is not used.
+/// * `endpoint`: any, see [`caller`]; its own configuration is not used.
 /// * `csr`: of [`crate::identity::Identity::csr`]; give the same bytes again to repeat a join.
 /// * Returns what a member gave after checking that it fits the token and the request.
 pub async fn join(
@@ -252,19 +274,53 @@ pub async fn join(
 ) -> Result<Admitted, Error> {
     let config = quinn_config(token.pin(), clock)?;
     let mut failures = Vec::new();
-    for &address in token.addresses() {
-        match attempt(endpoint, config.clone(), address, token, csr, about).await {
-            Ok(admitted) => {
+    let mut left = token.addresses().to_vec();
+    while !left.is_empty() {
+        let (address, connection) = match first_of(endpoint, &config, &left).await {
+            Ok(reached) => reached,
+            Err(unreached) => {
+                failures.extend(unreached);
+                break;
+            }
+        };
+        let answer = timeout(PATIENCE.step + PATIENCE.admit, ask(&connection, token, csr, about)).await;
+        connection.close(DONE, b"");
+        match answer.unwrap_or(Err(Failure::NoAnswer)) {
+            Ok(Ok(admitted)) => {
                 check_admitted(&admitted, token.pin(), csr)?;
                 return Ok(admitted);
             }
-            Err(Failure::Refused(refusal)) if !refusal.may_pass() => {
-                return Err(Error::Refused { by: address, refusal });
-            }
+            Ok(Err(refusal)) if !refusal.may_pass() => return Err(Error::Refused { by: address, refusal }),
+            Ok(Err(refusal)) => failures.push((address, Failure::Refused(refusal))),
+            Err(failure) => failures.push((address, failure)),
+        }
+        left.retain(|other| *other != address);
+    }
+    Err(Error::Failed(Failures(failures)))
+}
+
+/// Calls all of these, a little apart: the first that proves to be of the token's cluster, or why none does. The
+/// others are left alone.
+async fn first_of(
+    endpoint: &quinn::Endpoint,
+    config: &quinn::ClientConfig,
+    addresses: &[SocketAddr],
+) -> Result<(SocketAddr, quinn::Connection), Vec<(SocketAddr, Failure)>> {
+    let call = async |nth: u32, address: SocketAddr| {
+        sleep(STAGGER * nth).await;
+        (address, call(endpoint, config.clone(), address).await)
+    };
+    let mut calls: FuturesUnordered<_> =
+        (0..).zip(addresses).map(|(nth, address)| call(nth, *address)).collect();
+    let mut failures = Vec::new();
+    while let Some((address, called)) = calls.next().await {
+        match called {
+            Ok(connection) => return Ok((address, connection)),
             Err(failure) => failures.push((address, failure)),
         }
     }
-    Err(Error::Failed(Failures(failures)))
+    failures.sort_by_key(|(failed, _)| addresses.iter().position(|address| address == failed));
+    Err(failures)
 }
 
 /// Why a machine did not become a member. Nothing was changed on it.
@@ -445,7 +501,7 @@ async fn receive_claim(connection: &quinn::Connection) -> Result<(quinn::SendStr
     let bytes = rx.read_to_end(CLAIM_BYTES_MAX).await?;
     let Request { token, proof, csr, about } = encoding::decode(VERSION, &bytes)?;
     let exporter = exporter(connection).ok_or(ClaimError::Exporter)?;
-    let from = connection.remote_address();
+    let from = plain(connection.remote_address());
     Ok((tx, Claim { token, proof, exporter, csr, about, from }))
 }
 
@@ -457,22 +513,16 @@ async fn judge(patience: Patience, claim: Claim, admission: &dyn Admission) -> A
     }
 }
 
-async fn attempt(
+async fn call(
     endpoint: &quinn::Endpoint,
     config: quinn::ClientConfig,
     address: SocketAddr,
-    token: &Token,
-    csr: &[u8],
-    about: &About,
-) -> Result<Admitted, Failure> {
+) -> Result<quinn::Connection, Failure> {
     // The name is not checked: the pinned key says more than a name could.
     let connecting = endpoint
         .connect_with(config, address, "join.skein")
         .map_err(|error| Failure::Broken(error.to_string()))?;
-    let connection = timeout(PATIENCE.step, connecting).await.map_err(|_| Failure::NoAnswer)??;
-    let answer = timeout(PATIENCE.step + PATIENCE.admit, ask(&connection, token, csr, about)).await;
-    connection.close(DONE, b"");
-    answer.map_err(|_| Failure::NoAnswer)??.map_err(Failure::Refused)
+    Ok(timeout(PATIENCE.step, connecting).await.map_err(|_| Failure::NoAnswer)??)
 }
 
 /// The handshake is over, so the other end is of the token's cluster: now, and only now, the proof goes out.

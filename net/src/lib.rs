@@ -16,6 +16,7 @@
 //! Talking, in reading order:
 //!
 //! * [`address_book`]: where each node was seen.
+//! * [`listen`]: sockets that listen, of both families.
 //! * [`endpoint`]: the one UDP port: connections by node id, framed streams, datagrams.
 //! * [`stream`]: frames on a stream, each under a limit.
 //! * [`gossip`]: who is alive; a pure core and its loop.
@@ -30,6 +31,7 @@ pub mod gossip;
 pub mod identity;
 mod ids;
 pub mod join;
+pub mod listen;
 #[cfg(test)]
 mod loopback;
 pub mod stream;

@@ -169,7 +169,8 @@ impl Node {
         let authority = Authority::load(home.clone(), identity.clone(), members.clone())?;
 
         // The API's port is bound first: it is what others are told, and a taken one is the likeliest mistake.
-        let api_listener = TcpListener::bind(config.api_listen).await.map_err(|error| {
+        let api_listener = skein_net::listen::tcp(config.api_listen).and_then(TcpListener::from_std);
+        let api_listener = api_listener.map_err(|error| {
             format!("cannot listen on {} (TCP) for the API: {error}; stop what uses the port, or choose another with --api-listen", config.api_listen)
         })?;
         let api_port = api_listener.local_addr()?.port();
@@ -807,7 +808,7 @@ impl ApiCertificates {
     fn names(&self) -> ApiNames {
         let mut addresses: Vec<IpAddr> =
             self.endpoint.reachable_addresses().iter().map(|at| at.ip()).collect();
-        addresses.push(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+        addresses.extend([std::net::Ipv4Addr::LOCALHOST.into(), IpAddr::from(std::net::Ipv6Addr::LOCALHOST)]);
         addresses.sort_unstable();
         addresses.dedup();
         ApiNames { addresses, names: vec![self.name.clone(), "localhost".into()] }

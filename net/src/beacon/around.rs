@@ -15,7 +15,7 @@ use super::{
     service::ports,
 };
 use crate::endpoint::{PORT, beside::BESIDE_BYTES_MAX, interfaces};
-use crate::timer;
+use crate::{listen, timer};
 
 /// When the question is asked, from the first time on: any of them may get lost.
 const ASK_AFTER: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(450)];
@@ -89,8 +89,7 @@ pub async fn look_around(listen: SocketAddr) -> io::Result<Option<Around>> {
 
 /// Where members would send to, or, if that is taken (by a node of this machine, perhaps), anywhere.
 fn bind(listen: SocketAddr) -> io::Result<std::net::UdpSocket> {
-    let socket = std::net::UdpSocket::bind(listen)
-        .or_else(|_| std::net::UdpSocket::bind(SocketAddr::new(listen.ip(), 0)))?;
+    let socket = listen::udp(listen).or_else(|_| listen::udp(SocketAddr::new(listen.ip(), 0)))?;
     socket.set_broadcast(true)?;
     socket.set_nonblocking(true)?;
     Ok(socket)

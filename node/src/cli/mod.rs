@@ -88,10 +88,10 @@ struct NodeArgs {
     #[arg(long)]
     name: Option<String>,
     /// Where other nodes reach this one, UDP.
-    #[arg(long, default_value = "0.0.0.0:7946", value_name = "IP:PORT")]
+    #[arg(long, default_value = "[::]:7946", value_name = "IP:PORT")]
     listen: SocketAddr,
     /// Where the Kubernetes API is served, TCP.
-    #[arg(long, default_value = "0.0.0.0:6443", value_name = "IP:PORT")]
+    #[arg(long, default_value = "[::]:6443", value_name = "IP:PORT")]
     api_listen: SocketAddr,
     /// A registry without TLS, as HOST, HOST:PORT or a network like 10.1.0.0/16; may be given again. Those on
     /// this machine (localhost, 127.0.0.0/8) need not be named.

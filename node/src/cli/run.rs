@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -99,9 +99,7 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
     };
     let csr = identity.csr()?;
     let admitted = runtime.block_on(async {
-        // Any port will do: the answer comes back over the same connection.
-        let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-        let endpoint = quinn::Endpoint::client(any)?;
+        let endpoint = join::caller()?;
         let admitted = join::join(&endpoint, &token, &csr, &about, WallTime::provider()).await;
         endpoint.close(0u32.into(), b"");
         endpoint.wait_idle().await;
