@@ -13,14 +13,15 @@
 mod accept;
 pub(crate) mod beside;
 mod dial;
-pub(crate) mod interfaces;
 mod link;
 mod socket;
 mod strangers;
 #[cfg(test)]
 mod tests;
+mod whereabouts;
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -39,10 +40,12 @@ use self::{
     beside::Beside,
     link::{Link, Links},
     strangers::Strangers,
+    whereabouts::Whereabouts,
 };
 use crate::{
     address_book::{AddressBook, plain},
     identity::NodeId,
+    interfaces::{self, Interfaces},
     join::Admission,
     listen,
     stream::{Receiver, Sender, Stream},
@@ -90,6 +93,8 @@ pub struct Config {
     pub trust: Arc<dyn Trust>,
     /// Where the others are; the endpoint adds what it finds out.
     pub book: AddressBook,
+    /// What others are told of where this node is, at most four, best first; empty for what is found out.
+    pub advertise: Vec<SocketAddr>,
     /// Who lets machines join; without it they are refused.
     pub admission: Option<Arc<dyn Admission>>,
 }
@@ -183,8 +188,7 @@ struct Inner {
     instance: u32,
     listen: SocketAddr,
     beside: Beside,
-    addresses: watch::Sender<Vec<SocketAddr>>,
-    interfaces: watch::Sender<Vec<interfaces::Link>>,
+    whereabouts: Whereabouts,
     quinn: quinn::Endpoint,
     client: quinn::ClientConfig,
     trust: Arc<dyn Trust>,
@@ -226,8 +230,7 @@ impl Endpoint {
             instance: rand::random(),
             listen,
             beside,
-            addresses: watch::Sender::new(interfaces::reachable(listen)),
-            interfaces: watch::Sender::new(interfaces::links(listen)),
+            whereabouts: Whereabouts::new(listen, config.advertise),
             quinn,
             client,
             trust: config.trust,
@@ -241,7 +244,7 @@ impl Endpoint {
         }));
         endpoint.spawn(accept::run(endpoint.clone()));
         endpoint.spawn(link::keep_house(endpoint.clone()));
-        endpoint.spawn(interfaces::follow(endpoint.clone()));
+        endpoint.spawn(whereabouts::follow(endpoint.clone()));
         Ok(endpoint)
     }
 
@@ -302,6 +305,12 @@ impl Endpoint {
         Some(plain(self.links().best(peer, Class::Prompt)?.connection.remote_address()))
     }
 
+    /// Where each peer with a standing connection sees this node: at another address than its own where
+    /// something between them translates.
+    pub fn seen_as(&self) -> BTreeMap<NodeId, SocketAddr> {
+        self.links().seen_as()
+    }
+
     /// Peers with a standing connection.
     pub fn connected(&self) -> Vec<NodeId> {
         self.links().connected()
@@ -350,35 +359,28 @@ impl Endpoint {
 
     /// Addresses of this machine at which others may reach this endpoint, at most four, best first.
     pub fn reachable_addresses(&self) -> Vec<SocketAddr> {
-        interfaces::reachable(self.0.listen)
+        self.0.whereabouts.addresses().borrow().clone()
     }
 
     /// The same, and each change of it: a machine that listens on all its addresses may get new ones.
     pub fn addresses(&self) -> watch::Receiver<Vec<SocketAddr>> {
-        self.0.addresses.subscribe()
+        self.0.whereabouts.addresses().subscribe()
     }
 
-    /// The one address of this machine to name where only one can be: the best, of IPv4 where there is one.
+    /// The one address of this machine to name where only one can be: the best.
     pub fn host_address(&self) -> IpAddr {
-        let addresses = self.reachable_addresses();
-        let best = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
-        best.map_or(self.0.listen.ip(), |address| address.ip())
+        let addresses = self.0.whereabouts.addresses().borrow();
+        addresses.first().map_or(self.0.listen.ip(), |address| address.ip())
+    }
+
+    /// This machine's interfaces, and each change of them.
+    pub fn machine(&self) -> watch::Receiver<Arc<Interfaces>> {
+        self.0.whereabouts.machine().subscribe()
     }
 
     /// Links to other machines, and each change of them.
     pub(crate) fn interfaces(&self) -> watch::Receiver<Vec<interfaces::Link>> {
-        self.0.interfaces.subscribe()
-    }
-
-    fn look_at_interfaces(&self) {
-        let listen = self.0.listen;
-        replace_if_new(&self.0.addresses, interfaces::reachable(listen));
-        replace_if_new(&self.0.interfaces, interfaces::links(listen));
-        let homeless = self.links().take_homeless(interfaces::machine_has());
-        for link in homeless {
-            tracing::debug!(peer = %link.peer, "dropped a connection to an address that is gone");
-            link.connection.close(code::STALE, b"moved");
-        }
+        self.0.whereabouts.links().subscribe()
     }
 
     /// This node.
@@ -471,14 +473,6 @@ impl Endpoint {
             let _ = shutdown.run_until_cancelled(task).await;
         });
     }
-}
-
-fn replace_if_new<T: PartialEq>(told: &watch::Sender<T>, seen: T) {
-    told.send_if_modified(|told| {
-        let is_new = *told != seen;
-        *told = seen;
-        is_new
-    });
 }
 
 /// Longest payload of a datagram: 1162 B fit one packet of the smallest MTU (1200 B), one says the kind.

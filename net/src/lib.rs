@@ -15,6 +15,7 @@
 //!
 //! Talking, in reading order:
 //!
+//! * [`interfaces`]: where this machine is, as its kernel has it.
 //! * [`address_book`]: where each node was seen.
 //! * [`listen`]: sockets that listen, of both families.
 //! * [`endpoint`]: the one UDP port: connections by node id, framed streams, datagrams.
@@ -30,6 +31,7 @@ pub mod endpoint;
 pub mod gossip;
 pub mod identity;
 mod ids;
+pub mod interfaces;
 pub mod join;
 pub mod listen;
 #[cfg(test)]

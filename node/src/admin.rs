@@ -37,6 +37,7 @@ use crate::members::{self, Members, Record};
 use crate::picture::Picture;
 use crate::pieces;
 use crate::quorum;
+use crate::surroundings::Surroundings;
 use crate::watchfulness;
 use crate::wire::{self, Answer, Ask, Client};
 
@@ -61,6 +62,7 @@ pub(crate) struct Admin {
     pub(crate) images: ClusterImages,
     pub(crate) clients: Clients,
     pub(crate) watchful: watchfulness::Inbox,
+    pub(crate) surroundings: Surroundings,
     pub(crate) membership: Membership,
     pub(crate) server: Server,
     /// What this machine lacks for containers, a sentence each.
@@ -214,6 +216,7 @@ impl Admin {
                     "name": record.name,
                     "id": record.node.to_string(),
                     "address": addresses.first().map(ToString::to_string),
+                    "addresses": addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
                     "api": member.and_then(|member| member.metadata.as_ref()).and_then(|data| data.api_address),
                     "state": state,
                     "voter": metrics.voters.contains(&voter),
@@ -243,6 +246,7 @@ impl Admin {
             "certificateUntil": self.home.certificate().ok().flatten().map(|chain| seconds(chain.validity().until)),
             "podTrafficEncrypted": false,
             "warnings": self.warnings,
+            "network": self.surroundings.complaints(),
             "nodes": nodes,
         })
     }

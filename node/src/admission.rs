@@ -149,7 +149,11 @@ impl Door {
     }
 
     fn addresses(&self, node: NodeId, otherwise: Vec<SocketAddr>) -> Vec<SocketAddr> {
-        let known = self.endpoint.get().map(|endpoint| endpoint.book().addresses(node)).unwrap_or_default();
+        let known = self.endpoint.get().map(|endpoint| match node == endpoint.node() {
+            true => endpoint.reachable_addresses(),
+            false => endpoint.book().addresses(node),
+        });
+        let known = known.unwrap_or_default();
         if known.is_empty() { otherwise } else { known }
     }
 

@@ -41,6 +41,7 @@ use crate::members::{self, Members, Record};
 use crate::picture::Picture;
 use crate::pressure;
 use crate::report::Chain as ErrorChain;
+use crate::surroundings::Surroundings;
 use crate::watchfulness::{self, WATCH_DATAGRAM, Watch};
 use crate::wire::{self, Answer, Ask};
 
@@ -59,6 +60,8 @@ pub(crate) struct Config {
     pub(crate) home: Home,
     pub(crate) listen: SocketAddr,
     pub(crate) api_listen: SocketAddr,
+    /// What others are told of where this node is; empty for what is found out.
+    pub(crate) advertise: Vec<SocketAddr>,
     /// Where other members may be, whatever their addresses are.
     pub(crate) peers: Vec<PeerName>,
     /// cgroup of this node's pods; `skein/<node id>` unless given.
@@ -173,7 +176,10 @@ impl Node {
         let api_listener = api_listener.map_err(|error| {
             format!("cannot listen on {} (TCP) for the API: {error}; stop what uses the port, or choose another with --api-listen", config.api_listen)
         })?;
-        let api_port = api_listener.local_addr()?.port();
+        let api_listen = api_listener.local_addr()?;
+        let api_port = api_listen.port();
+        // On the loopback it is served to this machine alone; others then learn from its kernel that it lives.
+        let api_follows = api_listen.ip().is_unspecified() || api_listen.ip().is_loopback();
 
         // The door needs the store, the store needs the endpoint, the endpoint needs the door.
         let door_of_store: Arc<OnceLock<Door>> = Arc::default();
@@ -183,12 +189,13 @@ impl Node {
             tls: tls.clone(),
             trust: Arc::new(members.clone()),
             book: book.clone(),
+            advertise: config.advertise.clone(),
             admission: Some(admission),
         })?;
         let (files, voter) = open_store(&home, me).await?;
         let mut store_config = skein_raft_store::Config::new(voter, identity.generation());
         store_config.timings = measured(&files).await;
-        info!(node = %me, listen = %endpoint.local_address(), api = %api_listener.local_addr()?, election_ms = store_config.timings.election_min().as_millis() as u64, "starting");
+        info!(node = %me, listen = %endpoint.local_address(), api = %api_listen, election_ms = store_config.timings.election_min().as_millis() as u64, "starting");
         let store: Handle<TokioRuntime> =
             skein_raft_store::start(store_config, files, Arc::new(wire::Lanes(endpoint.clone()))).await?;
         members.load(&store.state());
@@ -211,7 +218,10 @@ impl Node {
         };
         let _ = door_of_store.set(door.clone());
 
-        let api_address = SocketAddr::new(endpoint.host_address(), api_port);
+        let api_address = match api_follows {
+            true => SocketAddr::new(endpoint.host_address(), api_port),
+            false => api_listen,
+        };
         let gossip = Gossip::start(GossipConfig {
             endpoint: endpoint.clone(),
             generation: identity.generation(),
@@ -224,6 +234,7 @@ impl Node {
                 labels: Default::default(),
             },
             follow_interfaces: config.listen.ip().is_unspecified(),
+            api_follows,
             tuning: gossip::core::Tuning::default(),
         })?;
 
@@ -414,6 +425,12 @@ impl Node {
             images,
             clients,
             watchful,
+            surroundings: Surroundings {
+                endpoint: endpoint.clone(),
+                gossip: gossip.clone(),
+                members: members.clone(),
+                is_advertised: !config.advertise.is_empty(),
+            },
             membership: membership.clone(),
             server,
             warnings: [missing, weaker].concat(),

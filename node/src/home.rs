@@ -7,6 +7,7 @@
 //! api.json             its API server's certificate and key
 //! authority.sealed     the cluster's authorities, on voters, sealed to this node's key
 //! addresses.json       where other nodes were seen
+//! advertise.json       what others are told of where this node is, if that was given by hand
 //! store/               log and snapshots (skein-raft-store)
 //! pods/ images/ logs/  containers (skein-runtime)
 //! network/             pod addresses (skein-podnet)
@@ -106,7 +107,14 @@ impl Home {
 
     /// Forgets the cluster, after this node has left it.
     pub(crate) fn forget_membership(&self) -> Result<(), Error> {
-        for name in ["cluster.json", "member.json", "api.json", "authority.sealed", "addresses.json"] {
+        for name in [
+            "cluster.json",
+            "member.json",
+            "api.json",
+            "authority.sealed",
+            "addresses.json",
+            "advertise.json",
+        ] {
             let path = self.dir.join(name);
             match fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -140,6 +148,15 @@ impl Home {
 
     pub(crate) fn set_addresses(&self, pages: &skein_net::address_book::Pages) -> Result<(), Error> {
         self.save("addresses.json", pages)
+    }
+
+    /// What was last given with `--advertise`; empty if nothing was.
+    pub(crate) fn advertise(&self) -> Result<Vec<String>, Error> {
+        Ok(self.load("advertise.json")?.unwrap_or_default())
+    }
+
+    pub(crate) fn set_advertise(&self, words: &[String]) -> Result<(), Error> {
+        self.save("advertise.json", &words)
     }
 
     /// The cluster's authorities, if this node keeps them.

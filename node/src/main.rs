@@ -23,6 +23,7 @@ mod pressure;
 mod prober;
 mod quorum;
 mod report;
+mod surroundings;
 mod tiny;
 mod watchfulness;
 mod wire;

@@ -32,13 +32,13 @@ pub(crate) fn up(house: &mut House, name: &str, words: &[&str]) {
 }
 
 /// Asks the daemon to stop, and says how it ended.
-fn stop(house: &mut House, name: &str) -> Option<i32> {
+pub(crate) fn stop(house: &mut House, name: &str) -> Option<i32> {
     let daemon = house.cluster.lab().machine_mut(name).daemon().expect("it was started");
     daemon.signal(Signal::SIGTERM);
     daemon.wait().expect("it is ours").code()
 }
 
-fn token(house: &House, words: &[&str]) -> String {
+pub(crate) fn token(house: &House, words: &[&str]) -> String {
     let printed = house.skein_ok("one", &[&["token", "create"], words].concat());
     let token = printed.strip_suffix('\n').expect("a line").to_owned();
     assert!(!token.contains(char::is_whitespace), "a token and nothing else: {printed:?}");

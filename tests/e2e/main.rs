@@ -4,6 +4,7 @@
 //! nodes has machines of its own. In reading order: [`house`] is a cluster in a lab, [`user`] is
 //! somebody with a kubectl, [`archive`] makes images, then the subjects.
 
+mod addresses;
 mod archive;
 mod disk;
 mod failover;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         images::TESTS,
         failover::TESTS,
         finding::TESTS,
+        addresses::TESTS,
         disk::TESTS,
         follow::TESTS,
         watching::TESTS,

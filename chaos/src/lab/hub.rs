@@ -87,7 +87,31 @@ impl Hub {
         netlink(&far, "give a machine its address", async move |net| {
             net.link().set(LinkUnspec::new_with_name("lo").up().build()).execute().await?;
             net.link().set(LinkUnspec::new_with_name("eth0").up().build()).execute().await?;
-            give(&net, address, gateway).await
+            give(&net, "eth0", address, gateway).await
+        })
+    }
+
+    /// Gives the network namespace of process `machine` another card, whose other end, `end`, is connected to
+    /// nothing.
+    pub(super) fn add_card(
+        &self,
+        end: String,
+        machine: i32,
+        card: &str,
+        address: Ipv4Addr,
+        gateway: Option<Ipv4Addr>,
+    ) -> Result<(), Error> {
+        let far = File::open(format!("/proc/{machine}/ns/net")).map_err(Error::kernel("find the machine"))?;
+        let far_fd = far.as_raw_fd();
+        self.netlink("make a network card", async move |net| {
+            let mut peer = LinkMessage::default();
+            peer.attributes = vec![LinkAttribute::IfName(card.into()), LinkAttribute::NetNsFd(far_fd)];
+            let pair = LinkVeth::new(&end, card).set_info_data(InfoData::Veth(InfoVeth::Peer(peer))).up();
+            net.link().add(pair.build()).execute().await
+        })?;
+        netlink(&far, "give a network card its address", async move |net| {
+            net.link().set(LinkUnspec::new_with_name(card).up().build()).execute().await?;
+            give(&net, card, address, gateway).await
         })
     }
 
@@ -101,7 +125,7 @@ impl Hub {
             for old in old.into_iter().filter(|old| old.header.family == AddressFamily::Inet) {
                 net.address().del(old).execute().await?;
             }
-            give(&net, address, gateway).await
+            give(&net, "eth0", address, gateway).await
         })
     }
 
@@ -155,8 +179,13 @@ where
         .map_err(Error::kernel(action))
 }
 
-async fn give(net: &Handle, address: Ipv4Addr, gateway: Option<Ipv4Addr>) -> Result<(), rtnetlink::Error> {
-    net.address().add(index(net, "eth0").await?, IpAddr::V4(address), 24).execute().await?;
+async fn give(
+    net: &Handle,
+    card: &str,
+    address: Ipv4Addr,
+    gateway: Option<Ipv4Addr>,
+) -> Result<(), rtnetlink::Error> {
+    net.address().add(index(net, card).await?, IpAddr::V4(address), 24).execute().await?;
     if let Some(gateway) = gateway {
         net.route().add(RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build()).execute().await?;
     }

@@ -77,6 +77,16 @@ impl Machine {
         }
     }
 
+    pub(super) fn add_card(
+        &self,
+        hub: &Hub,
+        card: &str,
+        address: Ipv4Addr,
+        gateway: Option<Ipv4Addr>,
+    ) -> Result<(), Error> {
+        hub.add_card(format!("{}{card}", self.number), self.init(), card, address, gateway)
+    }
+
     /// Its disk: the data directory of the node it runs, by the name that its own processes use.
     pub fn disk(&self) -> PathBuf {
         self.dir.join("disk")

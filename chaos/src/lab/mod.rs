@@ -143,6 +143,18 @@ impl Lab {
         machine.readdress(&self.hub, address)
     }
 
+    /// Gives the running machine one more network card, until it is switched off: with an address, and a cable on
+    /// which nobody is, not even the gateway that its default route names.
+    pub fn add_card(
+        &self,
+        name: &str,
+        card: &str,
+        address: Ipv4Addr,
+        gateway: Option<Ipv4Addr>,
+    ) -> Result<(), Error> {
+        self.machine(name).add_card(&self.hub, card, address, gateway)
+    }
+
     /// Machines switched on from now on have a default gateway, as at home: the lab itself. It answers, but
     /// leads nowhere.
     pub fn add_gateway(&mut self) {

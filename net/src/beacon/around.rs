@@ -14,8 +14,8 @@ use super::{
     links::Links,
     service::ports,
 };
-use crate::endpoint::{PORT, beside::BESIDE_BYTES_MAX, interfaces};
-use crate::{listen, timer};
+use crate::endpoint::{PORT, beside::BESIDE_BYTES_MAX};
+use crate::{interfaces, listen, timer};
 
 /// When the question is asked, from the first time on: any of them may get lost.
 const ASK_AFTER: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(450)];
@@ -98,13 +98,14 @@ fn bind(listen: SocketAddr) -> io::Result<std::net::UdpSocket> {
 /// The links, as soon as there are any.
 async fn network(listen: SocketAddr) -> Vec<interfaces::Link> {
     let end = Instant::now() + NETWORK_MAX;
-    let mut links = interfaces::links(listen);
+    let look = || interfaces::links(&interfaces::read().unwrap_or_default(), listen);
+    let mut links = look();
     if links.is_empty() {
         tracing::info!("this machine has no network yet; waiting a little, to ask it for a cluster");
     }
     while links.is_empty() && Instant::now() < end {
         sleep(NETWORK_EVERY).await;
-        links = interfaces::links(listen);
+        links = look();
     }
     links
 }

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::endpoint::{beside, interfaces::Link};
+use crate::{endpoint::beside, interfaces::Link};
 
 /// Of the range for whoever wants one within a site (RFC 2365); datagrams to it stay on the link.
 const GROUP_V4: Ipv4Addr = Ipv4Addr::new(239, 255, 79, 46);

@@ -1,12 +1,17 @@
 //! What comes in: connections, and on each of them the hello, streams and datagrams.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes};
 use tokio::{sync::Semaphore, time::timeout};
 
 use super::{Class, Endpoint, Service, code, link::Link};
 use crate::{
+    address_book::plain,
     identity::NodeId,
     join,
     stream::{Receiver, Sender, Stream},
@@ -26,6 +31,8 @@ const KIND_MAX: Duration = Duration::from_secs(5);
 const HELLO_VERSION: u8 = 1;
 /// Longer than this version's hello, so that a later one may say more.
 const HELLO_BYTES_MAX: usize = 64;
+/// What a hello says after its first six bytes: a kind, a length, and so many bytes. Unknown kinds are skipped.
+const HELLO_SEEN_AS: u8 = 1;
 
 /// Takes connections until the endpoint shuts down.
 pub(super) async fn run(endpoint: Endpoint) {
@@ -76,7 +83,10 @@ async fn admit_joiner(endpoint: &Endpoint, connection: quinn::Connection, joins:
         connection.close(code::NOT_JOINING, b"this node lets nobody join now; try another one");
         return;
     };
-    join::serve(connection, admission.as_ref()).await;
+    let reached_at = connection.local_ip();
+    if let (true, Some(ip)) = (join::serve(connection, admission.as_ref()).await, reached_at) {
+        endpoint.0.whereabouts.prove(ip);
+    }
 }
 
 fn admit_member(endpoint: &Endpoint, peer: NodeId, connection: quinn::Connection) {
@@ -87,6 +97,9 @@ fn admit_member(endpoint: &Endpoint, peer: NodeId, connection: quinn::Connection
         return connection.close(code::REMOVED, b"removed from the cluster");
     }
     endpoint.book().worked(peer, connection.remote_address());
+    if let Some(ip) = connection.local_ip() {
+        endpoint.0.whereabouts.prove(ip);
+    }
     attend(endpoint, Link::new(endpoint.node(), peer, connection, None));
 }
 
@@ -142,7 +155,8 @@ async fn hand_over(
     }
 }
 
-/// Says which process this is and, having dialled, what the connection is for.
+/// Says which process this is, where the other end is seen from here and, having dialled, what the connection
+/// is for.
 async fn say_hello(connection: quinn::Connection, class: Option<Class>, instance: u32) {
     let class = match class {
         None => 0,
@@ -151,6 +165,7 @@ async fn say_hello(connection: quinn::Connection, class: Option<Class>, instance
     };
     let mut hello = vec![HELLO_VERSION, class];
     hello.extend(instance.to_be_bytes());
+    put_seen_as(&mut hello, plain(connection.remote_address()));
     // Failing, the connection is gone, which others notice.
     if let Ok(mut stream) = connection.open_uni().await
         && stream.write_all(&hello).await.is_ok()
@@ -176,6 +191,10 @@ async fn hear_hello(endpoint: Endpoint, link: Arc<Link>, mut stream: quinn::Recv
     };
     // Set before or not, what was said first counts.
     let _ = link.instance.set(hello.get_u32());
+    if let Some(seen_as) = take_seen_as(hello) {
+        let _ = link.seen_as.set(seen_as);
+        endpoint.0.whereabouts.prove(seen_as.ip());
+    }
     if let Some(class) = class {
         let _ = link.class.set(class);
     }
@@ -184,4 +203,60 @@ async fn hear_hello(endpoint: Endpoint, link: Arc<Link>, mut stream: quinn::Recv
         old.connection.close(code::STALE, b"restarted");
     }
     endpoint.links().settle(&link);
+}
+
+fn put_seen_as(hello: &mut Vec<u8>, at: SocketAddr) {
+    let ip = match at.ip() {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    hello.put_u8(HELLO_SEEN_AS);
+    hello.put_u8(ip.len() as u8 + 2);
+    hello.put_slice(&ip);
+    hello.put_u16(at.port());
+}
+
+fn take_seen_as(mut rest: Bytes) -> Option<SocketAddr> {
+    while rest.remaining() >= 2 {
+        let (kind, length) = (rest.get_u8(), usize::from(rest.get_u8()));
+        if length > rest.remaining() {
+            return None;
+        }
+        let mut said = rest.split_to(length);
+        let ip: IpAddr = match (kind, length) {
+            (HELLO_SEEN_AS, 6) => said.get_u32().to_be_bytes().into(),
+            (HELLO_SEEN_AS, 18) => said.get_u128().to_be_bytes().into(),
+            _ => continue,
+        };
+        return Some(plain(SocketAddr::new(ip, said.get_u16())));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn where_the_other_end_is_seen_is_read_as_it_was_said_whatever_else_is() {
+        for at in ["192.0.2.7:7946", "[2001:db8::7]:1"] {
+            let at: SocketAddr = at.parse().unwrap();
+            let mut hello = vec![200, 3, 1, 2, 3];
+            put_seen_as(&mut hello, at);
+            hello.extend([201, 0]);
+            assert_eq!(take_seen_as(hello.clone().into()), Some(at));
+            // One of an earlier version ends before; one that was cut off says nothing.
+            assert_eq!(take_seen_as(Bytes::new()), None);
+            assert_eq!(take_seen_as(hello[..9].to_vec().into()), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_hello_is_read_beyond_its_end(bytes in proptest::collection::vec(any::<u8>(), 0..HELLO_BYTES_MAX)) {
+            let _ = take_seen_as(bytes.into());
+        }
+    }
 }

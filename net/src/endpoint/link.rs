@@ -43,6 +43,8 @@ pub(super) struct Link {
     pub(super) class: OnceLock<Class>,
     /// The peer's process, from its hello.
     pub(super) instance: OnceLock<u32>,
+    /// Where the peer sees this node, from its hello.
+    pub(super) seen_as: OnceLock<SocketAddr>,
     pulse: Mutex<Pulse>,
 }
 
@@ -75,6 +77,7 @@ impl Link {
             since: Instant::now(),
             class,
             instance: OnceLock::new(),
+            seen_as: OnceLock::new(),
             pulse: Mutex::default(),
         })
     }
@@ -145,6 +148,12 @@ impl Links {
 
     pub(super) fn connected(&self) -> Vec<NodeId> {
         self.peers.iter().filter(|(_, peer)| !peer.links.is_empty()).map(|(node, _)| *node).collect()
+    }
+
+    /// Where each peer sees this node, over its newest connection.
+    pub(super) fn seen_as(&self) -> BTreeMap<NodeId, SocketAddr> {
+        let seen = |peer: &Peer| peer.links.iter().rev().find_map(|link| link.seen_as.get().copied());
+        self.peers.iter().filter_map(|(node, peer)| Some((*node, seen(peer)?))).collect()
     }
 
     /// Adds a connection; the oldest of too many are closed. It is used once its class is known, see

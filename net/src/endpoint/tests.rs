@@ -57,6 +57,7 @@ fn up_at(node: &Node, listen: SocketAddr) -> Up {
         tls: node.tls.clone(),
         trust: node.trust.clone(),
         book: AddressBook::default(),
+        advertise: Vec::new(),
         admission: None,
     })
     .expect("loopback is free");
@@ -423,10 +424,39 @@ async fn a_port_in_use_is_named() {
         tls: node.tls.clone(),
         trust: node.trust.clone(),
         book: AddressBook::default(),
+        advertise: Vec::new(),
         admission: None,
     });
     let text = taken.err().expect("the port is taken").to_string();
     assert!(text.contains(&a.endpoint.local_address().to_string()), "{text}");
+}
+
+#[tokio::test]
+async fn each_end_learns_where_the_other_one_sees_it() {
+    let (_ca, a, mut b) = two().await;
+    let _asked = talk_to(&a, b.endpoint.node()).await;
+    b.next_stream().await;
+    for (here, there) in [(&a, &b), (&b, &a)] {
+        let seen = || here.endpoint.seen_as().get(&there.endpoint.node()).copied();
+        until("the hello", || seen() == Some(here.endpoint.local_address())).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_advertised_is_all_that_others_are_told() {
+    let node = Node::of(&founded());
+    let told: Vec<SocketAddr> = vec!["203.0.113.7:17946".parse().unwrap()];
+    let endpoint = Endpoint::bind(Config {
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        tls: node.tls.clone(),
+        trust: node.trust.clone(),
+        book: AddressBook::default(),
+        advertise: told.clone(),
+        admission: None,
+    })
+    .expect("loopback is free");
+    assert_eq!(endpoint.reachable_addresses(), told);
+    assert_eq!(endpoint.host_address(), told[0].ip());
 }
 
 #[tokio::test]

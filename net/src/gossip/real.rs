@@ -68,6 +68,7 @@ impl Machine {
                 tls: node.tls.clone(),
                 trust: node.trust.clone(),
                 book,
+                advertise: Vec::new(),
                 admission: None,
             })
             .unwrap();
@@ -76,6 +77,7 @@ impl Machine {
                 generation,
                 metadata: Metadata { name: name.into(), version: "0.1.0".into(), ..Metadata::default() },
                 follow_interfaces: true,
+                api_follows: false,
                 tuning: Tuning::default(),
             })
             .unwrap();

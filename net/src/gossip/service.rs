@@ -48,9 +48,10 @@ pub struct Config {
     pub generation: u64,
     /// What this node says about itself.
     pub metadata: Metadata,
-    /// Whether `metadata.addresses`, and an API address that is one of them, follow the addresses of the
-    /// machine's interfaces; else they stay.
+    /// Whether `metadata.addresses` follow those of the endpoint; else they stay.
     pub follow_interfaces: bool,
+    /// Whether the API is served on all addresses of the machine, so that its address is the best of these.
+    pub api_follows: bool,
     /// The protocol's constants.
     pub tuning: Tuning,
 }
@@ -64,6 +65,7 @@ pub struct Gossip {
     endpoint: Endpoint,
     metadata: Metadata,
     follow_interfaces: bool,
+    api_follows: bool,
     started: Instant,
     wake_at: Option<Instant>,
     exchanging: BTreeSet<NodeId>,
@@ -140,6 +142,7 @@ impl Gossip {
             endpoint: config.endpoint,
             metadata,
             follow_interfaces: config.follow_interfaces,
+            api_follows: config.api_follows,
             started: Instant::now(),
             wake_at: None,
             exchanging: BTreeSet::new(),
@@ -270,12 +273,9 @@ impl Gossip {
             return;
         }
         tracing::info!(?addresses, "this machine's addresses changed");
-        let is_in = |addresses: &[SocketAddr], ip| addresses.iter().any(|at| at.ip() == ip);
-        // The API is where it was, unless that was an address that has gone.
-        let api_address = self.metadata.api_address.map(|api| {
-            let has_gone = is_in(&self.metadata.addresses, api.ip()) && !is_in(&addresses, api.ip());
-            let ip = if has_gone { self.endpoint.host_address() } else { api.ip() };
-            SocketAddr::new(ip, api.port())
+        let api_address = self.metadata.api_address.map(|api| match self.api_follows {
+            true => SocketAddr::new(self.endpoint.host_address(), api.port()),
+            false => api,
         });
         self.describe(Metadata { addresses, api_address, ..self.metadata.clone() });
     }

@@ -38,6 +38,7 @@ pub mod judge;
 pub mod node;
 pub mod own_link;
 pub mod probe;
+pub mod reachability;
 pub mod succession;
 pub mod vigil;
 pub mod voters;

@@ -14,6 +14,7 @@ mod probes;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use k8s_openapi::api::core::v1::Pod;
 use skein_control::pressure::Pressures;
 use skein_net::endpoint::Endpoint;
 use skein_net::gossip::service::Members as Gossiped;
+use skein_net::interfaces::Interfaces;
 use skein_podnet::{Network, Peer};
 use skein_raft_store::log::Health;
 use skein_raft_store::{Handle, TokioRuntime};
@@ -257,6 +259,7 @@ async fn routes(
 ) {
     let mut set = BTreeSet::new();
     let mut addresses = endpoint.addresses();
+    let machine = endpoint.machine();
     // Members come by the map, addresses by gossip: whichever is later, a second later all is known.
     let mut timer = tokio::time::interval(Duration::from_secs(1));
     loop {
@@ -275,10 +278,7 @@ async fn routes(
             .filter_map(|record| {
                 let known = gossiped.borrow().get(&record.node).map(|member| member.addresses().to_vec());
                 let addresses = known.filter(|known| !known.is_empty()).unwrap_or(record.addresses);
-                let via = addresses.iter().find_map(|address| match address.ip() {
-                    std::net::IpAddr::V4(address) => Some(address),
-                    std::net::IpAddr::V6(_) => None,
-                })?;
+                let via = gateway(&machine.borrow(), &addresses)?;
                 Some(Peer { subnet: record.subnet, via })
             })
             .collect();
@@ -299,4 +299,15 @@ async fn routes(
             Err(_) => return,
         }
     }
+}
+
+/// Where packets for the pods of a node at these addresses go: to the first that is on a link of this machine.
+fn gateway(machine: &Interfaces, addresses: &[SocketAddr]) -> Option<Ipv4Addr> {
+    let v4 = addresses.iter().filter_map(|address| match address.ip() {
+        IpAddr::V4(ip) if !machine.has(address.ip()) => Some(ip),
+        _ => None,
+    });
+    let on_link = v4.clone().find(|ip| machine.is_on_link((*ip).into()));
+    // The kernel says what is wrong with another one.
+    on_link.or(v4.into_iter().next())
 }

@@ -1,7 +1,7 @@
 //! This machine's own Node object: made when the node joins, kept true, and said to be Ready while its
 //! agent runs. No heartbeat is written: whether a node lives is the judge's business.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -63,7 +63,8 @@ pub(crate) async fn keep(
         let object = state.get(&key);
         let before = object.and_then(|object| serde_json::from_slice::<Value>(&object.value).ok());
         let (health, pressed) = (disk.borrow_and_update().clone(), *pressures.borrow_and_update());
-        let after = offer.node(before.as_ref(), endpoint.host_address(), &health, pressed);
+        let ips = internal_ips(&addresses.borrow_and_update());
+        let after = offer.node(before.as_ref(), &ips, &health, pressed);
         let write = Write {
             key: key.clone(),
             expect: object.map_or(Expect::Absent, |object| Expect::Revision(object.mod_rev)),
@@ -119,7 +120,7 @@ pub(crate) async fn keep(
 
 impl Offer {
     /// The object as it should be, given what is there: spec, labels and taints are others' to change.
-    fn node(&self, before: Option<&Value>, address: IpAddr, disk: &Health, pressures: Pressures) -> Value {
+    fn node(&self, before: Option<&Value>, ips: &[IpAddr], disk: &Health, pressures: Pressures) -> Value {
         let mut node = before.cloned().unwrap_or_else(|| self.new_node());
         let labels = [
             ("kubernetes.io/hostname", self.name.as_str()),
@@ -136,10 +137,9 @@ impl Offer {
         node["spec"]["podCIDRs"] = json!([self.subnet]);
         node["status"]["capacity"] = self.capacity(100);
         node["status"]["allocatable"] = self.capacity(ALLOCATABLE_PERCENT);
-        node["status"]["addresses"] = json!([
-            { "type": "InternalIP", "address": address.to_string() },
-            { "type": "Hostname", "address": self.name },
-        ]);
+        let ips = ips.iter().map(|ip| json!({ "type": "InternalIP", "address": ip.to_string() }));
+        let name = json!({ "type": "Hostname", "address": self.name });
+        node["status"]["addresses"] = ips.chain([name]).collect();
         node["status"]["daemonEndpoints"] = json!({ "kubeletEndpoint": { "Port": self.api_port } });
         node["status"]["nodeInfo"] = node_info();
         set_conditions(&mut node, disk, pressures);
@@ -178,6 +178,13 @@ impl Offer {
             "ephemeral-storage": format!("{}Ki", self.disk_kib / self.share * disk_percent / 100),
         })
     }
+}
+
+/// What others are told of where this node is, best first, as a Node object has it: one address of each family.
+fn internal_ips(told: &[SocketAddr]) -> Vec<IpAddr> {
+    let Some(best) = told.first().map(SocketAddr::ip) else { return Vec::new() };
+    let other = told.iter().map(SocketAddr::ip).find(|ip| ip.is_ipv4() != best.is_ipv4());
+    [Some(best), other].into_iter().flatten().collect()
 }
 
 /// The conditions that `kubectl` shows. Ready is taken back by the judge's verdict only, and given

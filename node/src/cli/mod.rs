@@ -1,5 +1,6 @@
 //! What a user can say. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
+mod advertise;
 mod demo;
 mod run;
 mod talk;
@@ -93,6 +94,10 @@ struct NodeArgs {
     /// Where the Kubernetes API is served, TCP.
     #[arg(long, default_value = "[::]:6443", value_name = "IP:PORT")]
     api_listen: SocketAddr,
+    /// Where others are told that this node is, where what it finds out itself is not right: behind a router that
+    /// forwards the port, say. May be given up to four times; it is kept for later starts, until `auto` is given.
+    #[arg(long, value_name = "ADDRESS[:PORT]")]
+    advertise: Vec<advertise::Advertise>,
     /// A registry without TLS, as HOST, HOST:PORT or a network like 10.1.0.0/16; may be given again. Those on
     /// this machine (localhost, 127.0.0.0/8) need not be named.
     #[arg(long, env = "SKEIN_INSECURE_REGISTRY", value_delimiter = ',', value_name = "HOST[:PORT]")]

@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use super::NodeArgs;
+use super::{NodeArgs, advertise};
 use crate::clock::WallTime;
 use crate::daemon::{self, Config, Failure, Node};
 use crate::home::{Home, Membership};
@@ -29,6 +29,7 @@ const VOTE_WAIT: Duration = Duration::from_secs(5);
 pub(super) fn up(dir: &Path, args: NodeArgs, cluster: &str, new_cluster: bool) -> Result<(), Failure> {
     log_to_stderr();
     let home = Home::new(dir);
+    advertise::chosen(&home, &args.advertise, args.listen)?;
     let membership = home.membership()?;
     // Whatever is in use is in use by that one.
     if std::os::unix::net::UnixStream::connect(home.socket()).is_ok() {
@@ -74,6 +75,7 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
     // A typing error is told before anything is made or asked.
     let token: Token = token.trim().parse()?;
     let home = Home::new(dir);
+    advertise::chosen(&home, &args.advertise, args.listen)?;
     if let Some(membership) = home.membership()? {
         let cluster = membership.public.cluster.name;
         return Err(format!(
@@ -167,9 +169,12 @@ fn run(
         )
         .into());
     }
+    let advertise = advertise::chosen(&home, &args.advertise, args.listen)?;
+    advertise::keep(&home, &args.advertise)?;
     let config = Config {
         home: home.clone(),
         listen: args.listen,
+        advertise,
         api_listen: args.api_listen,
         peers: args.peers,
         cgroup: args.cgroup,

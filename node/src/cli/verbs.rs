@@ -46,6 +46,8 @@ pub(super) fn status(dir: &Path, output: Output) -> Result<(), Failure> {
     ];
     let warnings = status["warnings"].as_array().into_iter().flatten();
     out.extend(warnings.map(|warning| format!("warning      {}", text(warning))));
+    let complaints = status["network"].as_array().into_iter().flatten();
+    out.extend(complaints.map(|complaint| format!("network      {}", text(complaint))));
     out.push(String::new());
     for node in status["nodes"].as_array().into_iter().flatten() {
         let what = match node["disk"].as_str() {
