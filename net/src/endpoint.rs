@@ -5,6 +5,9 @@
 //! sign of life although it should is dropped after 2 s, one to a process that is gone as soon as its
 //! successor speaks.
 //!
+//! A connection begins with both ends' hello: which process speaks, what for, and where it belongs. Nothing else
+//! is taken from it before; who belongs to another cluster or incarnation is told so and left alone.
+//!
 //! Streams of class [`Class::Bulk`] have their own connection, so that a snapshot never delays a vote.
 //!
 //! Not here: what streams and datagrams mean (their `kind` is a number to us), who may be a member
@@ -13,6 +16,8 @@
 mod accept;
 pub(crate) mod beside;
 mod dial;
+mod estranged;
+mod hello;
 mod link;
 mod socket;
 mod strangers;
@@ -32,12 +37,13 @@ use bytes::{BufMut, Bytes, BytesMut};
 use quinn::{IdleTimeout, VarInt};
 use tokio::{
     sync::{SetOnce, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     beside::Beside,
+    estranged::Estranged,
     link::{Link, Links},
     strangers::Strangers,
     whereabouts::Whereabouts,
@@ -45,6 +51,7 @@ use self::{
 use crate::{
     address_book::{AddressBook, plain},
     identity::NodeId,
+    incarnation::{Foreign, Tag},
     interfaces::{self, Interfaces},
     join::Admission,
     listen,
@@ -81,12 +88,15 @@ mod code {
     pub(super) const TOO_MANY: VarInt = VarInt::from_u32(5);
     pub(super) const MYSELF: VarInt = VarInt::from_u32(6);
     pub(super) const NOT_JOINING: VarInt = VarInt::from_u32(7);
+    pub(super) const FOREIGN: VarInt = VarInt::from_u32(8);
 }
 
 /// What an endpoint needs.
 pub struct Config {
     /// Where to listen, UDP. Port 0 takes any free port.
     pub listen: SocketAddr,
+    /// Where this node belongs: whoever belongs elsewhere is given nothing, and taken nothing from.
+    pub tag: Tag,
     /// Who this node is, and how it proves it.
     pub tls: Tls,
     /// Who may be a member.
@@ -150,6 +160,14 @@ pub enum OpenError {
         /// The node.
         peer: NodeId,
     },
+    /// It is of another cluster or incarnation; this is asked again now and then.
+    #[error("node {peer} is left alone: {reason}")]
+    Foreign {
+        /// The node.
+        peer: NodeId,
+        /// What its hello said.
+        reason: Foreign,
+    },
     /// A node does not call itself.
     #[error("node {peer} is this node itself")]
     Myself {
@@ -187,6 +205,7 @@ struct Inner {
     /// Drawn at each start; by it a peer notices that this process is not the one it knew.
     instance: u32,
     listen: SocketAddr,
+    tag: Tag,
     beside: Beside,
     whereabouts: Whereabouts,
     quinn: quinn::Endpoint,
@@ -197,6 +216,7 @@ struct Inner {
     service: SetOnce<Arc<dyn Service>>,
     links: Mutex<Links>,
     strangers: Strangers,
+    estranged: Estranged,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -229,6 +249,7 @@ impl Endpoint {
             me: config.tls.node(),
             instance: rand::random(),
             listen,
+            tag: config.tag,
             beside,
             whereabouts: Whereabouts::new(listen, config.advertise),
             quinn,
@@ -239,6 +260,7 @@ impl Endpoint {
             service: SetOnce::new(),
             links: Mutex::default(),
             strangers: Strangers::default(),
+            estranged: Estranged::default(),
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
         }));
@@ -352,6 +374,11 @@ impl Endpoint {
         self.0.book.forget(peer);
     }
 
+    /// Nodes met lately that belong to another cluster or incarnation, and how.
+    pub fn estranged(&self) -> BTreeMap<NodeId, Foreign> {
+        self.0.estranged.all(Instant::now())
+    }
+
     /// The address this endpoint listens on, its port resolved.
     pub fn local_address(&self) -> SocketAddr {
         self.0.listen
@@ -386,6 +413,11 @@ impl Endpoint {
     /// This node.
     pub fn node(&self) -> NodeId {
         self.0.me
+    }
+
+    /// Where this node belongs.
+    pub(crate) fn tag(&self) -> Tag {
+        self.0.tag
     }
 
     /// The number of this process, drawn at its start. Gossip tells it to the others.
@@ -452,7 +484,10 @@ impl Endpoint {
         }
         match self.0.trust.judge(peer) {
             Standing::Removed => Err(OpenError::Removed { peer }),
-            Standing::Member | Standing::Unknown => Ok(()),
+            Standing::Member | Standing::Unknown => match self.0.estranged.why(peer, Instant::now()) {
+                Some(reason) => Err(OpenError::Foreign { peer, reason }),
+                None => Ok(()),
+            },
         }
     }
 

@@ -35,6 +35,7 @@ use tokio::time::{sleep, timeout};
 use crate::address_book::plain;
 use crate::ca::{self, Chain, Pin};
 use crate::identity::{NodeId, StoreId};
+use crate::incarnation::Incarnation;
 use crate::token::{self, CsrHash, Proof, Token, TokenId, TokenRecord};
 use crate::{encoding, listen, tls};
 
@@ -158,8 +159,30 @@ pub struct Admitted {
     pub public: ca::Public,
     /// Everybody, so that the newcomer need not wait for gossip.
     pub members: Vec<Member>,
-    /// The node's own use; not read here.
+    /// What later builds have added: see [`Admitted::incarnation`].
     pub extra: Vec<u8>,
+}
+
+/// What [`Admitted::extra`] holds. Append-only: its version is raised with each field.
+#[derive(Serialize, Deserialize)]
+struct Added {
+    incarnation: Incarnation,
+}
+
+impl Admitted {
+    /// The bytes of [`Admitted::extra`].
+    pub fn added(incarnation: Incarnation) -> Vec<u8> {
+        encoding::encode(VERSION, &Added { incarnation })
+    }
+
+    /// Which incarnation of the cluster the newcomer belongs to; `None` if that does not parse.
+    pub fn incarnation(&self) -> Option<Incarnation> {
+        // The member is of a build that knew of none.
+        if self.extra.is_empty() {
+            return Some(Incarnation::unnamed(self.public.cluster.id));
+        }
+        encoding::decode(VERSION, &self.extra).ok().map(|added: Added| added.incarnation)
+    }
 }
 
 /// Why a machine may not join. Nothing was changed in the cluster.
@@ -558,6 +581,9 @@ fn check_admitted(admitted: &Admitted, pin: Pin, csr: &[u8]) -> Result<(), Error
     }
     if !ca::is_dns_label(&public.cluster.name) {
         return Err(Error::BadAnswer("the cluster's name"));
+    }
+    if admitted.incarnation().is_none() {
+        return Err(Error::BadAnswer("the cluster's incarnation"));
     }
     // The certificate was made a moment ago by another machine's clock: the handshake judged the dates.
     let moment = admitted.chain.validity().renew_at().duration_since(SystemTime::UNIX_EPOCH);

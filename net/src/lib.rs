@@ -8,6 +8,7 @@
 //! Trust, in reading order:
 //!
 //! * [`identity`]: a node is a key, kept in its data directory; so is the number of its starts.
+//! * [`incarnation`]: which life of which cluster a node belongs to.
 //! * [`ca`]: the cluster's authorities, and the certificates they give by their own templates.
 //! * [`token`]: the word an operator pastes on the next machine, and what the store keeps of it.
 //! * [`tls`]: who may speak on which protocol of the one UDP port.
@@ -31,6 +32,7 @@ pub mod endpoint;
 pub mod gossip;
 pub mod identity;
 mod ids;
+pub mod incarnation;
 pub mod interfaces;
 pub mod join;
 pub mod listen;

@@ -10,14 +10,21 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::time_provider::TimeProvider;
 use rustls_pki_types::UnixTime;
 
-use crate::ca::{Chain, ClusterCa};
+use crate::ca::{Chain, ClusterCa, ClusterId};
 use crate::identity::{Identity, NodeId};
+use crate::incarnation::{Incarnation, IncarnationId, Tag};
 use crate::tls::{Standing, Tls, Trust};
 
 /// When all tests begin: some day in 2027.
 pub(crate) const START: Duration = Duration::from_secs(1_800_000_000);
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
+
+/// Of some cluster, in its incarnation of this number.
+pub(crate) const fn tag(cluster: u8, number: u64) -> Tag {
+    let incarnation = Incarnation { number, id: IncarnationId([3; 16]) };
+    Tag { cluster: ClusterId([cluster; 16]), incarnation }
+}
 
 pub(crate) fn start() -> SystemTime {
     UNIX_EPOCH + START
@@ -62,6 +69,7 @@ impl Trust for NodeSet {
 pub(crate) struct Node {
     pub(crate) identity: Identity,
     pub(crate) trust: Arc<NodeSet>,
+    pub(crate) tag: Tag,
     pub(crate) tls: Tls,
     pub(crate) endpoint: quinn::Endpoint,
     pub(crate) address: SocketAddr,
@@ -86,7 +94,9 @@ impl Node {
             .expect("a certificate for the key");
         let endpoint = serving(tls.server_config());
         let address = endpoint.local_addr().expect("bound");
-        Node { identity, trust, tls, endpoint, address }
+        let cluster = ca.cluster().id;
+        let tag = Tag { cluster, incarnation: Incarnation::unnamed(cluster) };
+        Node { identity, trust, tag, tls, endpoint, address }
     }
 
     pub(crate) fn id(&self) -> NodeId {

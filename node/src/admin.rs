@@ -229,10 +229,14 @@ impl Admin {
                 })
             })
             .collect();
+        let left_alone: Vec<Value> = self.endpoint.estranged().into_iter().map(|(node, reason)| {
+            json!({ "id": node.to_string(), "name": name_of(node.0), "reason": reason.to_string() })
+        }).collect();
         let voters = metrics.voters.len();
         json!({
             "cluster": self.membership.public.cluster.name,
             "fingerprint": self.membership.public.cluster.id.fingerprint(),
+            "incarnation": self.membership.tag().incarnation,
             "node": self.membership.name,
             "id": me.to_string(),
             "version": env!("CARGO_PKG_VERSION"),
@@ -247,6 +251,7 @@ impl Admin {
             "podTrafficEncrypted": false,
             "warnings": self.warnings,
             "network": self.surroundings.complaints(),
+            "leftAlone": left_alone,
             "nodes": nodes,
         })
     }

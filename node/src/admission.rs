@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use skein_net::endpoint::Endpoint;
 use skein_net::identity::NodeId;
+use skein_net::incarnation::Incarnation;
 use skein_net::join::{Admission, Admitted, Claim, Member, Refusal};
 use skein_net::token::{Token, TokenRecord};
 use skein_podnet::Subnet;
@@ -31,6 +32,8 @@ pub(crate) struct Door {
     pub(crate) authority: Authority,
     pub(crate) members: Members,
     pub(crate) public: skein_net::ca::Public,
+    /// Told to whoever is let in.
+    pub(crate) incarnation: Incarnation,
     pub(crate) cluster: Subnet,
     /// Set once the endpoint listens, which needs a door first.
     pub(crate) endpoint: Arc<std::sync::OnceLock<Endpoint>>,
@@ -81,7 +84,8 @@ impl Door {
                 addresses: self.addresses(member.node, member.addresses),
             });
             let public = self.public.clone();
-            return Ok(Admitted { chain, public, members: members.collect(), extra: Vec::new() });
+            let extra = Admitted::added(self.incarnation);
+            return Ok(Admitted { chain, public, members: members.collect(), extra });
         }
         Err(Refusal::Unavailable("many machines join at once".into()))
     }

@@ -15,6 +15,7 @@ use skein_net::endpoint::{self, Endpoint, Service};
 use skein_net::gossip;
 use skein_net::gossip::service::{Config as GossipConfig, Gossip};
 use skein_net::identity::{Identity, NodeId, StoreId};
+use skein_net::incarnation::Tag;
 use skein_net::join::Limited;
 use skein_net::stream::Stream;
 use skein_net::tls::Tls;
@@ -77,10 +78,18 @@ pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// The files of this node's store, and its name as a voter: a store that was lost and made anew has another
 /// one, so that it never votes under the name of what it forgot.
-pub(crate) async fn open_store(home: &Home, node: NodeId) -> Result<(DiskFiles, VoterId), Failure> {
+///
+/// `fresh` is the id of a store that is made now: never one that was used before.
+pub(crate) async fn open_store(
+    home: &Home,
+    node: NodeId,
+    tag: Tag,
+    fresh: StoreId,
+) -> Result<(DiskFiles, VoterId), Failure> {
     let dir = home.part("store")?;
     let files = tokio::task::spawn_blocking(move || DiskFiles::open(&dir)).await??;
-    let voter = skein_raft_store::store_id::load_or_create(&files, node.0, rand::random()).await?;
+    let voter =
+        skein_raft_store::store_id::load_or_create(&files, node.0, fresh.0, wire::store_tag(tag)).await?;
     Ok((files, voter))
 }
 
@@ -186,14 +195,16 @@ impl Node {
         let admission = Arc::new(Limited::new(LateDoor(door_of_store.clone())));
         let endpoint = Endpoint::bind(endpoint::Config {
             listen: config.listen,
+            tag: membership.tag(),
             tls: tls.clone(),
             trust: Arc::new(members.clone()),
             book: book.clone(),
             advertise: config.advertise.clone(),
             admission: Some(admission),
         })?;
-        let (files, voter) = open_store(&home, me).await?;
-        let mut store_config = skein_raft_store::Config::new(voter, identity.generation());
+        let (files, voter) = open_store(&home, me, membership.tag(), StoreId(rand::random())).await?;
+        let mut store_config =
+            skein_raft_store::Config::new(voter, wire::store_tag(membership.tag()), identity.generation());
         store_config.timings = measured(&files).await;
         info!(node = %me, listen = %endpoint.local_address(), api = %api_listen, election_ms = store_config.timings.election_min().as_millis() as u64, "starting");
         let store: Handle<TokioRuntime> =
@@ -213,6 +224,7 @@ impl Node {
             authority: authority.clone(),
             members: members.clone(),
             public: membership.public.clone(),
+            incarnation: membership.tag().incarnation,
             cluster: POD_NETWORK.parse().expect("a network in CIDR notation"),
             endpoint: Arc::new(OnceLock::from(endpoint.clone())),
         };
@@ -276,7 +288,6 @@ impl Node {
         let beacon = Beacon::new(beacon::Config {
             endpoint: endpoint.clone(),
             identity: identity.clone(),
-            cluster: membership.public.cluster.id,
             gossip: gossip.clone(),
             peers: config.peers.clone(),
             tuning: beacon::Tuning::default(),
@@ -658,11 +669,7 @@ impl Service for Dispatch {
         }
         if let Some(lane) = wire::lane(kind) {
             let store = self.store.clone();
-            tokio::spawn(async move {
-                if let Some(pipe) = wire::accept(stream, lane, store.voter()).await {
-                    store.serve(peer.0, lane, pipe).await;
-                }
-            });
+            tokio::spawn(async move { store.serve(peer.0, lane, wire::pipe(stream)).await });
             return;
         }
         if kind == wire::ASK {

@@ -24,6 +24,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use skein_net::ca::{Chain, ClusterCa, Public};
 use skein_net::identity::Identity;
+use skein_net::incarnation::{Incarnation, Tag};
 
 /// Where a command looks for the daemon unless told otherwise.
 pub(crate) const DEFAULT: &str = "/var/lib/skein";
@@ -57,11 +58,23 @@ pub(crate) enum Error {
 pub(crate) struct Membership {
     /// What every member knows of the cluster.
     pub(crate) public: Public,
+    /// Which life of the cluster; absent where a build that knew of none wrote this.
+    #[serde(default)]
+    pub(crate) incarnation: Option<Incarnation>,
     /// This node's name in it.
     pub(crate) name: String,
     /// This node founds it and its store is still empty. Cleared as soon as that is done: a store that
     /// is lost later must never be founded a second time.
     pub(crate) founding: bool,
+}
+
+impl Membership {
+    /// Where this node belongs: what its store, its endpoint and its beacon go by.
+    pub(crate) fn tag(&self) -> Tag {
+        let cluster = self.public.cluster.id;
+        let incarnation = self.incarnation.unwrap_or_else(|| Incarnation::unnamed(cluster));
+        Tag { cluster, incarnation }
+    }
 }
 
 /// The certificate of this node's API server.

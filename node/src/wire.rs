@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use skein_net::ca::{ApiNames, Chain};
 use skein_net::endpoint::{Class, Endpoint};
 use skein_net::identity::NodeId;
+use skein_net::incarnation::{Incarnation, Tag};
 use skein_net::join::{Admitted, Claim, Refusal};
 use skein_net::stream::{self, Receiver, Sender, Stream};
-use skein_raft_store::{Broken, Lane, Pipe, PipeRx, PipeTx, Transport, Unreachable, VoterId};
+use skein_raft_store::{Broken, ClusterTag, Lane, Pipe, PipeRx, PipeTx, Transport, Unreachable, VoterId};
 use tokio::time::timeout;
 
 /// Streams of the store: this and the lane.
@@ -187,23 +188,17 @@ pub(crate) fn lane(kind: u8) -> Option<Lane> {
     kind.checked_sub(LANES).and_then(|lane| Lane::try_from(lane).ok())
 }
 
-/// The store's way to other nodes: each pipe is a stream, led by the id of the data directory it is meant
-/// for, so that a node that came back with an empty disk never answers under its old name.
+/// The store's way to other nodes: each pipe is a stream of its own. Who may speak on it to whom, the stores
+/// find out themselves, at its head.
 pub(crate) struct Lanes(pub(crate) Endpoint);
 
 #[async_trait]
 impl Transport for Lanes {
     async fn open(&self, to: VoterId, lane: Lane) -> Result<Pipe, Unreachable> {
-        let unreachable = |reason: String| Unreachable { to, reason };
         // A follower may need everything at once, and what it follows is never urgent.
         let class = if matches!(lane, Lane::Snapshot | Lane::Follow) { Class::Bulk } else { Class::Prompt };
         let opened = self.0.open_class(NodeId(to.node), LANES + lane as u8, class).await;
-        let mut stream = opened.map_err(|error| unreachable(error.to_string()))?;
-        stream
-            .tx
-            .send(Bytes::copy_from_slice(&to.store))
-            .await
-            .map_err(|error| unreachable(error.to_string()))?;
+        let mut stream = opened.map_err(|error| Unreachable { to, reason: error.to_string() })?;
         if lane == Lane::Control {
             stream.tx.set_priority(1);
         }
@@ -211,14 +206,14 @@ impl Transport for Lanes {
     }
 }
 
-/// The accepting end: `None` if it was meant for another data directory. Only who wants to follow may not
-/// know which one a node has now.
-pub(crate) async fn accept(mut stream: Stream, lane: Lane, voter: VoterId) -> Option<Pipe> {
-    let first = timeout(ANSWER_MAX, stream.rx.recv()).await.ok()?.ok()??;
-    (*first == voter.store || lane == Lane::Follow).then(|| pipe(stream))
+/// The store's tag of a node that belongs there.
+pub(crate) fn store_tag(tag: Tag) -> ClusterTag {
+    let Incarnation { number, id } = tag.incarnation;
+    ClusterTag { cluster: tag.cluster.0, number, incarnation: id.0 }
 }
 
-fn pipe(mut stream: Stream) -> Pipe {
+/// A stream for the store.
+pub(crate) fn pipe(mut stream: Stream) -> Pipe {
     stream.rx.limit(FRAME_BYTES_MAX);
     Pipe { tx: Box::new(Out(stream.tx)), rx: Box::new(In(stream.rx)) }
 }

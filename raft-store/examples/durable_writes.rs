@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use skein_raft_store::sim::{SimNetwork, Weather};
 use skein_raft_store::{
-    Change, Config, DiskFiles, Expect, Handle, MemberChange, Op, Options, TokioRuntime, VoterId, start,
-    sync_times,
+    Change, ClusterTag, Config, DiskFiles, Expect, Handle, MemberChange, Op, Options, TokioRuntime, VoterId,
+    start, sync_times,
 };
 
 type Store = Handle<TokioRuntime>;
@@ -35,7 +35,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         let voter = VoterId { node: [number; 16], store: [1; 8] };
         let (transport, mut incoming) = network.connect(voter);
-        let store: Store = start(Config::new(voter, 1), files, Arc::new(transport)).await?;
+        let store: Store =
+            start(Config::new(voter, ClusterTag::default(), 1), files, Arc::new(transport)).await?;
         let serving = store.clone();
         tokio::spawn(async move {
             while let Some((from, lane, pipe)) = incoming.next().await {

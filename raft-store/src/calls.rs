@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::channel::oneshot;
@@ -16,7 +15,8 @@ use openraft::AsyncRuntime;
 use openraft::async_runtime::{Mpsc, MpscReceiver, MpscSender, Select2};
 
 use crate::VoterId;
-use crate::transport::{Broken, Lane, Pipe, PipeRx, Transport};
+use crate::head::{self, Name};
+use crate::transport::{Broken, Lane, Pipe, PipeRx, Transport, Unreachable};
 use crate::wire::{Request, Response, frame, parse};
 
 /// A batch is closed at this size; with one command of 3 MiB more it still fits a frame.
@@ -24,9 +24,6 @@ const BATCH_BYTES: usize = 1 << 20;
 
 /// Questions waiting for the link's task. More callers wait in line.
 const QUEUE: usize = 1024;
-
-/// A dial that takes longer helps nobody: the caller has tried somewhere else by then.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why a question has no answer. Whether it arrived is not known, except with `Unreachable`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,17 +42,19 @@ type Queued<Rt> = <<Rt as AsyncRuntime>::Mpsc as Mpsc>::Receiver<(Request<Rt>, A
 
 /// All links of one store, made when first used.
 pub(crate) struct Links<Rt: AsyncRuntime> {
+    own: Name,
     transport: Arc<dyn Transport>,
     open: Mutex<BTreeMap<(VoterId, Lane), Queue<Rt>>>,
 }
 
 impl<Rt: AsyncRuntime> Links<Rt> {
-    pub(crate) fn new(transport: Arc<dyn Transport>) -> Arc<Self> {
-        Arc::new(Links { transport, open: Mutex::default() })
+    pub(crate) fn new(own: Name, transport: Arc<dyn Transport>) -> Arc<Self> {
+        Arc::new(Links { own, transport, open: Mutex::default() })
     }
 
-    pub(crate) fn transport(&self) -> &Arc<dyn Transport> {
-        &self.transport
+    /// Opens a pipe of the caller's own; both ends have shown who they are.
+    pub(crate) async fn open(&self, to: VoterId, lane: Lane) -> Result<Pipe, Unreachable> {
+        head::open::<Rt>(&*self.transport, self.own, to, lane).await
     }
 
     /// Asks `to` over `lane`. The caller bounds the time; a dropped question is forgotten.
@@ -77,7 +76,7 @@ impl<Rt: AsyncRuntime> Links<Rt> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let start = || {
             let (queue, queued) = Rt::Mpsc::channel(QUEUE);
-            drop(Rt::spawn(run::<Rt>(self.transport.clone(), to, lane, queued)));
+            drop(Rt::spawn(run::<Rt>(self.own, self.transport.clone(), to, lane, queued)));
             queue
         };
         open.entry((to, lane)).or_insert_with(start).clone()
@@ -90,19 +89,19 @@ impl<Rt: AsyncRuntime> Links<Rt> {
 }
 
 async fn run<Rt: AsyncRuntime>(
+    own: Name,
     transport: Arc<dyn Transport>,
     to: VoterId,
     lane: Lane,
     mut queued: Queued<Rt>,
 ) {
     while let Some(first) = queued.recv().await {
-        let why = match Rt::timeout(OPEN_TIMEOUT, transport.open(to, lane)).await {
-            Ok(Ok(pipe)) => {
+        let why = match head::open::<Rt>(&*transport, own, to, lane).await {
+            Ok(pipe) => {
                 converse(pipe, first, &mut queued).await;
                 continue;
             }
-            Ok(Err(unreachable)) => unreachable.reason,
-            Err(_) => format!("no connection within {} s", OPEN_TIMEOUT.as_secs()),
+            Err(unreachable) => unreachable.reason,
         };
         let mut failed = Some(first);
         while let Some((_, asked)) = failed {

@@ -9,13 +9,15 @@ use openraft::SnapshotPolicy;
 use crate::log::Limits;
 use crate::network::SNAPSHOT_TIMEOUT;
 use crate::watch::RingLimits;
-use crate::{Session, VoterId};
+use crate::{ClusterTag, Session, VoterId};
 
 /// What one store needs to know.
 #[derive(Clone)]
 pub struct Config {
     /// Under which name this data directory votes.
     pub voter: VoterId,
+    /// Which cluster this store is of, as its files say: it speaks to no other.
+    pub tag: ClusterTag,
     /// Generation of this start; its proposals are told from those of earlier starts by it.
     pub generation: u64,
     /// Wall clock in ms since 1970, for the stamps a leader puts on commands.
@@ -52,7 +54,7 @@ pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 impl Config {
     /// The defaults, with the clock of this machine.
-    pub fn new(voter: VoterId, generation: u64) -> Self {
+    pub fn new(voter: VoterId, tag: ClusterTag, generation: u64) -> Self {
         let clock = || {
             let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
             // Before 1970 there is no time worth telling; stamps never go back anyway.
@@ -60,6 +62,7 @@ impl Config {
         };
         Config {
             voter,
+            tag,
             generation,
             clock: Arc::new(clock),
             timings: Timings::default(),
@@ -78,6 +81,7 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
             .field("voter", &self.voter)
+            .field("tag", &self.tag)
             .field("generation", &self.generation)
             .field("timings", &self.timings)
             .field("ring", &self.ring)

@@ -210,9 +210,8 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
 
     /// Follows `source` for as long as that is of use.
     async fn follow(&self, source: VoterId, keeper: &mut Keeper<Rt>) -> Left {
-        let transport = self.shared.links.transport().clone();
         let opening = async {
-            let pipe = transport.open(source, Lane::Follow).await.map_err(|error| error.reason)?;
+            let pipe = self.shared.links.open(source, Lane::Follow).await.map_err(|error| error.reason)?;
             let Pipe { mut tx, rx } = pipe;
             tx.send(frame(&From::Revision(self.shared.replica.revision()))).await.map_err(why)?;
             Ok::<_, String>((tx, rx))

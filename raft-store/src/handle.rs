@@ -17,6 +17,7 @@ use crate::config::{Clock, Timings};
 use crate::confirm::Rounds;
 use crate::feed::Confirmed;
 use crate::follow::Followed;
+use crate::head::Name;
 use crate::log::Health;
 use crate::machine::Machine;
 use crate::replica::Replica;
@@ -63,7 +64,7 @@ pub(crate) type Core<Rt> = Raft<TypeConfig<Rt>, Machine>;
 pub(crate) type Closing = Box<dyn FnOnce() -> futures::future::BoxFuture<'static, ()> + Send>;
 
 pub(crate) struct Shared<Rt: AsyncRuntime> {
-    pub(crate) voter: VoterId,
+    pub(crate) name: Name,
     pub(crate) session: Session,
     pub(crate) clock: Clock,
     pub(crate) raft: Core<Rt>,
@@ -326,7 +327,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             command.unanswered_from = open.lowest();
             let leader = retry.leader();
             if let Some(term) = options.only_in_term
-                && leader != Some(self.shared.voter)
+                && leader != Some(self.shared.name.voter)
             {
                 return Err(if uncertain {
                     ProposeError::Unknown(options.timeout)
@@ -347,7 +348,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
                     return Err(ProposeError::Unknown(options.timeout));
                 }
                 Asked::Answer(Response::Full) => {
-                    return Err(ProposeError::DiskFull { voter: leader.unwrap_or(self.shared.voter) });
+                    return Err(ProposeError::DiskFull { voter: leader.unwrap_or(self.shared.name.voter) });
                 }
                 Asked::Answer(Response::Busy) => {}
                 Asked::Answer(Response::Refused) | Asked::NotSent => {}
@@ -436,7 +437,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         let standing = self.look();
         let state = self.state();
         let members = standing.members.membership();
-        let voter = self.shared.voter;
+        let voter = self.shared.name.voter;
         let leads = standing.leader == Some(voter);
         let alone = members.voter_ids().eq([voter]);
         let acked = raft.last_quorum_acked.map(|acked| acked.into_inner().elapsed());
@@ -498,10 +499,10 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         };
         let standing = {
             let followed = self.followed();
-            Standing::of(self.shared.voter, own, followed.told(), followed.members.as_ref())
+            Standing::of(self.shared.name.voter, own, followed.told(), followed.members.as_ref())
         };
         // Its old log may say that a store votes which is out: others would only refuse it.
-        self.shared.raft.runtime_config().elect(!is_outside(&standing.members, self.shared.voter));
+        self.shared.raft.runtime_config().elect(!is_outside(&standing.members, self.shared.name.voter));
         seen.send_if_modified(|told| {
             let changed = !told.stopped && *told != standing;
             if changed {
@@ -531,7 +532,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
 
     /// Under which name this store votes.
     pub fn voter(&self) -> VoterId {
-        self.shared.voter
+        self.shared.name.voter
     }
 
     /// By which timings it elects; [`restart`](crate::Store) to change them.
@@ -541,7 +542,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
 
     /// Founds a cluster whose only voter is this store, which must be empty.
     pub async fn bootstrap(&self) -> Result<(), ChangeError> {
-        let members = BTreeMap::from([(self.shared.voter, EmptyNode::default())]);
+        let members = BTreeMap::from([(self.shared.name.voter, EmptyNode::default())]);
         self.shared.raft.initialize(members).await.map_err(|error| match error {
             RaftError::APIError(error) => ChangeError::Impossible(error.to_string()),
             RaftError::Fatal(_) => ChangeError::Stopped,
@@ -643,7 +644,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         }
         if command.only_in_term.is_none() && self.disk() == Health::Full {
             let leader = self.look().leader;
-            return if leader == Some(self.shared.voter) { Here::Full } else { Here::Elsewhere(leader) };
+            return if leader == Some(self.shared.name.voter) { Here::Full } else { Here::Elsewhere(leader) };
         }
         command.stamp_ms = self.stamp_ms();
         match self.shared.raft.client_write(command).await {
@@ -672,7 +673,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             }
         };
         let vote =
-            Vote::new_committed(linearizer.read_log_id().committed_leader_id().term, self.shared.voter);
+            Vote::new_committed(linearizer.read_log_id().committed_leader_id().term, self.shared.name.voter);
         if !trusted && !self.shared.rounds.confirm(self, vote).await {
             return Here::Elsewhere(None);
         }
@@ -772,7 +773,7 @@ impl<'a, Rt: AsyncRuntime> Retry<'a, Rt> {
         };
         let handle = self.handle;
         let asking = async {
-            if leader != handle.shared.voter {
+            if leader != handle.shared.name.voter {
                 return match handle.shared.links.call(leader, Lane::Forward, request).await {
                     Ok(response) => Asked::Answer(response),
                     Err(CallError::Unreachable(_)) => Asked::NotSent,

@@ -17,6 +17,7 @@ mod feed;
 mod files;
 mod follow;
 mod handle;
+mod head;
 pub mod log;
 mod machine;
 mod network;
@@ -36,6 +37,7 @@ mod state;
 mod store;
 pub mod store_id;
 pub mod sync_times;
+mod tag;
 mod transport;
 mod type_config;
 mod voter_id;
@@ -91,6 +93,7 @@ pub use standing::Changes;
 pub use state::{Event, Members, OBJECT_BYTES_MAX, Object, STORE_BYTES_MAX, State};
 pub use store::{StartError, start};
 pub use sync_times::{SyncTimes, measure};
+pub use tag::{ClusterTag, Foreign};
 pub use transport::{
     Broken, CHUNK_BYTES, FRAME_BYTES_MAX, Lane, Pipe, PipeRx, PipeTx, Transport, Unreachable,
 };

@@ -93,7 +93,7 @@ impl<Rt: AsyncRuntime> Client<Rt> {
     }
 
     async fn open(&self, lane: Lane) -> Result<Pipe, Rt> {
-        self.links.transport().open(self.to, lane).await.map_err(|error| unreachable(error.reason))
+        self.links.open(self.to, lane).await.map_err(|error| unreachable(error.reason))
     }
 }
 

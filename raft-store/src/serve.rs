@@ -15,6 +15,7 @@ use openraft::storage::Snapshot;
 
 use crate::calls::frames;
 use crate::handle::Handle;
+use crate::head;
 use crate::standing;
 use crate::state::{STORE_BYTES_MAX, State};
 use crate::transport::{Broken, Lane, Pipe, PipeTx};
@@ -30,18 +31,26 @@ const BATCH_MAX: usize = 256;
 impl<Rt: AsyncRuntime> Handle<Rt> {
     /// Serves one pipe that the node `from` opened for `lane`, until it ends.
     ///
-    /// The caller has authenticated `from` and knows that it is a member.
+    /// The caller has authenticated `from` and knows that it is a member. What a store of another cluster or
+    /// incarnation opened, and what was meant for another store of this node, is refused here.
     pub async fn serve(&self, from: [u8; 16], lane: Lane, pipe: Pipe) {
-        let served = match lane {
+        let served = match head::accept::<Rt>(self.shared.name, from, lane, pipe).await {
+            Ok(pipe) => self.serve_lane(from, lane, pipe).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = served {
+            tracing::debug!(?lane, error, "a pipe of another store ended");
+        }
+    }
+
+    async fn serve_lane(&self, from: [u8; 16], lane: Lane, pipe: Pipe) -> Result<(), String> {
+        match lane {
             // Openraft would call each of them an error, ten times a second.
             Lane::Append | Lane::Snapshot if self.raft_failed() => Err("consensus has stopped here".into()),
             Lane::Control | Lane::Forward => self.serve_calls(from, lane, pipe).await,
             Lane::Append => self.serve_appends(from, pipe).await,
             Lane::Snapshot => self.serve_snapshot(from, pipe).await,
             Lane::Follow => self.serve_follower(pipe).await,
-        };
-        if let Err(error) = served {
-            tracing::debug!(?lane, error, "a pipe of another store ended");
         }
     }
 

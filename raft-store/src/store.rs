@@ -16,6 +16,7 @@ use crate::confirm::Rounds;
 use crate::files::Files;
 use crate::follow::{self, Followed};
 use crate::handle::{Closing, Core, Handle, Serials, Shared};
+use crate::head::Name;
 use crate::log::{Health, Log};
 use crate::machine::{Heavy, Machine, Shelf};
 use crate::network::Network;
@@ -105,7 +106,8 @@ where
     let raft_revision = disk.state.revision();
     let shown = shown.unwrap_or_else(|| disk.state.clone());
     let replica = Replica::new(shown, raft_revision, config.ring);
-    let links = Links::<Rt>::new(transport);
+    let name = Name { voter: config.voter, tag: config.tag };
+    let links = Links::<Rt>::new(name, transport);
     let (tell, heavy) = mpsc::channel(1);
     let machine = Machine::new(disk.state, replica.clone(), disk.shelf, tell);
     let network = Network::new(links.clone());
@@ -118,7 +120,7 @@ where
     let (standing, _) = Rt::Watch::channel(Standing::default());
     let handle = Handle {
         shared: Arc::new(Shared {
-            voter: config.voter,
+            name,
             session: config.session(),
             clock: config.clock,
             raft,

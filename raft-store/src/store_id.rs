@@ -1,19 +1,22 @@
-//! Whose store a directory is: the name under which it votes, written once.
+//! Whose store a directory is, and of which cluster: the name under which it votes, written once.
 //!
-//! The file `store`: `"SKEINSTO" | format u32 | node 16 | store 8 | crc u32`.
+//! The file `store`: `"SKEINSTO" | format u32 = 2 | node 16 | store 8 | cluster 16 | incarnation's number u64,
+//! id 16 | crc u32`. Format 1, which ends after `store`, becomes format 2 when it is opened.
 
 use std::io;
 
 use bytes::Bytes;
 
-use crate::VoterId;
 use crate::files::Files;
+use crate::{ClusterTag, VoterId};
 
 const FILE: &str = "store";
 const TEMPORARY: &str = "store.tmp";
 const MAGIC: &[u8; 8] = b"SKEINSTO";
-const FORMAT: u32 = 1;
-const LENGTH: usize = 40;
+const FORMAT: u32 = 2;
+const LENGTH: usize = 80;
+/// Of format 1, which knows no cluster.
+const LENGTH_1: usize = 40;
 
 /// Why a directory has no voter id. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -61,31 +64,56 @@ pub enum StoreIdError {
         /// The voter it belongs to.
         owner: VoterId,
     },
+    /// It holds another history than this node's cluster has.
+    #[error(
+        "the store {path} is of {found}, this node of {wanted}; move the data directory away and join this node anew"
+    )]
+    OtherCluster {
+        /// The file.
+        path: String,
+        /// What it says.
+        found: ClusterTag,
+        /// Where this node belongs.
+        wanted: ClusterTag,
+    },
 }
 
-/// The voter id of the store in `files`. A directory without log and snapshot is given the id of
-/// `node` and `fresh`, eight random bytes, durably.
+/// The voter id of the store in `files`, which is of `tag`. A directory without log and snapshot is given the
+/// id of `node` and `fresh`, eight random bytes, durably.
+///
+/// A store that an older build made is taken to be of `tag`: that build has let it into that cluster.
 pub async fn load_or_create<F: Files>(
     files: &F,
     node: [u8; 16],
     fresh: [u8; 8],
+    tag: ClusterTag,
 ) -> Result<VoterId, StoreIdError> {
     let path = || files.describe(FILE);
     let failed = |source| StoreIdError::Io { path: path(), source };
     match files.read(FILE, 0, LENGTH + 1).await {
         Ok(bytes) => {
-            let owner = parse(&bytes).map_err(|fault| match fault {
+            let (owner, found) = parse(&bytes).map_err(|fault| match fault {
                 Fault::Damaged => StoreIdError::Damaged { path: path() },
                 Fault::NewerFormat(found) => StoreIdError::NewerFormat { path: path(), found },
             })?;
-            if owner.node == node { Ok(owner) } else { Err(StoreIdError::Foreign { path: path(), owner }) }
+            if owner.node != node {
+                return Err(StoreIdError::Foreign { path: path(), owner });
+            }
+            match found {
+                Some(found) if found != tag => {
+                    return Err(StoreIdError::OtherCluster { path: path(), found, wanted: tag });
+                }
+                Some(_) => {}
+                None => write(files, owner, tag).await.map_err(failed)?,
+            }
+            Ok(owner)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if holds_anything(files).await.map_err(failed)? {
                 return Err(StoreIdError::Missing { path: path() });
             }
             let voter = VoterId { node, store: fresh };
-            create(files, voter).await.map_err(failed)?;
+            write(files, voter, tag).await.map_err(failed)?;
             Ok(voter)
         }
         Err(error) => Err(failed(error)),
@@ -104,21 +132,24 @@ async fn holds_anything<F: Files>(files: &F) -> io::Result<bool> {
     Ok(false)
 }
 
-async fn create<F: Files>(files: &F, voter: VoterId) -> io::Result<()> {
+async fn write<F: Files>(files: &F, voter: VoterId, tag: ClusterTag) -> io::Result<()> {
     files.remove(TEMPORARY).await?;
-    files.append(TEMPORARY, 0, Bytes::copy_from_slice(&to_bytes(voter)), true).await?;
+    files.append(TEMPORARY, 0, Bytes::copy_from_slice(&to_bytes(voter, tag)), true).await?;
     files.rename(TEMPORARY, FILE).await?;
     files.sync_directory("").await
 }
 
-fn to_bytes(voter: VoterId) -> [u8; LENGTH] {
+fn to_bytes(voter: VoterId, tag: ClusterTag) -> [u8; LENGTH] {
     let mut bytes = [0; LENGTH];
     bytes[..8].copy_from_slice(MAGIC);
     bytes[8..12].copy_from_slice(&FORMAT.to_le_bytes());
     bytes[12..28].copy_from_slice(&voter.node);
     bytes[28..36].copy_from_slice(&voter.store);
-    let sum = crc32c::crc32c(&bytes[..36]);
-    bytes[36..].copy_from_slice(&sum.to_le_bytes());
+    bytes[36..52].copy_from_slice(&tag.cluster);
+    bytes[52..60].copy_from_slice(&tag.number.to_le_bytes());
+    bytes[60..76].copy_from_slice(&tag.incarnation);
+    let sum = crc32c::crc32c(&bytes[..76]);
+    bytes[76..].copy_from_slice(&sum.to_le_bytes());
     bytes
 }
 
@@ -127,18 +158,43 @@ enum Fault {
     NewerFormat(u32),
 }
 
-fn parse(bytes: &[u8]) -> Result<VoterId, Fault> {
-    if let (true, Some(format)) = (bytes.starts_with(MAGIC), bytes.get(8..12)) {
-        let format = u32::from_le_bytes(format.try_into().expect("four bytes"));
-        if format > FORMAT {
-            return Err(Fault::NewerFormat(format));
+fn parse(bytes: &[u8]) -> Result<(VoterId, Option<ClusterTag>), Fault> {
+    let format = match bytes.get(8..12) {
+        Some(format) if bytes.starts_with(MAGIC) => {
+            u32::from_le_bytes(format.try_into().expect("four bytes"))
         }
+        _ => return Err(Fault::Damaged),
+    };
+    let length = match format {
+        1 => LENGTH_1,
+        FORMAT => LENGTH,
+        0 => return Err(Fault::Damaged),
+        newer => return Err(Fault::NewerFormat(newer)),
+    };
+    let (body, sum) =
+        bytes.split_last_chunk::<4>().filter(|_| bytes.len() == length).ok_or(Fault::Damaged)?;
+    if crc32c::crc32c(body).to_le_bytes() != *sum {
+        return Err(Fault::Damaged);
     }
-    let bytes: &[u8; LENGTH] = bytes.try_into().map_err(|_| Fault::Damaged)?;
-    let node = bytes[12..28].try_into().expect("sixteen bytes");
-    let store = bytes[28..36].try_into().expect("eight bytes");
-    let voter = VoterId { node, store };
-    if *bytes == to_bytes(voter) { Ok(voter) } else { Err(Fault::Damaged) }
+    let mut fields = Fields(&body[12..]);
+    let voter = VoterId { node: fields.take(), store: fields.take() };
+    let tag = (format == FORMAT).then(|| ClusterTag {
+        cluster: fields.take(),
+        number: u64::from_le_bytes(fields.take()),
+        incarnation: fields.take(),
+    });
+    Ok((voter, tag))
+}
+
+/// Fields of fixed size, one after the other. There are as many bytes as the format has.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let (field, rest) = self.0.split_first_chunk().expect("the length was checked");
+        self.0 = rest;
+        *field
+    }
 }
 
 #[cfg(all(test, feature = "sim"))]
@@ -152,9 +208,10 @@ mod tests {
     use crate::sim_files::SimDisk;
 
     const NODE: [u8; 16] = [1; 16];
+    const TAG: ClusterTag = ClusterTag { cluster: [3; 16], number: 1, incarnation: [4; 16] };
 
     async fn load(disk: &SimDisk, fresh: u8) -> Result<VoterId, StoreIdError> {
-        load_or_create(&disk.files::<SimRuntime>(), NODE, [fresh; 8]).await
+        load_or_create(&disk.files::<SimRuntime>(), NODE, [fresh; 8], TAG).await
     }
 
     #[test]
@@ -209,8 +266,46 @@ mod tests {
             }
             disk.put(FILE, whole);
             let files = disk.files::<SimRuntime>();
-            let refused = load_or_create(&files, [2; 16], [7; 8]).await.unwrap_err();
+            let refused = load_or_create(&files, [2; 16], [7; 8], TAG).await.unwrap_err();
             assert!(matches!(refused, StoreIdError::Foreign { .. }), "{refused}");
+        });
+    }
+
+    #[test]
+    fn a_store_of_another_cluster_or_another_incarnation_is_refused_and_left_as_it_is() {
+        SimRuntime::run(async {
+            let disk = SimDisk::new(0);
+            load(&disk, 7).await.unwrap();
+            let whole = disk.bytes(FILE).unwrap();
+            for other in [
+                ClusterTag { cluster: [9; 16], ..TAG },
+                ClusterTag { number: 2, ..TAG },
+                ClusterTag { incarnation: [9; 16], ..TAG },
+            ] {
+                let refused = load_or_create(&disk.files::<SimRuntime>(), NODE, [8; 8], other).await;
+                let refused = refused.unwrap_err();
+                assert!(
+                    matches!(refused, StoreIdError::OtherCluster { found: TAG, wanted, .. } if wanted == other),
+                    "{refused}"
+                );
+                assert_eq!(disk.bytes(FILE).unwrap(), whole);
+            }
+            assert_eq!(load(&disk, 8).await.unwrap().store, [7; 8]);
+        });
+    }
+
+    #[test]
+    fn a_store_that_knew_no_cluster_belongs_to_its_nodes_cluster_from_then_on() {
+        SimRuntime::run(async {
+            let disk = SimDisk::new(0);
+            let mut old = b"SKEINSTO\x01\0\0\0".to_vec();
+            old.extend([NODE.as_slice(), &[7; 8]].concat());
+            old.extend(crc32c::crc32c(&old).to_le_bytes());
+            disk.put(FILE, old);
+            assert_eq!(load(&disk, 8).await.unwrap().store, [7; 8]);
+            let other = ClusterTag { cluster: [9; 16], ..TAG };
+            let refused = load_or_create(&disk.files::<SimRuntime>(), NODE, [8; 8], other).await.unwrap_err();
+            assert!(matches!(refused, StoreIdError::OtherCluster { found: TAG, .. }), "{refused}");
         });
     }
 }

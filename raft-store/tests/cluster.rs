@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use skein_raft_store::sim::{SimNetwork, Weather};
 use skein_raft_store::{
-    Change, Compaction, Config, DiskFiles, Expect, Handle, MemberChange, Metrics, Op, Options, Outcome,
-    ProposeError, TokioRuntime, VoterId, WatchError, start,
+    Change, ClusterTag, Compaction, Config, DiskFiles, Expect, Handle, MemberChange, Metrics, Op, Options,
+    Outcome, ProposeError, TokioRuntime, VoterId, WatchError, start,
 };
 use tempfile::TempDir;
 
@@ -74,7 +74,7 @@ impl House {
         machine.generation += 1;
         let files = DiskFiles::open(machine.directory.path()).expect("nobody else has it open");
         let (transport, mut incoming) = self.network.connect(machine.voter);
-        let mut config = Config::new(machine.voter, machine.generation);
+        let mut config = Config::new(machine.voter, ClusterTag::default(), machine.generation);
         config.compaction = Compaction { every_entries: 100, keep_entries: 50 };
         let store: Store = start(config, files, Arc::new(transport)).await.expect("a sound directory");
         let serving = store.clone();

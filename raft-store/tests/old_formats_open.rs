@@ -9,11 +9,12 @@ use openraft::storage::{RaftLogReader, RaftLogStorage, RaftLogStorageExt};
 use openraft::vote::RaftLeaderId;
 use openraft::{AsyncRuntime, EntryPayload};
 use skein_raft_store::{
-    Change, Command, CommittedLeaderId, DiskFiles, Entry, Expect, Files, Log, LogId, Membership, Op, Session,
-    Snapshots, TokioRuntime, Vote, VoterId, log::Limits, store_id,
+    Change, ClusterTag, Command, CommittedLeaderId, DiskFiles, Entry, Expect, Files, Log, LogId, Membership,
+    Op, Session, Snapshots, TokioRuntime, Vote, VoterId, log::Limits, store_id,
 };
 
 const VOTER: VoterId = VoterId { node: [0x11; 16], store: [0x22; 8] };
+const TAG: ClusterTag = ClusterTag { cluster: [0x33; 16], number: 4, incarnation: [0x55; 16] };
 const SEGMENT: &str = "log/0000000001.seg";
 const SNAPSHOT: &str = "snap/00000000000000000002-00000000000000000003.snap";
 const STORE: &str = "store";
@@ -24,11 +25,11 @@ fn the_first_format_is_read() {
     for file in [SEGMENT, SNAPSHOT, STORE] {
         let to = root.path().join(file);
         std::fs::create_dir_all(to.parent().unwrap()).unwrap();
-        std::fs::copy(fixture(file), to).unwrap();
+        std::fs::copy(fixture(file, 1), to).unwrap();
     }
     TokioRuntime::run(async {
         let files = DiskFiles::open(root.path()).unwrap();
-        assert_eq!(store_id::load_or_create(&files, VOTER.node, [9; 8]).await.unwrap(), VOTER);
+        assert_eq!(store_id::load_or_create(&files, VOTER.node, [9; 8], TAG).await.unwrap(), VOTER);
         let snapshots = Snapshots::open(files.beside()).await.unwrap();
         assert_eq!(snapshots.list().await.unwrap(), [at(2)]);
         let mut reader = snapshots.read(at(2)).await.unwrap();
@@ -45,23 +46,34 @@ fn the_first_format_is_read() {
     });
 }
 
+/// Log and snapshot have their first format still, the store's id its second.
 #[test]
-fn the_first_format_is_written_to_the_byte() {
+fn the_newest_formats_are_written_to_the_byte() {
     let root = tempfile::tempdir().unwrap();
     TokioRuntime::run(write_all(root.path()));
-    for file in [SEGMENT, SNAPSHOT, STORE] {
+    for (file, format) in [(SEGMENT, 1), (SNAPSHOT, 1), (STORE, 2)] {
         let written = std::fs::read(root.path().join(file)).unwrap();
         assert!(
-            written == std::fs::read(fixture(file)).unwrap(),
+            written == std::fs::read(fixture(file, format)).unwrap(),
             "{file} differs: a new format needs a new number"
         );
     }
 }
 
+#[test]
+fn the_second_format_of_a_stores_id_is_read() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::copy(fixture(STORE, 2), root.path().join(STORE)).unwrap();
+    TokioRuntime::run(async {
+        let files = DiskFiles::open(root.path()).unwrap();
+        assert_eq!(store_id::load_or_create(&files, VOTER.node, [9; 8], TAG).await.unwrap(), VOTER);
+    });
+}
+
 /// One call at a time, each acknowledged before the next, so that the batches are always the same.
 async fn write_all(root: &Path) {
     let files = DiskFiles::open(root).unwrap();
-    store_id::load_or_create(&files, VOTER.node, VOTER.store).await.unwrap();
+    store_id::load_or_create(&files, VOTER.node, VOTER.store, TAG).await.unwrap();
     let snapshots = Snapshots::open(files.beside()).await.unwrap();
     let mut writer = snapshots.write(at(2)).await.unwrap();
     writer.write(b"the state").await.unwrap();
@@ -121,6 +133,6 @@ fn entries() -> [Entry; 4] {
     })
 }
 
-fn fixture(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1").join(file)
+fn fixture(file: &str, format: u32) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/format-{format}")).join(file)
 }

@@ -24,7 +24,7 @@ use skein_raft_store::sim::{
     Mutation as StoreMutation, Process, SimNetwork, SimRt, Weather, start, take_seen,
 };
 use skein_raft_store::sim_files::SimDisk;
-use skein_raft_store::{Change, Compaction, Config, Event, Expect, Handle, Op, Options, VoterId};
+use skein_raft_store::{Change, ClusterTag, Compaction, Config, Event, Expect, Handle, Op, Options, VoterId};
 
 use crate::air::{Air, Letter, Post, carry};
 use crate::clock::Clock;
@@ -319,7 +319,7 @@ impl World {
         let (transport, mut incoming) = self.network.connect(voter_id(number));
         let files = slot.disk.files::<SimRt>();
         drop(slot);
-        let mut config = Config::new(voter_id(number), generation);
+        let mut config = Config::new(voter_id(number), ClusterTag::default(), generation);
         config.compaction = Compaction { every_entries: 100, keep_entries: 30 };
         config.clock = Arc::new(move || store_clock.wall_ms());
         let world = self.clone();

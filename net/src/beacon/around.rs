@@ -163,7 +163,7 @@ impl Asker {
 mod tests {
     use super::super::codec::{Said, Word};
     use super::*;
-    use crate::{ca::ClusterId, identity::Identity};
+    use crate::{identity::Identity, loopback};
 
     fn at(last: u8) -> SocketAddr {
         SocketAddr::from(([192, 0, 2, last], PORT))
@@ -189,7 +189,7 @@ mod tests {
     fn a_member_that_looks_for_others_is_a_cluster_too() {
         let mut asker = Asker::new([5; 16]);
         let identity = Identity::ephemeral().unwrap();
-        let word = Word::sign(&identity, ClusterId([1; 16]), [2; 16], Said::default()).unwrap();
+        let word = Word::sign(&identity, &loopback::tag(1, 1), [2; 16], Said::default()).unwrap();
         asker.hear(at(1), &Message::Word(word).encode());
         assert_eq!(asker.outcome(), Some(Around::Cluster(vec![at(1)])));
     }

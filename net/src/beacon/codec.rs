@@ -2,7 +2,7 @@
 //!
 //! A word of a member is signed with the node's key, and the node's id is the hash of that key, so it needs
 //! no certificate: whether the key is a member's, the receiver knows. The cluster's id does not travel, only
-//! a keyed hash of a fresh salt: who does not know the id cannot tell which cluster speaks.
+//! a keyed hash of a fresh salt: who does not know the id and the incarnation cannot tell which cluster speaks.
 
 use std::net::SocketAddr;
 
@@ -10,11 +10,11 @@ use ring::{hmac, signature};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ca::ClusterId,
     encoding,
     endpoint::beside::{BESIDE_BYTES_MAX, QUIC_BIT},
     gossip::metadata::ADDRESSES_MAX,
     identity::{self, Identity, NodeId},
+    incarnation::Tag,
 };
 
 /// The first byte lacks QUIC's bit and is none of STUN, DTLS, TURN or RTP (RFC 9443).
@@ -66,7 +66,7 @@ pub(super) struct Word {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Claim {
     salt: Nonce,
-    /// Keyed hash of the salt; the key is the cluster's id.
+    /// Keyed hash of the salt; the key is the cluster's id and incarnation.
     tag: [u8; 16],
     /// The speaker's public key, SPKI in DER.
     key: Vec<u8>,
@@ -135,13 +135,13 @@ impl Word {
     /// Signs what this node says to its cluster. Costs one signature.
     pub(super) fn sign(
         identity: &Identity,
-        cluster: ClusterId,
+        belongs: &Tag,
         salt: Nonce,
         mut said: Said,
     ) -> Result<Word, identity::Error> {
         said.addresses.truncate(ADDRESSES_MAX);
         said.wanted.truncate(WANTED_MAX);
-        let claim = Claim { salt, tag: tag(cluster, &salt), key: identity.public_key(), said };
+        let claim = Claim { salt, tag: tag(belongs, &salt), key: identity.public_key(), said };
         let signature = identity.sign(&claim.signed())?;
         Ok(Word { claim, signature })
     }
@@ -155,9 +155,9 @@ impl Word {
         &self.claim.said
     }
 
-    /// Whether the speaker knows this cluster's id. Costs one hash.
-    pub(super) fn is_of(&self, cluster: ClusterId) -> bool {
-        self.claim.tag == tag(cluster, &self.claim.salt)
+    /// Whether the speaker knows this cluster's id and belongs to this incarnation of it. Costs one hash.
+    pub(super) fn is_of(&self, belongs: &Tag) -> bool {
+        self.claim.tag == tag(belongs, &self.claim.salt)
     }
 
     /// Whether [`Word::node`] signed it. Costs one verification of a signature.
@@ -174,8 +174,8 @@ impl Claim {
     }
 }
 
-fn tag(cluster: ClusterId, salt: &Nonce) -> [u8; 16] {
-    let key = hmac::Key::new(hmac::HMAC_SHA256, &cluster.0);
+fn tag(belongs: &Tag, salt: &Nonce) -> [u8; 16] {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &belongs.to_bytes());
     let tag = hmac::sign(&key, &[b"skein beacon\0".as_slice(), salt].concat());
     *tag.as_ref().first_chunk().expect("SHA-256 has 32 bytes")
 }
@@ -187,11 +187,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::loopback;
 
-    const CLUSTER: ClusterId = ClusterId([7; 16]);
+    const OURS: Tag = loopback::tag(7, 1);
 
     fn word(identity: &Identity, said: Said) -> Word {
-        Word::sign(identity, CLUSTER, [9; 16], said).unwrap()
+        Word::sign(identity, &OURS, [9; 16], said).unwrap()
     }
 
     fn long() -> Said {
@@ -212,7 +213,10 @@ mod tests {
         let bytes = Message::Word(word(&identity, said.clone())).encode();
         let Message::Word(heard) = Message::decode(&bytes).unwrap() else { panic!("a word") };
         assert_eq!((heard.node(), heard.said()), (identity.node(), &said));
-        assert!(heard.is_of(CLUSTER) && !heard.is_of(ClusterId([8; 16])));
+        assert!(heard.is_of(&OURS));
+        for other in [loopback::tag(8, 1), loopback::tag(7, 2)] {
+            assert!(!heard.is_of(&other));
+        }
         assert!(heard.is_signed());
         let stolen = Claim { key: Identity::ephemeral().unwrap().public_key(), ..heard.claim.clone() };
         assert!(!Word { claim: stolen, ..heard }.is_signed());
@@ -262,7 +266,7 @@ mod tests {
         ) {
             let bytes = if led { [&MAGIC[..], &[VERSION], &bytes].concat() } else { bytes };
             if let Ok(Message::Word(word)) = Message::decode(&bytes) {
-                prop_assert!(!word.is_of(CLUSTER) && !word.is_signed());
+                prop_assert!(!word.is_of(&OURS) && !word.is_signed());
             }
         }
 
@@ -278,7 +282,7 @@ mod tests {
             let place = place % changed.len();
             changed[place] ^= 1 << bit;
             if let Ok(Message::Word(word)) = Message::decode(&changed) {
-                prop_assert!(!(word.is_of(CLUSTER) && word.is_signed()));
+                prop_assert!(!(word.is_of(&OURS) && word.is_signed()));
             }
             prop_assert!(Message::decode(&whole[..keep.min(whole.len() - 1)]).is_err());
         }

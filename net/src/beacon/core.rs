@@ -18,7 +18,7 @@ use std::{
 use rand::{RngExt as _, SeedableRng, rngs::SmallRng};
 
 use super::codec::{Message, Nonce, Said, Short, WANTED_MAX, Word, short};
-use crate::{ca::ClusterId, gossip::core::Instant, identity::NodeId};
+use crate::{gossip::core::Instant, identity::NodeId, incarnation::Tag};
 
 /// The beacon's constants. Where one follows from another part, that part is named.
 #[derive(Clone, Debug)]
@@ -92,7 +92,7 @@ pub(super) enum Effect {
 /// See the module. Fed in the order of time.
 pub(super) struct Core {
     me: NodeId,
-    cluster: ClusterId,
+    tag: Tag,
     tuning: Tuning,
     known: BTreeSet<NodeId>,
     missing: BTreeSet<NodeId>,
@@ -122,10 +122,10 @@ struct Heard {
 
 impl Core {
     /// A node that has heard of nobody yet. `seed` is for the pauses alone.
-    pub(super) fn new(me: NodeId, cluster: ClusterId, tuning: Tuning, seed: u64) -> Core {
+    pub(super) fn new(me: NodeId, tag: Tag, tuning: Tuning, seed: u64) -> Core {
         Core {
             me,
-            cluster,
+            tag,
             pause: tuning.pause_min,
             tuning,
             known: BTreeSet::new(),
@@ -216,7 +216,9 @@ impl Core {
         if node == self.me {
             return;
         }
-        if !word.is_of(self.cluster) {
+        // A known member of another incarnation is looked for all the same, so that the two tell each other.
+        let is_ours = word.is_of(&self.tag);
+        if !is_ours && !self.known.contains(&node) {
             return self.hear_stranger(now, from, word, effects);
         }
         let said = word.said();
@@ -229,7 +231,8 @@ impl Core {
         let is_due = |last: Option<Instant>, pause| last.is_none_or(|last| now.since(last) >= pause);
         let mut heard =
             Heard { order, ..before.unwrap_or(Heard { order, answered_at: None, found_at: None }) };
-        if self.is_asked(said)
+        if is_ours
+            && self.is_asked(said)
             && is_due(heard.answered_at, self.tuning.answer_every)
             && self.answers.take(now)
         {
@@ -237,6 +240,9 @@ impl Core {
             effects.push(Effect::Answer { to: from, count: self.next_count() });
         }
         let is_missing = self.missing.contains(&node) && is_due(heard.found_at, self.tuning.found_every);
+        if !is_ours && !is_missing {
+            return;
+        }
         if is_missing {
             heard.found_at = Some(now);
         }

@@ -8,17 +8,15 @@ use tokio_util::sync::CancellationToken;
 use super::{Beacon, Config, PeerName, Tuning};
 use crate::{
     address_book::AddressBook,
-    ca::ClusterCa,
     gossip::real::{Machine, node},
     identity::NodeId,
     loopback::{Node, founded},
 };
 
-fn beacon(machine: &Machine, node: &Node, ca: &ClusterCa, peers: Vec<PeerName>) {
+fn beacon(machine: &Machine, node: &Node, peers: Vec<PeerName>) {
     let beacon = Beacon::new(Config {
         endpoint: machine.endpoint.clone(),
         identity: node.identity.clone(),
-        cluster: ca.cluster().id,
         gossip: machine.gossip.clone(),
         peers,
         tuning: Tuning::default(),
@@ -41,9 +39,9 @@ fn members_that_know_no_right_address_of_each_other_meet_by_a_name() {
     let lost = nobody.local_addr().unwrap();
     let a = Machine::start(&one, "a", 1, book(two.id(), lost));
     let b = Machine::start(&two, "b", 1, book(one.id(), lost));
-    beacon(&b, &two, &ca, Vec::new());
+    beacon(&b, &two, Vec::new());
     let name = b.endpoint.local_address().to_string().parse().unwrap();
-    beacon(&a, &one, &ca, vec![name]);
+    beacon(&a, &one, vec![name]);
     for machine in [&a, &b] {
         machine.sees_alive(2);
     }

@@ -20,7 +20,6 @@ use super::{
     name::PeerName,
 };
 use crate::{
-    ca::ClusterId,
     endpoint::{Endpoint, PORT, beside},
     gossip,
     identity::{Identity, NodeId},
@@ -41,8 +40,6 @@ pub struct Config {
     pub endpoint: Endpoint,
     /// Signs what this node says.
     pub identity: Identity,
-    /// Whose members find each other.
-    pub cluster: ClusterId,
     /// Says who is missing, and looks where the beacon found somebody.
     pub gossip: gossip::Handle,
     /// Where members may be, whatever their addresses are: asked while any is missing. At most
@@ -56,7 +53,6 @@ pub struct Config {
 pub struct Beacon {
     endpoint: Endpoint,
     identity: Identity,
-    cluster: ClusterId,
     gossip: gossip::Handle,
     peers: Arc<[PeerName]>,
     core: Core,
@@ -73,11 +69,10 @@ impl Beacon {
         let mut peers = config.peers;
         peers.truncate(PEERS_MAX);
         Beacon {
-            core: Core::new(config.endpoint.node(), config.cluster, config.tuning, rand::random()),
+            core: Core::new(config.endpoint.node(), config.endpoint.tag(), config.tuning, rand::random()),
             links: Links::new(config.endpoint.beside().socket()),
             endpoint: config.endpoint,
             identity: config.identity,
-            cluster: config.cluster,
             gossip: config.gossip,
             peers: peers.into(),
             started: Instant::now(),
@@ -167,7 +162,7 @@ impl Beacon {
             wanted,
             addresses: self.endpoint.reachable_addresses(),
         };
-        match Word::sign(&self.identity, self.cluster, rand::random(), said) {
+        match Word::sign(&self.identity, &self.endpoint.tag(), rand::random(), said) {
             Ok(word) => Some(Message::Word(word).encode()),
             Err(error) => {
                 tracing::debug!(%error, "could not sign a word for the others");

@@ -14,12 +14,13 @@ use super::{
     core::{Core, Effect, Input, Tuning},
 };
 use crate::{
-    ca::ClusterId,
     gossip::core::Instant,
     identity::{Identity, NodeId},
+    incarnation::Tag,
+    loopback,
 };
 
-const CLUSTER: ClusterId = ClusterId([7; 16]);
+const OURS: Tag = loopback::tag(7, 1);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -56,7 +57,7 @@ fn at(number: usize) -> SocketAddr {
 impl Air {
     /// `count` machines that are on and know of each other, none where the others believe it to be.
     fn new(count: usize, seed: u64) -> Air {
-        let machines = (0..count).map(|number| Machine::new(number, CLUSTER)).collect();
+        let machines = (0..count).map(Machine::new).collect();
         let mut air = Air {
             machines,
             now: Instant(0),
@@ -81,7 +82,7 @@ impl Air {
         let machine = &mut self.machines[number];
         machine.is_on = true;
         machine.generation += 1;
-        machine.core = Core::new(machine.identity.node(), CLUSTER, Tuning::default(), seed);
+        machine.core = Core::new(machine.identity.node(), OURS, Tuning::default(), seed);
         machine.wake_at = None;
         machine.missing = all;
         machine.missing.remove(&machine.identity.node());
@@ -188,10 +189,10 @@ impl Air {
 }
 
 impl Machine {
-    fn new(number: usize, cluster: ClusterId) -> Machine {
+    fn new(number: usize) -> Machine {
         let identity = Identity::ephemeral().unwrap();
         Machine {
-            core: Core::new(identity.node(), cluster, Tuning::default(), 0),
+            core: Core::new(identity.node(), OURS, Tuning::default(), 0),
             identity,
             address: at(number),
             generation: 0,
@@ -204,7 +205,7 @@ impl Machine {
 
     fn word(&self, count: u32, asks: bool, wanted: Vec<[u8; 4]>) -> Vec<u8> {
         let said = Said { generation: self.generation, count, asks, wanted, addresses: vec![self.address] };
-        Message::Word(Word::sign(&self.identity, CLUSTER, [1; 16], said).unwrap()).encode()
+        Message::Word(Word::sign(&self.identity, &OURS, [1; 16], said).unwrap()).encode()
     }
 }
 
@@ -301,7 +302,7 @@ fn only_newer_signed_words_of_members_are_believed() {
     let rolled_back = air.machines[1].word(1000, true, Vec::new());
     assert_eq!(learned(&mut air, &rolled_back, at(1)), []);
     // Somebody who knows the cluster's id and is no member; and this node's own echo.
-    let outsider = Machine::new(3, CLUSTER).word(1, true, Vec::new());
+    let outsider = Machine::new(3).word(1, true, Vec::new());
     assert_eq!(learned(&mut air, &outsider, at(3)), []);
     let echo = air.machines[0].word(1000, true, Vec::new());
     assert_eq!(learned(&mut air, &echo, at(0)), []);
@@ -329,10 +330,10 @@ fn an_attempt_to_connect_is_made_once_a_second_however_often_a_member_speaks() {
 #[test]
 fn a_node_of_another_cluster_is_told_of_once_an_hour_and_nothing_else() {
     let mut air = Air::new(1, 6);
-    let other = Machine::new(9, CLUSTER);
+    let other = Machine::new(9);
     let foreign = |count| {
         let said = Said { generation: 1, count, asks: true, ..Said::default() };
-        let word = Word::sign(&other.identity, ClusterId([8; 16]), [3; 16], said).unwrap();
+        let word = Word::sign(&other.identity, &loopback::tag(8, 1), [3; 16], said).unwrap();
         Message::Word(word).encode()
     };
     for count in 1..=100 {
@@ -346,6 +347,33 @@ fn a_node_of_another_cluster_is_told_of_once_an_hour_and_nothing_else() {
     let bytes = foreign(101);
     air.give(0, Input::Datagram { from: at(9), bytes: &bytes });
     assert_eq!(air.strangers.len(), 2);
+}
+
+/// The cluster was recovered while it was off: it is to hear so, and from then on to be left alone.
+#[test]
+fn a_missing_member_of_another_incarnation_is_looked_for_and_not_answered() {
+    let mut air = Air::new(2, 8);
+    let (member, address) = (air.machines[1].identity.node(), air.machines[1].address);
+    let older = |air: &Air, count| {
+        let said = Said { generation: 7, count, asks: true, ..Said::default() };
+        let word = Word::sign(&air.machines[1].identity, &loopback::tag(7, 0), [3; 16], said).unwrap();
+        Message::Word(word).encode()
+    };
+    let hear = |air: &mut Air, bytes: &[u8]| {
+        let mut effects = Vec::new();
+        air.machines[0].core.handle(air.now, Input::Datagram { from: address, bytes }, &mut effects);
+        effects
+    };
+    let bytes = older(&air, 1);
+    let looks = Effect::Learn { node: member, addresses: vec![address], is_missing: true };
+    assert_eq!(hear(&mut air, &bytes), [looks]);
+    let bytes = older(&air, 2);
+    assert_eq!(hear(&mut air, &bytes), [], "at most once a second");
+    air.machines[0].missing.clear();
+    air.tell_members(0);
+    air.now = air.now + 10 * SECOND;
+    let bytes = older(&air, 3);
+    assert_eq!(hear(&mut air, &bytes), [], "who is not missing is not looked for");
 }
 
 #[test]

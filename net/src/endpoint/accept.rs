@@ -1,18 +1,19 @@
 //! What comes in: connections, and on each of them the hello, streams and datagrams.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Buf;
 use tokio::{sync::Semaphore, time::timeout};
 
-use super::{Class, Endpoint, Service, code, link::Link};
+use super::{
+    Endpoint, Service, code,
+    hello::{self, Hello},
+    link::Link,
+};
 use crate::{
     address_book::plain,
     identity::NodeId,
+    incarnation::{Incarnation, Tag},
     join,
     stream::{Receiver, Sender, Stream},
     tls::{self, Accepted, Standing},
@@ -27,12 +28,10 @@ const HANDSHAKES_MAX: usize = 256;
 const JOINS_MAX: usize = 16;
 /// How long a stream may take to say its kind.
 const KIND_MAX: Duration = Duration::from_secs(5);
-
-const HELLO_VERSION: u8 = 1;
-/// Longer than this version's hello, so that a later one may say more.
-const HELLO_BYTES_MAX: usize = 64;
-/// What a hello says after its first six bytes: a kind, a length, and so many bytes. Unknown kinds are skipped.
-const HELLO_SEEN_AS: u8 = 1;
+/// How long a connection may take to say hello: with it comes the rest.
+const HELLO_MAX: Duration = Duration::from_secs(5);
+/// How long it stays open for a node of elsewhere, until that one has heard so.
+const PARTING_MAX: Duration = Duration::from_millis(500);
 
 /// Takes connections until the endpoint shuts down.
 pub(super) async fn run(endpoint: Endpoint) {
@@ -118,7 +117,28 @@ pub(super) fn attend(endpoint: &Endpoint, link: Arc<Link>) {
 
 async fn talk(endpoint: &Endpoint, link: &Arc<Link>) -> Result<(), quinn::ConnectionError> {
     let connection = &link.connection;
-    endpoint.spawn(say_hello(connection.clone(), link.class.get().copied(), endpoint.instance()));
+    let own = endpoint.0.tag;
+    let hello = Hello {
+        class: link.class.get().copied(),
+        instance: endpoint.instance(),
+        seen_as: Some(plain(connection.remote_address())),
+        tag: Some(own),
+    };
+    let said = tokio::spawn(say(connection.clone(), hello));
+    let Ok(Some(hello)) = timeout(HELLO_MAX, hear(connection)).await else {
+        connection.close(code::NOT_ADMITTED, b"no hello");
+        return Err(connection.closed().await);
+    };
+    let unnamed = || Tag { incarnation: Incarnation::unnamed(own.cluster), ..own };
+    if let Err(foreign) = own.check(&hello.tag.unwrap_or_else(unnamed)) {
+        endpoint.0.estranged.meet(link.peer, foreign);
+        // The other end is to know as well, by this end's hello; a connection that is closed cannot be read.
+        let _ = timeout(PARTING_MAX, async { (said.await, connection.closed().await) }).await;
+        connection.close(code::FOREIGN, foreign.to_string().as_bytes());
+        return Err(connection.closed().await);
+    }
+    endpoint.0.estranged.forgive(link.peer);
+    greet(endpoint, link, hello);
     let service = endpoint.0.service.wait().await.clone();
     loop {
         tokio::select! {
@@ -132,9 +152,6 @@ async fn talk(endpoint: &Endpoint, link: &Arc<Link>) -> Result<(), quinn::Connec
             stream = connection.accept_bi() => {
                 let (send, receive) = stream?;
                 endpoint.spawn(hand_over(service.clone(), link.clone(), send, receive));
-            }
-            hello = connection.accept_uni() => {
-                endpoint.spawn(hear_hello(endpoint.clone(), link.clone(), hello?));
             }
         }
     }
@@ -155,20 +172,11 @@ async fn hand_over(
     }
 }
 
-/// Says which process this is, where the other end is seen from here and, having dialled, what the connection
-/// is for.
-async fn say_hello(connection: quinn::Connection, class: Option<Class>, instance: u32) {
-    let class = match class {
-        None => 0,
-        Some(Class::Prompt) => 1,
-        Some(Class::Bulk) => 2,
-    };
-    let mut hello = vec![HELLO_VERSION, class];
-    hello.extend(instance.to_be_bytes());
-    put_seen_as(&mut hello, plain(connection.remote_address()));
+/// Says hello, and stays until it has arrived.
+async fn say(connection: quinn::Connection, hello: Hello) {
     // Failing, the connection is gone, which others notice.
     if let Ok(mut stream) = connection.open_uni().await
-        && stream.write_all(&hello).await.is_ok()
+        && stream.write_all(&hello.to_bytes()).await.is_ok()
     {
         let _ = stream.finish();
         // Until it has arrived, so that dropping the stream cannot cut it off.
@@ -176,87 +184,25 @@ async fn say_hello(connection: quinn::Connection, class: Option<Class>, instance
     }
 }
 
-async fn hear_hello(endpoint: Endpoint, link: Arc<Link>, mut stream: quinn::RecvStream) {
-    let Ok(Ok(hello)) = timeout(KIND_MAX, stream.read_to_end(HELLO_BYTES_MAX)).await else { return };
-    let mut hello = Bytes::from(hello);
-    if hello.len() < 6 {
-        return;
-    }
-    // Later versions only append, so the version itself needs no look.
-    let _version = hello.get_u8();
-    let class = match hello.get_u8() {
-        1 => Some(Class::Prompt),
-        2 => Some(Class::Bulk),
-        _ => None,
-    };
+async fn hear(connection: &quinn::Connection) -> Option<Hello> {
+    let mut stream = connection.accept_uni().await.ok()?;
+    Hello::parse(&stream.read_to_end(hello::BYTES_MAX).await.ok()?)
+}
+
+/// The peer belongs here: its connection is used from now on, and those to earlier processes of it are not.
+fn greet(endpoint: &Endpoint, link: &Arc<Link>, hello: Hello) {
     // Set before or not, what was said first counts.
-    let _ = link.instance.set(hello.get_u32());
-    if let Some(seen_as) = take_seen_as(hello) {
+    let _ = link.instance.set(hello.instance);
+    if let Some(seen_as) = hello.seen_as {
         let _ = link.seen_as.set(seen_as);
         endpoint.0.whereabouts.prove(seen_as.ip());
     }
-    if let Some(class) = class {
+    if let Some(class) = hello.class {
         let _ = link.class.set(class);
     }
-    let outdated = endpoint.links().outdated_by(&link);
+    let outdated = endpoint.links().outdated_by(link);
     for old in outdated {
         old.connection.close(code::STALE, b"restarted");
     }
-    endpoint.links().settle(&link);
-}
-
-fn put_seen_as(hello: &mut Vec<u8>, at: SocketAddr) {
-    let ip = match at.ip() {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    };
-    hello.put_u8(HELLO_SEEN_AS);
-    hello.put_u8(ip.len() as u8 + 2);
-    hello.put_slice(&ip);
-    hello.put_u16(at.port());
-}
-
-fn take_seen_as(mut rest: Bytes) -> Option<SocketAddr> {
-    while rest.remaining() >= 2 {
-        let (kind, length) = (rest.get_u8(), usize::from(rest.get_u8()));
-        if length > rest.remaining() {
-            return None;
-        }
-        let mut said = rest.split_to(length);
-        let ip: IpAddr = match (kind, length) {
-            (HELLO_SEEN_AS, 6) => said.get_u32().to_be_bytes().into(),
-            (HELLO_SEEN_AS, 18) => said.get_u128().to_be_bytes().into(),
-            _ => continue,
-        };
-        return Some(plain(SocketAddr::new(ip, said.get_u16())));
-    }
-    None
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn where_the_other_end_is_seen_is_read_as_it_was_said_whatever_else_is() {
-        for at in ["192.0.2.7:7946", "[2001:db8::7]:1"] {
-            let at: SocketAddr = at.parse().unwrap();
-            let mut hello = vec![200, 3, 1, 2, 3];
-            put_seen_as(&mut hello, at);
-            hello.extend([201, 0]);
-            assert_eq!(take_seen_as(hello.clone().into()), Some(at));
-            // One of an earlier version ends before; one that was cut off says nothing.
-            assert_eq!(take_seen_as(Bytes::new()), None);
-            assert_eq!(take_seen_as(hello[..9].to_vec().into()), None);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn no_hello_is_read_beyond_its_end(bytes in proptest::collection::vec(any::<u8>(), 0..HELLO_BYTES_MAX)) {
-            let _ = take_seen_as(bytes.into());
-        }
-    }
+    endpoint.links().settle(link);
 }

@@ -20,7 +20,8 @@ use crate::{
     address_book::AddressBook,
     ca::ClusterCa,
     identity::NodeId,
-    loopback::{Node, founded},
+    incarnation::Foreign,
+    loopback::{Node, founded, tag},
     stream::{self, Stream},
     tls::Standing,
 };
@@ -54,6 +55,7 @@ struct Up {
 fn up_at(node: &Node, listen: SocketAddr) -> Up {
     let endpoint = Endpoint::bind(Config {
         listen,
+        tag: node.tag,
         tls: node.tls.clone(),
         trust: node.trust.clone(),
         book: AddressBook::default(),
@@ -221,6 +223,38 @@ async fn a_node_of_another_cluster_is_refused_and_told_of_at_both_ends() {
         assert!(b.endpoint.connected().is_empty());
     }
     until("the word at both ends", || [&a, &b].iter().all(|one| one.endpoint.0.strangers.count() == 1)).await;
+}
+
+/// Keys, authorities and certificates are the same: only the hello tells.
+#[tokio::test]
+async fn between_two_incarnations_of_a_cluster_nothing_passes_and_both_know_why() {
+    let ca = founded();
+    let of = |number| Node { tag: tag(1, number), ..Node::of(&ca) };
+    let (mut older, mut newer) = (up(&of(1)), up(&of(2)));
+    older.knows(&newer);
+    newer.knows(&older);
+    for (from, to) in [(&older, &newer), (&newer, &older)] {
+        from.endpoint.datagram(to.endpoint.node(), 1, Bytes::from_static(b"x"));
+        if let Ok(mut stream) = from.endpoint.open(to.endpoint.node(), 1).await {
+            let _ = stream.tx.send(Bytes::from_static(b"x")).await;
+            let answer = timeout(PATIENCE, stream.rx.recv()).await.expect("it breaks");
+            assert!(answer.is_err());
+        }
+    }
+    until("the word at both ends", || [&older, &newer].iter().all(|one| one.endpoint.estranged().len() == 1))
+        .await;
+    for (one, other, reason) in [
+        (&older, &newer, Foreign::Newer { ours: 1, theirs: 2 }),
+        (&newer, &older, Foreign::Older { ours: 2, theirs: 1 }),
+    ] {
+        let peer = other.endpoint.node();
+        assert_eq!(one.endpoint.estranged()[&peer], reason);
+        let refused = one.endpoint.open(peer, 1).await.unwrap_err();
+        assert_eq!(refused, OpenError::Foreign { peer, reason }, "it is not even called");
+    }
+    for one in [&mut older, &mut newer] {
+        assert!(one.heard.try_recv().is_err(), "nothing came through");
+    }
 }
 
 #[tokio::test]
@@ -421,6 +455,7 @@ async fn a_port_in_use_is_named() {
     let node = Node::of(&ca);
     let taken = Endpoint::bind(Config {
         listen: a.endpoint.local_address(),
+        tag: node.tag,
         tls: node.tls.clone(),
         trust: node.trust.clone(),
         book: AddressBook::default(),
@@ -447,6 +482,7 @@ async fn what_is_advertised_is_all_that_others_are_told() {
     let node = Node::of(&founded());
     let told: Vec<SocketAddr> = vec!["203.0.113.7:17946".parse().unwrap()];
     let endpoint = Endpoint::bind(Config {
+        tag: node.tag,
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         tls: node.tls.clone(),
         trust: node.trust.clone(),

@@ -65,6 +65,7 @@ impl Machine {
         let (endpoint, gossip) = runtime.block_on(async {
             let endpoint = Endpoint::bind(endpoint::Config {
                 listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
+                tag: node.tag,
                 tls: node.tls.clone(),
                 trust: node.trust.clone(),
                 book,

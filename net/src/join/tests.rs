@@ -14,6 +14,7 @@ use crate::token::{TTL_DEFAULT, spend};
 /// A leader without a log: keeps token records in memory, signs with the cluster's authority.
 struct Desk {
     ca: ClusterCa,
+    incarnation: Incarnation,
     records: Mutex<BTreeMap<TokenId, TokenRecord>>,
     asked: AtomicUsize,
     now: SystemTime,
@@ -35,7 +36,7 @@ impl Admission for Desk {
                 name: claim.about.name.clone(),
                 addresses: vec![SocketAddr::new(claim.from.ip(), claim.about.listen_port)],
             }],
-            extra: claim.about.extra.clone(),
+            extra: Admitted::added(self.incarnation),
         })
     }
 }
@@ -62,7 +63,9 @@ impl Seed {
     ) -> Seed {
         let ca = founded();
         let node = Node::of(&ca);
-        let desk = Arc::new(Desk { ca, records: Mutex::default(), asked: AtomicUsize::new(0), now });
+        let (records, asked) = (Mutex::default(), AtomicUsize::new(0));
+        let incarnation = Incarnation::first().expect("randomness");
+        let desk = Arc::new(Desk { ca, incarnation, records, asked, now });
         let admission: Arc<dyn Admission> = Arc::new(front(Arc::clone(&desk)));
         let address = node.address;
         tokio::spawn(async move {
@@ -202,7 +205,10 @@ async fn a_machine_with_a_token_becomes_a_member() {
     let node = ca::request_node(&csr).expect("a request");
     assert_eq!(tls::peer_node(admitted.chain.certificates()), Some(node));
     assert_eq!(admitted.public, seed.desk.ca.public());
-    assert_eq!(admitted.extra, b"mine");
+    assert_eq!(admitted.incarnation(), Some(seed.desk.incarnation));
+    let of_an_older_build = Admitted { extra: Vec::new(), ..admitted.clone() };
+    let unnamed = Incarnation::unnamed(admitted.public.cluster.id);
+    assert_eq!(of_an_older_build.incarnation(), Some(unnamed));
     assert_eq!(admitted.members[0].addresses, ["127.0.0.1:7946".parse().expect("an address")]);
     assert_eq!(seed.record(&token).uses_left(), 0);
 }
@@ -409,6 +415,15 @@ async fn an_answer_that_does_not_fit_the_request_is_not_believed() {
         }
     }
     let seed = Seed::serving(start(), PATIENCE, Confused);
+    assert!(matches!(join_by(&seed.token(1), &request()).await, Err(Error::BadAnswer(_))));
+    struct Garbled(Arc<Desk>);
+    #[async_trait]
+    impl Admission for Garbled {
+        async fn admit(&self, claim: Claim) -> Result<Admitted, Refusal> {
+            Ok(Admitted { extra: b"no incarnation".to_vec(), ..self.0.admit(claim).await? })
+        }
+    }
+    let seed = Seed::serving(start(), PATIENCE, Garbled);
     assert!(matches!(join_by(&seed.token(1), &request()).await, Err(Error::BadAnswer(_))));
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use skein_net::beacon::{self, Around, PEERS_MAX};
 use skein_net::ca::ClusterCa;
 use skein_net::identity::{Identity, StoreId};
+use skein_net::incarnation::Incarnation;
 use skein_net::join::{self, About};
 use skein_net::token::Token;
 use skein_raft_store::VoterId;
@@ -63,7 +64,8 @@ pub(super) fn up(dir: &Path, args: NodeArgs, cluster: &str, new_cluster: bool) -
             let chain = authority.issue_member(&csr, SystemTime::now())?;
             home.set_authority(&identity, &authority)?;
             home.set_certificate(&chain)?;
-            let membership = Membership { public: authority.public(), name, founding: true };
+            let incarnation = Some(Incarnation::first()?);
+            let membership = Membership { public: authority.public(), incarnation, name, founding: true };
             home.set_membership(&membership)?;
             run(home, identity, membership, chain, args, Greeting::Founded)
         }
@@ -88,12 +90,11 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
     check_machine()?;
     let identity = Identity::load_or_create(dir)?;
     let runtime = runtime()?;
-    // The store's name is part of the claim; the store itself stays empty until members send theirs.
-    let (files, voter) = runtime.block_on(daemon::open_store(&home, identity.node()))?;
-    drop(files);
+    // Part of the claim; the store is made when there is an answer.
+    let store = StoreId(rand::random());
     let about = About {
         name: name.clone(),
-        store: StoreId(voter.store),
+        store,
         generation: identity.generation(),
         listen_port: args.listen.port(),
         api_port: args.api_listen.port(),
@@ -107,7 +108,6 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
         endpoint.wait_idle().await;
         Ok::<_, Failure>(admitted?)
     })?;
-    drop(runtime);
     let mut pages = skein_net::address_book::Pages::default();
     for member in &admitted.members {
         let page = pages.0.entry(member.node).or_default();
@@ -116,7 +116,11 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
     }
     home.set_addresses(&pages)?;
     home.set_certificate(&admitted.chain)?;
-    let membership = Membership { public: admitted.public, name, founding: false };
+    let incarnation = admitted.incarnation();
+    let membership = Membership { public: admitted.public, incarnation, name, founding: false };
+    let made = daemon::open_store(&home, identity.node(), membership.tag(), store);
+    drop(runtime.block_on(made)?);
+    drop(runtime);
     // Last: with this file the machine is a member.
     home.set_membership(&membership)?;
     run(home, identity, membership, admitted.chain, args, Greeting::Joined)

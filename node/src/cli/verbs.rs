@@ -32,11 +32,16 @@ pub(super) fn status(dir: &Path, output: Output) -> Result<(), Failure> {
     if output != Output::Table {
         return print(&status, output);
     }
+    // A cluster that was never recovered has but one.
+    let incarnation = match status["incarnation"]["number"].as_u64() {
+        Some(number @ 2..) => format!(", incarnation {number}"),
+        _ => String::new(),
+    };
     let quorum =
         if status["quorum"] == true { "yes" } else { "NO: writes wait until a majority of the voters is up" };
     let survived = status["failuresSurvived"].as_u64().unwrap_or(0);
     let mut out = vec![
-        format!("cluster      {} ({})", text(&status["cluster"]), text(&status["fingerprint"])),
+        format!("cluster      {} ({}{incarnation})", text(&status["cluster"]), text(&status["fingerprint"])),
         format!("this node    {}", text(&status["node"])),
         format!("leader       {} (term {})", or(&status["leader"], "none"), status["term"]),
         format!("quorum       {quorum}"),
@@ -48,6 +53,10 @@ pub(super) fn status(dir: &Path, output: Output) -> Result<(), Failure> {
     out.extend(warnings.map(|warning| format!("warning      {}", text(warning))));
     let complaints = status["network"].as_array().into_iter().flatten();
     out.extend(complaints.map(|complaint| format!("network      {}", text(complaint))));
+    let left_alone = status["leftAlone"].as_array().into_iter().flatten();
+    out.extend(left_alone.map(|node| {
+        format!("left alone   {}: {}", or(&node["name"], &text(&node["id"])), text(&node["reason"]))
+    }));
     out.push(String::new());
     for node in status["nodes"].as_array().into_iter().flatten() {
         let what = match node["disk"].as_str() {

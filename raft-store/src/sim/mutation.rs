@@ -43,6 +43,8 @@ pub enum Mutation {
     NoSyncBetweenSegments,
     /// What a start finds is not synced before it is relied on.
     NoSyncAtOpen,
+    /// Stores of other clusters and incarnations are taken for this one's.
+    ForeignStoresTaken,
     /// Raft shows what it has applied although a followed store has shown more.
     ShownAlthoughBehind,
 }

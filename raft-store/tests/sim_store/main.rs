@@ -4,6 +4,7 @@
 //! `SKEIN_SEEDS=n .. no_fault_breaks_an_invariant` the first n.
 
 mod follow;
+mod foreign;
 mod full;
 mod history;
 mod traps;

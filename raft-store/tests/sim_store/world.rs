@@ -12,8 +12,8 @@ use rand::{RngExt, SeedableRng};
 use skein_raft_store::sim::{Process, SimNetwork, SimRt, Weather, start};
 use skein_raft_store::sim_files::SimDisk;
 use skein_raft_store::{
-    Change, Compaction, Config, Expect, Handle, MemberChange, Metrics, Op, Options, Outcome as Applied,
-    ProposeError, Timings, VoterId, WatchError,
+    Change, ClusterTag, Compaction, Config, Expect, Handle, MemberChange, Metrics, Op, Options,
+    Outcome as Applied, ProposeError, Timings, VoterId, WatchError,
 };
 
 use crate::history::{Call, History, Outcome, What};
@@ -83,6 +83,7 @@ pub(crate) struct World {
 
 struct Node {
     voter: VoterId,
+    tag: ClusterTag,
     disk: SimDisk,
     clock_offset_ms: u64,
     generation: u64,
@@ -102,6 +103,7 @@ impl World {
         let nodes = (1..=(plan.nodes + plan.followers) as u8).map(|number| {
             Arc::new(Mutex::new(Node {
                 voter: VoterId { node: [number; 16], store: [1; 8] },
+                tag: TAG,
                 disk: fast_disk(plan.seed ^ u64::from(number) << 32),
                 clock_offset_ms: chance.random_range(0..7_200_000),
                 generation: 0,
@@ -224,6 +226,13 @@ impl World {
         old
     }
 
+    /// Puts in the disk of a store that is of another cluster or incarnation and has the same name.
+    pub(crate) fn put_foreign_disk(&self, number: usize, disk: SimDisk, tag: ClusterTag) {
+        let mut node = self.nodes[number].lock().unwrap();
+        assert!(node.process.is_none(), "it must be off");
+        (node.disk, node.tag) = (disk, tag);
+    }
+
     pub(crate) async fn running(&self, number: usize) -> Store {
         loop {
             if let Some(store) = self.store(number) {
@@ -255,7 +264,8 @@ impl World {
         node.process = Some(process.clone());
         let (transport, mut incoming) = self.network.connect(node.voter);
         let (files, offset, began) = (node.disk.files::<SimRt>(), node.clock_offset_ms, self.began);
-        let mut config = Config::new(node.voter, node.generation);
+        let tag = node.tag;
+        let mut config = Config::new(node.voter, tag, node.generation);
         config.timings = self.timings;
         // So few that snapshots are taken and installed in every run.
         config.compaction = Compaction { every_entries: 60, keep_entries: 20 };
@@ -275,7 +285,10 @@ impl World {
             };
             store.introduce(others);
             world.nodes[number].lock().unwrap().store = Some(store.clone());
-            drop(SimRt::spawn(world.observe(number, store.clone())));
+            // A foreign store has a history of its own.
+            if tag == TAG {
+                drop(SimRt::spawn(world.observe(number, store.clone())));
+            }
             while let Some((from, lane, pipe)) = incoming.next().await {
                 let store = store.clone();
                 drop(SimRt::spawn(async move { store.serve(from, lane, pipe).await }));
@@ -634,10 +647,13 @@ impl World {
     }
 }
 
+/// Of the cluster that every world is about.
+pub(crate) const TAG: ClusterTag = ClusterTag { cluster: [7; 16], number: 1, incarnation: [7; 16] };
+
 const SYNC_MIN: Duration = Duration::from_micros(200);
 const SYNC_MAX: Duration = Duration::from_millis(2);
 
-fn fast_disk(seed: u64) -> SimDisk {
+pub(crate) fn fast_disk(seed: u64) -> SimDisk {
     let disk = SimDisk::new(seed);
     disk.set_sync_time(SYNC_MIN, SYNC_MAX);
     disk
