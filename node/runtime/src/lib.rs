@@ -15,6 +15,8 @@
 mod engine;
 pub mod images;
 mod machine;
+#[cfg(feature = "mutations")]
+pub mod mutation;
 
 mod capability;
 mod cgroup;
@@ -24,6 +26,7 @@ mod seccomp;
 
 mod logs;
 mod oci;
+mod own_program;
 mod record;
 mod shim;
 
@@ -38,3 +41,15 @@ pub use engine::{
 pub use fake::{Behaviour, Fake};
 pub use logs::{LogOptions, LogStream};
 pub use machine::{Config, Machine, Probe, in_user_namespace, main_if_shim, missing};
+
+/// Whether a guard was taken out on purpose; never without the feature of the escape tests.
+macro_rules! broken {
+    ($mutation:ident) => {{
+        #[cfg(feature = "mutations")]
+        let broken = crate::mutation::Mutation::$mutation.is_set();
+        #[cfg(not(feature = "mutations"))]
+        let broken = false;
+        broken
+    }};
+}
+pub(crate) use broken;

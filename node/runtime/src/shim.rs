@@ -31,6 +31,7 @@ use crate::cgroup;
 use crate::engine::End;
 use crate::logs::writer::{FILE_BYTES_MAX, LogFile};
 use crate::oci;
+use crate::own_program;
 use crate::record::{self, Boot, Durability, ExitRecord, ProcessId, State};
 use crate::rootfs::overlay::Layers;
 use crate::rootfs::{Failure, Step};
@@ -75,6 +76,10 @@ pub(crate) fn main_if_asked() -> Option<ExitCode> {
         eprintln!("{} needs the directory of a container; it is started by the daemon only", verb.display());
         return Some(ExitCode::from(2));
     };
+    if let Err(error) = own_program::begin() {
+        eprintln!("begin as a process beside a container, which only the daemon starts: {error}");
+        return Some(ExitCode::FAILURE);
+    }
     if verb == EXEC_ARGUMENT {
         return Some(exec::main(&dir, arguments.map(|word| word.to_string_lossy().into_owned()).collect()));
     }
@@ -135,7 +140,7 @@ fn spawn(spec: &oci::Spec, config: &Config, filters: &[u8]) -> Result<Container,
     unshare(CloneFlags::CLONE_NEWPID).step(|| "make a pid namespace".to_owned())?;
     let child = match process::fork().step(|| "fork".to_owned())? {
         Fork::Parent { child } => child,
-        Fork::Child => {
+        Fork::Child(_) => {
             // Its own copy of our ends would keep it from noticing our death.
             drop((stdout, stderr, status, go));
             let ends = child::Ends {

@@ -14,6 +14,7 @@ use tokio::process::{Child, Command};
 
 use super::Doing;
 use crate::engine::{ContainerId, Error, Ran};
+use crate::own_program;
 use crate::shim;
 
 /// As much as kubelet keeps of what a probe prints.
@@ -33,18 +34,9 @@ pub(super) async fn run(
     let doing = || format!("run a program in container {id}");
     let (output, inputs) = pipe_pair().doing(doing)?;
     let [stdout, stderr] = inputs.map(Stdio::from);
-    let mut child = Command::new("/proc/self/exe")
-        .arg(shim::EXEC_ARGUMENT)
-        .arg(dir)
-        .args(command)
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(stdout)
-        .stderr(stderr)
-        .kill_on_drop(true)
-        .spawn()
-        .doing(doing)?;
+    let mut helper = own_program::command().doing(doing)?;
+    helper.arg(shim::EXEC_ARGUMENT).arg(dir).args(command).stdout(stdout).stderr(stderr);
+    let mut child = Command::from(helper).kill_on_drop(true).spawn().doing(doing)?;
     let running = until_the_end(&mut child, output);
     match tokio::time::timeout(limit, running).await {
         Ok(ran) => ran.doing(doing),

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -14,6 +14,7 @@ use super::{Doing, Inner, bundle};
 use crate::cgroup;
 use crate::engine::{ContainerId, ContainerSpec, Error, Running, SandboxSpec};
 use crate::logs::{self, ROTATED_MAX};
+use crate::own_program;
 use crate::record::{self, State};
 use crate::rootfs::passwd::Accounts;
 use crate::shim;
@@ -81,19 +82,12 @@ fn run_shim(id: &ContainerId, dir: &Path) -> Result<(Child, State), Error> {
     let failed = |reason: String| Error::Start { id: id.clone(), reason };
     let errors =
         File::create(dir.join("shim.err")).doing(|| format!("write {}", dir.join("shim.err").display()))?;
-    let mut child = Command::new("/proc/self/exe")
-        .arg(shim::ARGUMENT)
-        .arg(dir)
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(errors)
-        .spawn()
-        .doing(|| "start a shim from /proc/self/exe".to_owned())?;
-    let answer = child
-        .stdout
-        .take()
-        .map_or_else(|| Ok(Vec::new()), |stdout| read_answer(File::from(OwnedFd::from(stdout))));
+    let starting = || "start a shim from /proc/self/exe".to_owned();
+    let mut command = own_program::command().doing(starting)?;
+    command.arg(shim::ARGUMENT).arg(dir).stdout(Stdio::piped()).stderr(errors);
+    let mut child = command.spawn().doing(starting)?;
+    let stdout = child.stdout.take().map(|stdout| File::from(OwnedFd::from(stdout)));
+    let answer = stdout.map_or_else(|| Ok(Vec::new()), read_answer);
     let answer = answer.unwrap_or_else(|error| format!("no answer from its shim: {error}").into_bytes());
     let state = record::read::<State>(dir, record::STATE_FILE).ok().flatten();
     match state.filter(|_| answer == shim::ANSWER_RUNNING) {

@@ -7,11 +7,12 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::AT_FDCWD;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
@@ -74,8 +75,6 @@ fn steps(
         // Lowering it needs a right that even root may lack.
         let _ = fs::write("/proc/self/oom_score_adj", score.to_string());
     }
-    // From here to `execve` nobody in the container may look into this copy of the daemon's program.
-    process::set_not_dumpable().step(|| "hide from ptrace".to_owned())?;
     cgroup::join(&config.cgroups).step(|| "join the container's cgroup".to_owned())?;
     for (kind, fd) in namespaces {
         setns(fd, *kind).step(|| format!("step into the sandbox ({kind:?})"))?;
@@ -89,26 +88,29 @@ fn steps(
     nix::unistd::dup2_stdout(&ends.stdout).step(|| "set standard output".to_owned())?;
     nix::unistd::dup2_stderr(&ends.stderr).step(|| "set standard error".to_owned())?;
     let program = settle(process, filters)?;
+    stand_alone()?;
     ends.status.write_all(&[READY]).step(|| "say ready".to_owned())?;
     // A shim that died before the program was tied to it closes this pipe, and nothing is executed.
     ends.go.read_exact(&mut [0]).step(|| "wait for the shim".to_owned())?;
     execute(&program, process)
 }
 
-/// Becomes in every respect but its code what the program will be; the container's root and namespaces are
-/// entered already. Says where the program lies.
+/// Gives up all that the program will not have; the container's root and namespaces are entered already. Says
+/// where the program lies.
 pub(super) fn settle(process: &oci::Process, filters: &[u8]) -> Result<CString, Failure> {
     set_limits(&process.rlimits);
     umask(Mode::from_bits_truncate(0o022));
     enter_directory(&process.cwd).step(|| format!("change to directory {}", process.cwd))?;
-    nix::unistd::setsid().step(|| "make a session".to_owned())?;
     process::close_on_exec_from(3).step(|| "close the shim's files".to_owned())?;
     process::reset_signals().step(|| "reset signals".to_owned())?;
     give_up_rights(process, filters)?;
-    let program = find_program(process)?;
-    // After the change of user, which clears it: the program dies with its shim.
-    process::set_parent_death_signal(libc::SIGKILL).step(|| "tie the program to its shim".to_owned())?;
-    Ok(program)
+    find_program(process)
+}
+
+/// A session of its own, and an end with whoever waits for it. After the change of user, which clears the latter.
+pub(super) fn stand_alone() -> Result<(), Failure> {
+    nix::unistd::setsid().step(|| "make a session".to_owned())?;
+    process::set_parent_death_signal(libc::SIGKILL).step(|| "tie the program to its shim".to_owned())
 }
 
 pub(super) fn has_new(spec: &oci::Spec, kind: &str) -> bool {
@@ -204,8 +206,7 @@ fn find_program(process: &oci::Process) -> Result<CString, Failure> {
 
 /// Whether it is a file that may be executed. Not one behind a link of `/proc`: that could be ourselves.
 fn check_program(path: &Path) -> io::Result<()> {
-    let here = File::open(".")?;
-    let fd = sys::mount::open_at(here.as_fd(), path, libc::O_PATH, libc::RESOLVE_NO_MAGICLINKS)?;
+    let fd = sys::mount::open_at(AT_FDCWD, path, libc::O_PATH, libc::RESOLVE_NO_MAGICLINKS)?;
     let metadata = File::from(fd).metadata()?;
     let executable = metadata.is_file() && metadata.permissions().mode() & 0o111 != 0;
     if executable { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }

@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -15,11 +16,12 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::{Config, READY, child, pipe, read, read_filters};
+use crate::broken;
 use crate::cgroup;
 use crate::oci;
 use crate::record::{self, Boot, State};
 use crate::rootfs::{Failure, Step};
-use crate::sys::process::{self, Fork};
+use crate::sys::process::{self, Alone, Fork};
 
 /// What a shell says of a program that is not there.
 const NOT_EXECUTED: u8 = 127;
@@ -38,8 +40,6 @@ fn run(dir: &Path, command: Vec<String>) -> Result<ExitCode, Failure> {
     let filters = read_filters(dir)?;
     spec.process.args = command;
 
-    // From here to `execve` nobody in the container may look into this copy of the daemon's program.
-    process::set_not_dumpable().step(|| "hide from ptrace".to_owned())?;
     let ended = || Failure("find the container's first process: it has ended".to_owned());
     let first = process::pidfd_open(state.container.pid).map_err(|_| ended())?;
     // Only now the number can mean no other process any more.
@@ -48,38 +48,55 @@ fn run(dir: &Path, command: Vec<String>) -> Result<ExitCode, Failure> {
         return Err(ended());
     }
     let (held, mut hold) = pipe()?;
-    // Does not move us, but our next child.
-    setns(&first, CloneFlags::CLONE_NEWPID).step(|| "step into the pid namespace".to_owned())?;
-    match process::fork().step(|| "fork".to_owned())? {
-        Fork::Child => {
+    let child = match process::fork().step(|| "fork".to_owned())? {
+        Fork::Parent { child } => Pid::from_raw(child),
+        Fork::Child(alone) => {
             drop(hold);
-            let Err(Failure(reason)) = become_program(&spec, &config, &filters, &first, held);
+            let Err(Failure(reason)) = become_program(&spec, &config, &filters, &first, held, &alone);
             eprintln!("{reason}");
             std::process::exit(NOT_EXECUTED.into())
         }
-        Fork::Parent { child } => {
-            drop(held);
-            // A child that could not be set up is gone, and its code says so.
-            let _ = hold.write_all(&[READY]);
-            let code = match waitpid(Pid::from_raw(child), None).step(|| "wait for the program".to_owned())? {
-                WaitStatus::Exited(_, code) => code,
-                WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,
-                other => return Err(Failure(format!("wait for the program: {other:?}"))),
-            };
-            Ok(ExitCode::from(u8::try_from(code).unwrap_or(NOT_EXECUTED)))
-        }
+    };
+    drop(held);
+    let waiting = || "wait for the program".to_owned();
+    match waitpid(child, None).step(waiting)? {
+        // It has left a sibling in the container, which is our child too.
+        WaitStatus::Exited(_, 0) => {}
+        other => return code_of(other),
     }
+    // One that could not go on is gone, and its code says so.
+    let _ = hold.write_all(&[READY]);
+    code_of(waitpid(None, None).step(waiting)?)
 }
 
+fn code_of(status: WaitStatus) -> Result<ExitCode, Failure> {
+    let code = match status {
+        WaitStatus::Exited(_, code) => code,
+        WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,
+        other => return Err(Failure(format!("wait for the program: {other:?}"))),
+    };
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(NOT_EXECUTED)))
+}
+
+/// Gives up everything of the machine's, and only then takes the step into the container's pid namespace: a
+/// program there that may look into others (CAP_SYS_PTRACE) finds nothing that it does not have itself.
 fn become_program(
     spec: &oci::Spec,
     config: &Config,
     filters: &[u8],
-    first: &std::os::fd::OwnedFd,
+    first: &OwnedFd,
     mut held: File,
+    alone: &Alone,
 ) -> Result<Infallible, Failure> {
     // By paths of the machine, so before its files go out of sight.
     cgroup::join(&config.cgroups).step(|| "join the container's cgroup".to_owned())?;
+    // The pid namespace only counts for the next child.
+    setns(first, CloneFlags::CLONE_NEWPID).step(|| "step into the pid namespace".to_owned())?;
+    if broken!(HelpersSeenEarly) {
+        leave_a_sibling(alone)?;
+        // Whoever looks may be slow.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
     let mut namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWIPC
@@ -89,7 +106,19 @@ fn become_program(
     }
     setns(first, namespaces).step(|| "step into the container".to_owned())?;
     let program = child::settle(&spec.process, filters)?;
+    if !broken!(HelpersSeenEarly) {
+        leave_a_sibling(alone)?;
+    }
+    child::stand_alone()?;
     // Who waits for us may have died before we were tied to it.
     held.read_exact(&mut [0]).step(|| "wait for the daemon".to_owned())?;
     child::execute(&program, &spec.process)
+}
+
+/// Goes on as a new process in the pid namespace that was chosen.
+fn leave_a_sibling(alone: &Alone) -> Result<(), Failure> {
+    match process::fork_sibling(alone).step(|| "fork".to_owned())? {
+        Fork::Parent { .. } => std::process::exit(0),
+        Fork::Child(_) => Ok(()),
+    }
 }

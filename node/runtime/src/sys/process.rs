@@ -11,8 +11,11 @@ use super::check;
 /// Which side of a fork this is.
 pub(crate) enum Fork {
     Parent { child: i32 },
-    Child,
+    Child(Alone),
 }
+
+/// Says that this process has one thread: it began as a copy of one that had no other.
+pub(crate) struct Alone(());
 
 /// `fork`, for a process that has one thread.
 ///
@@ -23,8 +26,20 @@ pub(crate) fn fork() -> io::Result<Fork> {
         return Err(io::Error::other(format!("will not fork with {threads} threads")));
     }
     // SAFETY: this is the only thread, so no lock is held by another one and the child is a whole process.
-    match check(unsafe { libc::fork() }.into())? {
-        0 => Ok(Fork::Child),
+    which_side(unsafe { libc::fork() }.into())
+}
+
+/// Forks a sibling: a child of the parent of this process, which has one thread and must start no other.
+pub(crate) fn fork_sibling(_: &Alone) -> io::Result<Fork> {
+    let (flags, none) = (libc::CLONE_PARENT | libc::SIGCHLD, 0_usize);
+    // SAFETY: no memory is shared and no stack given, so this is a `fork` but for the new process's parent. This is
+    // the only thread, as above.
+    which_side(unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) })
+}
+
+fn which_side(result: libc::c_long) -> io::Result<Fork> {
+    match check(result)? {
+        0 => Ok(Fork::Child(Alone(()))),
         child => Ok(Fork::Parent { child: i32::try_from(child).map_err(io::Error::other)? }),
     }
 }

@@ -6,6 +6,8 @@
 
 mod adoption;
 mod contract;
+#[path = "../escape/mod.rs"]
+mod escape;
 mod isolation;
 mod limits;
 mod logs;
@@ -27,6 +29,9 @@ fn main() -> ExitCode {
     if let Some(code) = adoption::main_if_daemon() {
         return code;
     }
+    if let Some(code) = escape::main_if_try() {
+        return code;
+    }
     if let Some(code) = user::main_if_user() {
         return code;
     }
@@ -46,9 +51,13 @@ fn main() -> ExitCode {
     ]
     .concat();
     match World::reason_to_skip() {
-        None => trials.extend(real.into_iter().map(to_trial)),
+        None => {
+            trials.extend(real.into_iter().map(to_trial));
+            trials.extend(escape::trials());
+        }
         Some(reason) if !arguments.list => {
-            real.iter().for_each(|test| eprintln!("skipped {}: {reason}", test.name))
+            let names = real.iter().map(|test| test.name).chain(escape::names());
+            names.for_each(|name| eprintln!("skipped {name}: {reason}"));
         }
         Some(_) => {}
     }

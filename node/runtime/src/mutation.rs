@@ -1,0 +1,43 @@
+//! Guards that are taken out on purpose: an escape test is believed after it has failed without its guard.
+
+use std::process::Command;
+use std::sync::OnceLock;
+
+use serde::{Deserialize, Serialize};
+
+/// Names the guard that this process goes without; shims are told by it too.
+pub const VARIABLE: &str = "SKEIN_RUNTIME_MUTATION";
+
+/// A guard between containers and the machine that is missing while this is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mutation {
+    /// Shims and helpers execute the machine's own file.
+    ProgramOfTheMachine,
+    /// The program of shims and helpers can be executed by whoever finds it.
+    ProgramExecutable,
+    /// Everybody with the same user may look into shims and helpers.
+    Dumpable,
+    /// Helpers are seen in the container before they have given up the machine's rights.
+    HelpersSeenEarly,
+}
+
+impl Mutation {
+    /// As the environment variable has it.
+    pub fn name(self) -> String {
+        format!("{self:?}")
+    }
+
+    pub(crate) fn is_set(self) -> bool {
+        static SET: OnceLock<Option<Mutation>> = OnceLock::new();
+        let read = || {
+            let name = std::env::var(VARIABLE).ok()?;
+            Some(serde_json::from_value(name.into()).expect("the name of a mutation"))
+        };
+        *SET.get_or_init(read) == Some(self)
+    }
+}
+
+/// Makes a shim or helper go without the same guard.
+pub(crate) fn tell(command: &mut Command) {
+    command.envs(std::env::var(VARIABLE).map(|name| (VARIABLE, name)));
+}
