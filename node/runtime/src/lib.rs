@@ -20,6 +20,7 @@ pub mod mutation;
 
 mod capability;
 mod cgroup;
+mod opening;
 mod rootfs;
 mod sandbox;
 mod seccomp;

@@ -19,6 +19,8 @@ pub enum Mutation {
     Dumpable,
     /// Helpers are seen in the container before they have given up the machine's rights.
     HelpersSeenEarly,
+    /// The daemon opens whatever an image has in the place of a file.
+    DevicesOfImages,
 }
 
 impl Mutation {

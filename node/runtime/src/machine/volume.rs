@@ -11,6 +11,7 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use super::Doing;
 use crate::engine::{Error, Volume, VolumeFile, check_name};
 use crate::rootfs::destination::{self, Kind};
+use crate::rootfs::open_root;
 use crate::sandbox::mount_tmpfs;
 
 /// A name that a volume's own files cannot have: new content is written below it, then moved in place.
@@ -44,7 +45,7 @@ pub(super) fn put(volumes: &Path, name: &str, volume: &Volume) -> Result<PathBuf
 pub(super) fn make_sub_path(volume: &Path, part: &Path) -> Result<PathBuf, Error> {
     let path = volume.join(part);
     let doing = || format!("make sub path {}", path.display());
-    let root = File::open(volume).doing(doing)?;
+    let root = File::from(open_root(volume).doing(doing)?);
     let mode = root.metadata().doing(doing)?.permissions().mode() & 0o7777;
     let mut above = PathBuf::new();
     for name in part.components().filter(|name| matches!(name, Component::Normal(_))) {

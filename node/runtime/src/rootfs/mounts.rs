@@ -1,7 +1,6 @@
 //! The mounts of `config.json`, each attached to a descriptor of its place.
 
 use std::ffi::CString;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -66,7 +65,7 @@ fn bind(entry: &oci::Mount, options: &Options<'_>) -> io::Result<(OwnedFd, Kind)
         // Programs may write in there at this moment: a link must not make us mount the machine.
         Some(beneath) => {
             let inside = entry.source.strip_prefix(beneath).map_err(io::Error::other)?;
-            let beneath = File::open(beneath)?;
+            let beneath = super::open_root(beneath)?;
             let source = destination::open_without_links(beneath.as_fd(), inside)?;
             clone_tree_of(source.as_fd(), options.recursive)?
         }

@@ -9,7 +9,8 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::sys::mount::open_at;
+use super::open_root;
+use crate::opening;
 
 /// The largest such file that is read; beyond it names are unknown.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -117,10 +118,11 @@ fn parse_group(line: &str) -> Option<(&str, u32, &str)> {
 /// The file as the stack of layers shows it: the topmost layer that has it, or has deleted it, decides.
 fn read_topmost(lower: &[PathBuf], path: &str) -> io::Result<String> {
     for layer in lower {
-        let root = File::open(layer)?;
+        let root = open_root(layer)?;
         let resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
-        match open_at(root.as_fd(), Path::new(path), libc::O_RDONLY | libc::O_NONBLOCK, resolve) {
-            Ok(fd) => return read_text(File::from(fd)),
+        match opening::plain_file(root.as_fd(), Path::new(path), resolve) {
+            Ok(Some(file)) => return read_text(file),
+            Ok(None) => return Ok(String::new()),
             Err(_) if is_deleted(&layer.join(path)) => return Ok(String::new()),
             Err(_) => {}
         }
@@ -129,9 +131,6 @@ fn read_topmost(lower: &[PathBuf], path: &str) -> io::Result<String> {
 }
 
 fn read_text(file: File) -> io::Result<String> {
-    if !file.metadata()?.is_file() {
-        return Ok(String::new());
-    }
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())

@@ -15,6 +15,7 @@ use crate::cgroup;
 use crate::engine::End;
 use crate::logs::record::Output;
 use crate::logs::writer::{LineCutter, LogFile};
+use crate::opening;
 use crate::record::{self, Durability, ExitRecord};
 
 /// How long a process that outlived the program may keep its output open.
@@ -144,6 +145,10 @@ fn end_of(status: WaitStatus, oom: bool) -> End {
 
 fn read_message(path: &Path) -> Option<String> {
     let mut bytes = Vec::new();
-    File::open(path).ok()?.take(MESSAGE_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    let dir = crate::rootfs::open_root(path.parent()?).ok()?;
+    let name = Path::new(path.file_name()?);
+    // Made by us, and whatever became of it since.
+    let file = opening::plain_file(dir.as_fd(), name, libc::RESOLVE_NO_SYMLINKS).ok()??;
+    file.take(MESSAGE_BYTES_MAX).read_to_end(&mut bytes).ok()?;
     (!bytes.is_empty()).then(|| String::from_utf8_lossy(&bytes).into_owned())
 }

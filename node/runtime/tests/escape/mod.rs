@@ -3,6 +3,7 @@
 //!
 //! A guard is taken out of a whole process, so each try has one of its own, which is also the daemon.
 
+mod images;
 mod own_program;
 
 use std::io::Write;
@@ -42,7 +43,7 @@ macro_rules! ways {
 use ways;
 
 fn all() -> impl Iterator<Item = Way> {
-    [own_program::WAYS].into_iter().flatten().copied()
+    [images::WAYS, own_program::WAYS].into_iter().flatten().copied()
 }
 
 /// Plays the daemon of one try.
@@ -128,6 +129,15 @@ fn refused(outcome: Outcome, words: &str) -> Result<(), String> {
             Ok(())
         }
         Outcome::Ran(code, text) => Err(format!("it ran, and ended with {code}: {text}")),
+    }
+}
+
+/// What the program prints, which must end well.
+fn printed(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Ran(0, text) => text,
+        Outcome::Ran(code, text) => panic!("{code}: {text}"),
+        Outcome::Refused(reason) => panic!("{reason}"),
     }
 }
 

@@ -1,0 +1,38 @@
+//! From an image at the daemon itself.
+
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::sys::stat::Mode;
+
+use super::{ensure, outcome, printed, ways};
+use crate::world::World;
+
+ways![what_is_no_file_is_not_opened_as_one: DevicesOfImages];
+
+/// To open a device does something to the machine, and to open a FIFO waits for whoever opens its other end, which
+/// nobody can before.
+fn what_is_no_file_is_not_opened_as_one(world: &World) -> Result<(), String> {
+    let etc = world.dir.path().join("image/top/etc");
+    let fifos = ["passwd", "group"].map(|name| etc.join(name));
+    fifos.iter().for_each(|fifo| nix::unistd::mkfifo(fifo, Mode::S_IRWXU).expect("a fifo"));
+    let pod = world.pod("a");
+    let spec = world.container(&pod, "main", &["print", "ran"]);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let listener = scope.spawn(|| {
+            let mut heard = false;
+            while !over.load(Ordering::Relaxed) {
+                for fifo in &fifos {
+                    let mut options = std::fs::File::options();
+                    heard |= options.write(true).custom_flags(libc::O_NONBLOCK).open(fifo).is_ok();
+                }
+            }
+            heard
+        });
+        let text = printed(outcome(world, spec));
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(text, "ran\n");
+        ensure(!listener.join().expect("it listens"), || "the daemon has opened a FIFO".to_owned())
+    })
+}
