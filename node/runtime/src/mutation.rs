@@ -11,6 +11,17 @@ pub const VARIABLE: &str = "SKEIN_RUNTIME_MUTATION";
 /// A guard between containers and the machine that is missing while this is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mutation {
+    /// `/proc`, `/sys` and `/dev` are mounted where links of the image lead, and hidden paths that are
+    /// absent there count as hidden.
+    LinksToKernelFiles,
+    /// A link may lead a volume into `/proc`, `/sys` or `/dev`.
+    VolumesOverKernelFiles,
+    /// A manifest may mount a volume at or below `/proc`.
+    VolumesAtProc,
+    /// Files are hidden behind the machine's own null device.
+    MasksOfTheMachine,
+    /// Standard input is the machine's own null device.
+    InputOfTheMachine,
     /// Shims and helpers execute the machine's own file.
     ProgramOfTheMachine,
     /// The program of shims and helpers can be executed by whoever finds it.

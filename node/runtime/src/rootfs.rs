@@ -8,6 +8,7 @@ pub(crate) mod overlay;
 pub(crate) mod passwd;
 
 mod devices;
+mod hidden;
 mod mounts;
 
 use std::fs::File;
@@ -18,7 +19,8 @@ use std::path::Path;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::oci;
-use crate::sys::mount::{Attributes, add_attributes, attach, clone_tree_of, open_at};
+use crate::sys::mount::{Attributes, add_attributes, open_at};
+use hidden::Cover;
 
 /// A step that failed, in words for the operator.
 #[derive(Debug)]
@@ -35,30 +37,28 @@ impl<T, E: std::fmt::Display> Step<T> for Result<T, E> {
     }
 }
 
-/// Makes the root file system and steps into it.
+/// Makes the root file system and steps into it. Returns the container's own null device, opened.
 ///
 /// The caller is alone in a new mount namespace and already in the container's other namespaces.
-pub(crate) fn enter(spec: &oci::Spec, layers: &overlay::Layers) -> Result<(), Failure> {
+pub(crate) fn enter(spec: &oci::Spec, layers: &overlay::Layers) -> Result<Option<OwnedFd>, Failure> {
     // Nothing we mount may appear on the machine, nothing the machine mounts later may appear here.
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
         .step(|| "make mounts private".to_owned())?;
-    // Opened while the machine's files are in sight: what hides a file must really be the null device.
-    let null = File::open("/dev/null").step(|| "open /dev/null of the machine".to_owned())?;
-
+    let cover = Cover::below(&spec.root.path).step(|| "make what hides files".to_owned())?;
     let root = overlay::mount_at(layers, &spec.root.path)?;
+    let mut null = None;
     for entry in &spec.mounts {
-        let what = || format!("mount {:?}", entry.destination);
-        mounts::add(root.as_fd(), entry).step(what)?;
-    }
-    if spec.mounts.iter().any(|entry| entry.destination == "/dev" && entry.kind == "tmpfs") {
-        devices::fill(root.as_fd())?;
+        let mounted = mounts::add(root.as_fd(), entry).step(|| format!("mount {:?}", entry.destination))?;
+        if entry.destination == "/dev" && entry.kind == "tmpfs" {
+            null = Some(devices::fill(mounted.as_fd())?);
+        }
     }
     for path in &spec.linux.readonly_paths {
-        make_read_only(root.as_fd(), path).step(|| format!("make {path} read-only"))?;
+        hidden::make_read_only(root.as_fd(), Path::new(path)).step(|| format!("make {path} read-only"))?;
     }
     for path in &spec.linux.masked_paths {
-        mounts::mask(root.as_fd(), path, null.as_fd()).step(|| format!("hide {path}"))?;
+        hidden::hide(root.as_fd(), Path::new(path), &cover).step(|| format!("hide {path}"))?;
     }
     pivot(&root).step(|| "change the root".to_owned())?;
     if spec.root.readonly {
@@ -66,15 +66,7 @@ pub(crate) fn enter(spec: &oci::Spec, layers: &overlay::Layers) -> Result<(), Fa
         let read_only = add_attributes(root.as_fd(), Attributes::READ_ONLY, false);
         read_only.step(|| "make the root file system read-only".to_owned())?;
     }
-    Ok(())
-}
-
-/// Mounts a path over itself, read-only with everything below. One that is absent needs no care.
-fn make_read_only(root: std::os::fd::BorrowedFd<'_>, path: &str) -> io::Result<()> {
-    let Some(target) = destination::open_if_there(root, Path::new(path))? else { return Ok(()) };
-    let copy = clone_tree_of(target.as_fd(), true)?;
-    add_attributes(copy.as_fd(), Attributes::READ_ONLY, true)?;
-    attach(copy.as_fd(), target.as_fd())
+    Ok(null)
 }
 
 /// Makes `root` the root of this process and lets go of the machine's.

@@ -15,6 +15,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use super::Inner;
+use crate::broken;
 use crate::capability;
 use crate::cgroup::{self, CPU_PERIOD_US};
 use crate::engine::{
@@ -53,6 +54,18 @@ const MASKED: [&str; 12] = [
 ];
 
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Files below `/proc` in which LXCFS shows a container its own share of the machine.
+const REPLACED: [&str; 8] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+];
 
 /// Everything that is written before a shim starts.
 pub(super) struct Bundle {
@@ -223,6 +236,10 @@ fn check(spec: &ContainerSpec) -> Result<(), Error> {
                 "it must be absolute, below /, and without ..",
             ));
         }
+        if is_at_proc(path) && !broken!(VolumesAtProc) {
+            let why = "nothing may lie over the kernel's own files there; mount it elsewhere, below /host for instance";
+            return Err(refused(format!("mount path {path:?}"), why));
+        }
     }
     for (name, value) in &spec.env {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
@@ -233,6 +250,11 @@ fn check(spec: &ContainerSpec) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Whether a mount there would lie over the files by which the kernel speaks of processes and of itself.
+fn is_at_proc(path: &str) -> bool {
+    Path::new(path).starts_with("/proc") && !REPLACED.iter().any(|known| Path::new(path) == Path::new(known))
 }
 
 fn leads_up(path: &str) -> bool {

@@ -10,7 +10,7 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
 use super::Doing;
 use crate::engine::{Error, Volume, VolumeFile, check_name};
-use crate::rootfs::destination::{self, Kind};
+use crate::rootfs::destination::{self, Kind, Links};
 use crate::rootfs::open_root;
 use crate::sandbox::mount_tmpfs;
 
@@ -52,7 +52,8 @@ pub(super) fn make_sub_path(volume: &Path, part: &Path) -> Result<PathBuf, Error
         above.push(name);
         match destination::open_without_links(root.as_fd(), &above) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let made = destination::open_or_make(root.as_fd(), &above, Kind::Directory).doing(doing)?;
+                let made = destination::open_or_make(root.as_fd(), &above, Kind::Directory, Links::Refused)
+                    .doing(doing)?;
                 let open = format!("/proc/self/fd/{}", made.as_raw_fd());
                 fs::set_permissions(open, fs::Permissions::from_mode(mode)).doing(doing)?;
             }

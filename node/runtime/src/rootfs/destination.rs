@@ -1,12 +1,13 @@
 //! Finding and making a place inside somebody else's file tree without being led out of it.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, mkdirat};
 
+use crate::broken;
 use crate::sys::mount::open_at;
 
 /// What a place must be.
@@ -16,12 +17,30 @@ pub(crate) enum Kind {
     File,
 }
 
-/// Links lead to where they would lead if `root` were `/`; those of `/proc` that lead anywhere do not lead.
-const IN_ROOT: u64 = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
+/// What a link on the way to a place does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Links {
+    /// It leads to where it would lead if the root were `/`; one of `/proc` that leads anywhere does not lead.
+    Inside,
+    /// It is an error.
+    Refused,
+}
 
-/// Opens `path` below `root` for use as a mount point; `None` if it is not there.
-pub(crate) fn open_if_there(root: BorrowedFd<'_>, path: &Path) -> io::Result<Option<OwnedFd>> {
-    match open_at(root, path, libc::O_PATH, IN_ROOT) {
+impl Links {
+    fn resolve(self) -> u64 {
+        match self {
+            Self::Inside => libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS,
+            Self::Refused => libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS,
+        }
+    }
+}
+
+/// Where the kernel's own file systems lie in a container.
+const KERNELS: [&str; 3] = ["proc", "sys", "dev"];
+
+/// Opens `path` below `root` for use as a place of its own; `None` if it is not there.
+pub(crate) fn open_if_there(root: BorrowedFd<'_>, path: &Path, links: Links) -> io::Result<Option<OwnedFd>> {
+    match open_at(root, &relative(path)?, libc::O_PATH, links.resolve()) {
         Ok(fd) => Ok(Some(fd)),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),
         Err(error) => Err(error),
@@ -29,39 +48,105 @@ pub(crate) fn open_if_there(root: BorrowedFd<'_>, path: &Path) -> io::Result<Opt
 }
 
 /// Opens `path` below `root`, making it and the directories above it where they are absent.
-pub(crate) fn open_or_make(root: BorrowedFd<'_>, path: &Path, kind: Kind) -> io::Result<OwnedFd> {
-    if let Some(found) = open_if_there(root, path)? {
+pub(crate) fn open_or_make(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    kind: Kind,
+    links: Links,
+) -> io::Result<OwnedFd> {
+    walk(root, path, kind, links, &|_| Ok(()))
+}
+
+/// Opens the place of a mount in the root file system `root` of a container, making it where it is absent.
+///
+/// Whoever could choose where `/proc` lies could have it without what hides its secrets. So no link takes part
+/// in finding `/proc`, `/sys`, `/dev` and what is below them, and none leads from elsewhere to there.
+pub(crate) fn mount_point(root: BorrowedFd<'_>, path: &Path, kind: Kind) -> io::Result<OwnedFd> {
+    let top = relative(path)?.components().next().map(|part| PathBuf::from(part.as_os_str()));
+    if top.is_some_and(|top| is_kernels(&top)) && !broken!(LinksToKernelFiles) {
+        return open_or_make(root, path, kind, Links::Refused).map_err(|error| match error.raw_os_error() {
+            Some(libc::ELOOP) => {
+                io::Error::other("a part of it is a link, and may be none in /proc, /sys and /dev")
+            }
+            _ => error,
+        });
+    }
+    let place_of_root = place_of(root)?;
+    let stays_outside = |here: BorrowedFd<'_>| {
+        let place = place_of(here)?;
+        let inside = place.strip_prefix(&place_of_root).map_err(io::Error::other)?;
+        if is_kernels(inside) && !broken!(VolumesOverKernelFiles) && !broken!(LinksToKernelFiles) {
+            let inside = inside.display();
+            return Err(io::Error::other(format!(
+                "a link leads it to /{inside}; mount it there by that name"
+            )));
+        }
+        Ok(())
+    };
+    walk(root, path, kind, Links::Inside, &stays_outside)
+}
+
+/// Whether a path relative to the root of a container is, or is below, a place of the kernel's.
+fn is_kernels(inside: &Path) -> bool {
+    KERNELS.iter().any(|top| inside.starts_with(top))
+}
+
+/// Where a file lies, as the kernel knows it; the machine's `/proc` must be in sight.
+fn place_of(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// Opens each part of `path` in turn, makes those that are absent, and asks `check` before it makes anything and
+/// at the end.
+fn walk(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    kind: Kind,
+    links: Links,
+    check: &dyn Fn(BorrowedFd<'_>) -> io::Result<()>,
+) -> io::Result<OwnedFd> {
+    if let Some(found) = open_if_there(root, path, links)? {
+        check(found.as_fd())?;
         return Ok(found);
     }
+    let path = relative(path)?;
     let mut above = PathBuf::from(".");
-    let mut parent = open_at(root, &above, libc::O_PATH, IN_ROOT)?;
-    let parts: Vec<_> = path.components().filter_map(normal).collect();
-    for (index, part) in parts.iter().enumerate() {
+    let mut parent = open_at(root, &above, libc::O_PATH, links.resolve())?;
+    let count = path.components().count();
+    for (index, part) in path.components().enumerate() {
         above.push(part);
-        let here = match open_if_there(root, &above)? {
+        let here = match open_if_there(root, &above, links)? {
             Some(found) => found,
             None => {
-                let is_last = index + 1 == parts.len();
-                make(parent.as_fd(), part, if is_last { kind } else { Kind::Directory })?;
+                check(parent.as_fd())?;
+                let kind = if index + 1 == count { kind } else { Kind::Directory };
+                make(parent.as_fd(), Path::new(part.as_os_str()), kind)?;
                 // Looked up from the top again, so that a link put there meanwhile stays inside, too.
-                open_at(root, &above, libc::O_PATH, IN_ROOT)?
+                open_at(root, &above, libc::O_PATH, links.resolve())?
             }
         };
         parent = here;
     }
+    check(parent.as_fd())?;
     Ok(parent)
 }
 
 /// Opens `path` below `root` where no part of it is a link.
 pub(crate) fn open_without_links(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
-    open_at(root, path, libc::O_PATH, libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS)
+    open_at(root, &relative(path)?, libc::O_PATH, Links::Refused.resolve())
 }
 
-fn normal(part: Component<'_>) -> Option<PathBuf> {
-    match part {
-        Component::Normal(name) => Some(PathBuf::from(name)),
-        _ => None,
+/// `path` as seen from the root, `.` for the root itself. Two dots lead nowhere.
+fn relative(path: &Path) -> io::Result<PathBuf> {
+    let mut inside = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => inside.push(name),
+            Component::RootDir | Component::CurDir => {}
+            Component::ParentDir | Component::Prefix(_) => return Err(io::ErrorKind::InvalidInput.into()),
+        }
     }
+    Ok(if inside.as_os_str().is_empty() { PathBuf::from(".") } else { inside })
 }
 
 fn make(parent: BorrowedFd<'_>, name: &Path, kind: Kind) -> io::Result<()> {
@@ -101,7 +186,7 @@ mod tests {
 
         for path in ["/absolute/new", "/relative/new", "/relative/../../../outside/new"] {
             // Refused or made inside; never made outside.
-            let _ = open_or_make(fd.as_fd(), Path::new(path), Kind::Directory);
+            let _ = open_or_make(fd.as_fd(), Path::new(path), Kind::Directory, Links::Inside);
             assert_eq!(fs::read_dir(&outside).expect("a listing").count(), 0, "{path}");
         }
     }
@@ -113,8 +198,10 @@ mod tests {
         fs::create_dir_all(dir.path().join("var")).expect("a directory");
         symlink("/run", dir.path().join("var/run")).expect("a link");
         let fd = File::open(dir.path()).expect("the root");
-        open_or_make(fd.as_fd(), Path::new("/var/run/secrets/token"), Kind::File).expect("a place");
+        open_or_make(fd.as_fd(), Path::new("/var/run/secrets/token"), Kind::File, Links::Inside)
+            .expect("a place");
         assert!(dir.path().join("run/secrets/token").is_file());
-        open_or_make(fd.as_fd(), Path::new("/var/run/secrets"), Kind::Directory).expect("the same place");
+        open_or_make(fd.as_fd(), Path::new("/var/run/secrets"), Kind::Directory, Links::Inside)
+            .expect("the same place");
     }
 }

@@ -1,15 +1,17 @@
 //! What lies in `/dev` of a container.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, SFlag, fchmodat, makedev, mknodat};
 
-use super::destination::{self, Kind};
+use super::destination::{self, Kind, Links};
 use super::{Failure, Step};
+use crate::broken;
 use crate::cgroup::{DEFAULT_DEVICES, Device};
-use crate::sys::mount::{attach, clone_tree};
+use crate::sys::mount::{Attributes, add_attributes, attach, clone_tree};
 
 /// What programs expect beside the devices; `core` where the machine has what it leads to, as other runtimes do.
 const LINKS: [(&str, &str); 6] = [
@@ -21,20 +23,20 @@ const LINKS: [(&str, &str); 6] = [
     ("core", "/proc/kcore"),
 ];
 
-/// Fills the fresh `/dev` below `root`.
-pub(super) fn fill(root: BorrowedFd<'_>) -> Result<(), Failure> {
-    let dev = destination::open_or_make(root, Path::new("/dev"), Kind::Directory)
-        .step(|| "open /dev".to_owned())?;
+/// Fills the fresh `/dev` that `dev` is open on; returns its null device, opened.
+pub(super) fn fill(dev: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
     for device in &DEFAULT_DEVICES {
-        add(dev.as_fd(), device).step(|| format!("make /dev/{}", device.name))?;
+        add(dev, device).step(|| format!("make /dev/{}", device.name))?;
     }
     for (name, target) in LINKS {
         if name == "core" && !Path::new(target).exists() {
             continue;
         }
-        nix::unistd::symlinkat(target, dev.as_fd(), name).step(|| format!("link /dev/{name}"))?;
+        nix::unistd::symlinkat(target, dev, name).step(|| format!("link /dev/{name}"))?;
     }
-    Ok(())
+    let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let null = if broken!(InputOfTheMachine) { "/dev/null" } else { "null" };
+    nix::fcntl::openat(dev, null, flags, Mode::empty()).step(|| "open /dev/null".to_owned())
 }
 
 fn add(dev: BorrowedFd<'_>, device: &Device) -> io::Result<()> {
@@ -49,7 +51,9 @@ fn add(dev: BorrowedFd<'_>, device: &Device) -> io::Result<()> {
         // A user namespace may not make devices; it may show those of the machine.
         Err(nix::Error::EPERM) => {
             let source = clone_tree(&Path::new("/dev").join(device.name), false)?;
-            let target = destination::open_or_make(dev, Path::new(device.name), Kind::File)?;
+            // What is done with a device does not change its file; what is done to the file is refused.
+            add_attributes(source.as_fd(), Attributes::READ_ONLY, false)?;
+            let target = destination::open_or_make(dev, Path::new(device.name), Kind::File, Links::Refused)?;
             attach(source.as_fd(), target.as_fd())
         }
         Err(error) => Err(error.into()),

@@ -11,27 +11,17 @@ use super::destination::{self, Kind};
 use crate::oci;
 use crate::sys::mount::{Attributes, NewFileSystem, add_attributes, attach, clone_tree, clone_tree_of};
 
-/// Adds one mount to the tree at `root`.
-pub(super) fn add(root: BorrowedFd<'_>, entry: &oci::Mount) -> io::Result<()> {
+/// Adds one mount to the tree at `root`; returns a descriptor of it.
+pub(super) fn add(root: BorrowedFd<'_>, entry: &oci::Mount) -> io::Result<OwnedFd> {
     let options = Options::parse(&entry.options);
     let (mount, kind) = match entry.kind.as_str() {
         "bind" => bind(entry, &options)?,
         "sysfs" => (system_files(&options)?, Kind::Directory),
         kind => (new_file_system(kind, &options)?, Kind::Directory),
     };
-    let target = destination::open_or_make(root, Path::new(&entry.destination), kind)?;
-    attach(mount.as_fd(), target.as_fd())
-}
-
-/// Hides what is at `path`: a directory behind an empty one, a file behind the null device.
-pub(super) fn mask(root: BorrowedFd<'_>, path: &str, null: BorrowedFd<'_>) -> io::Result<()> {
-    let Some(target) = destination::open_if_there(root, Path::new(path))? else { return Ok(()) };
-    let mount = if kind_of(target.as_fd())? == Kind::Directory {
-        NewFileSystem::open("tmpfs")?.mount(Attributes::READ_ONLY)?
-    } else {
-        clone_tree_of(null, false)?
-    };
-    attach(mount.as_fd(), target.as_fd())
+    let target = destination::mount_point(root, Path::new(&entry.destination), kind)?;
+    attach(mount.as_fd(), target.as_fd())?;
+    Ok(mount)
 }
 
 /// The options of a mount: attributes of the mount itself, and words for the file system.
@@ -101,7 +91,8 @@ fn new_file_system(kind: &str, options: &Options<'_>) -> io::Result<OwnedFd> {
     file_system.mount(options.attributes)
 }
 
-fn kind_of(fd: BorrowedFd<'_>) -> io::Result<Kind> {
+/// What a mount must be to lie over `fd`.
+pub(super) fn kind_of(fd: BorrowedFd<'_>) -> io::Result<Kind> {
     let mode = SFlag::from_bits_truncate(fstat(fd)?.st_mode);
     let is_directory = mode & SFlag::S_IFMT == SFlag::S_IFDIR;
     Ok(if is_directory { Kind::Directory } else { Kind::File })

@@ -83,8 +83,11 @@ fn steps(
     if has_new(spec, "cgroup") {
         unshare(CloneFlags::CLONE_NEWCGROUP).step(|| "make a cgroup namespace".to_owned())?;
     }
-    rootfs::enter(spec, &config.layers)?;
+    let null = rootfs::enter(spec, &config.layers)?;
 
+    if let Some(null) = null {
+        nix::unistd::dup2_stdin(&null).step(|| "set standard input".to_owned())?;
+    }
     nix::unistd::dup2_stdout(&ends.stdout).step(|| "set standard output".to_owned())?;
     nix::unistd::dup2_stderr(&ends.stderr).step(|| "set standard error".to_owned())?;
     let program = settle(process, filters)?;

@@ -7,11 +7,13 @@
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 
+use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::stat::{FileStat, SFlag, makedev};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
@@ -19,8 +21,9 @@ use super::{Config, READY, child, pipe, read, read_filters};
 use crate::broken;
 use crate::cgroup;
 use crate::oci;
+use crate::opening::{self, Descriptors};
 use crate::record::{self, Boot, State};
-use crate::rootfs::{Failure, Step};
+use crate::rootfs::{Failure, Step, open_root};
 use crate::sys::process::{self, Alone, Fork};
 
 /// What a shell says of a program that is not there.
@@ -104,7 +107,11 @@ fn become_program(
     if child::has_new(spec, "cgroup") {
         namespaces |= CloneFlags::CLONE_NEWCGROUP;
     }
+    let descriptors = Descriptors::of_this_process().step(|| "open /proc/self/fd".to_owned())?;
     setns(first, namespaces).step(|| "step into the container".to_owned())?;
+    if let Some(null) = own_null(&descriptors) {
+        nix::unistd::dup2_stdin(null).step(|| "set standard input".to_owned())?;
+    }
     let program = child::settle(&spec.process, filters)?;
     if !broken!(HelpersSeenEarly) {
         leave_a_sibling(alone)?;
@@ -113,6 +120,14 @@ fn become_program(
     // Who waits for us may have died before we were tied to it.
     held.read_exact(&mut [0]).step(|| "wait for the daemon".to_owned())?;
     child::execute(&program, &spec.process)
+}
+
+/// The container's own null device, if what has its name is one; an empty pipe will do, too.
+fn own_null(descriptors: &Descriptors) -> Option<File> {
+    let root = open_root(Path::new("/")).ok()?;
+    let is_null = |found: &FileStat| opening::kind(found) == SFlag::S_IFCHR && found.st_rdev == makedev(1, 3);
+    let (null, resolve) = (Path::new("dev/null"), libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS);
+    descriptors.open_if(root.as_fd(), null, resolve, OFlag::O_RDWR, is_null).ok()?
 }
 
 /// Goes on as a new process in the pid namespace that was chosen.

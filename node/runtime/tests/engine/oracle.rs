@@ -125,10 +125,12 @@ fn mounts(text: &str) -> BTreeMap<String, (String, Vec<String>)> {
         let kind = right.split(' ').next()?.to_owned();
         let options = fields.get(5)?.split(',').filter(|option| *option != "relatime").map(str::to_owned);
         let target = fields.get(4)?.to_string();
-        // A file is hidden by a null device: ours is the machine's, runc's the container's.
-        let is_null = target.starts_with("/proc/") && matches!(kind.as_str(), "tmpfs" | "devtmpfs");
-        let options: Vec<_> = options.filter(|option| !is_null || option == "ro").collect();
-        Some((target, (if is_null { "null".to_owned() } else { kind }, options)))
+        // What is hidden lies behind nothing at all, which is the machine's device or, as ours, more read-only.
+        let is_kernels = target.starts_with("/proc/") || target.starts_with("/sys/");
+        if is_kernels && matches!(kind.as_str(), "tmpfs" | "devtmpfs") {
+            return Some((target, ("hidden".to_owned(), Vec::new())));
+        }
+        Some((target, (kind, options.collect())))
     };
     lines.filter_map(parse).collect()
 }

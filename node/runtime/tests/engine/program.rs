@@ -58,7 +58,26 @@ fn act(words: &[&str]) -> Result<(), Box<dyn std::error::Error>> {
             Ok(()) => return Err("it was written".into()),
             Err(error) => println!("{}", error.kind()),
         },
+        ["chmod", path, mode] => {
+            let mode = fs::Permissions::from_mode(u32::from_str_radix(mode, 8)?);
+            let changed = fs::set_permissions(path, mode);
+            println!("{}", changed.map_or_else(|error| error.kind().to_string(), |()| "done".to_owned()));
+        }
+        ["is-proc", path] => {
+            let kind = nix::sys::statfs::statfs(*path)?.filesystem_type();
+            if kind != nix::sys::statfs::PROC_SUPER_MAGIC {
+                return Err("it is not".into());
+            }
+        }
         ["look-at-helpers", mode] => look_at_helpers(mode)?,
+        // Until it is killed.
+        ["swap", one, other] => {
+            println!("swapping");
+            loop {
+                let exchange = nix::fcntl::RenameFlags::RENAME_EXCHANGE;
+                nix::fcntl::renameat2(nix::fcntl::AT_FDCWD, *one, nix::fcntl::AT_FDCWD, *other, exchange)?;
+            }
+        }
         ["mknod-and-read", major, minor] => {
             let device = nix::sys::stat::makedev(major.parse()?, minor.parse()?);
             let mode = nix::sys::stat::Mode::S_IRWXU;

@@ -4,6 +4,7 @@
 //! A guard is taken out of a whole process, so each try has one of its own, which is also the daemon.
 
 mod images;
+mod kernel_files;
 mod own_program;
 
 use std::io::Write;
@@ -43,7 +44,7 @@ macro_rules! ways {
 use ways;
 
 fn all() -> impl Iterator<Item = Way> {
-    [images::WAYS, own_program::WAYS].into_iter().flatten().copied()
+    [images::WAYS, kernel_files::WAYS, own_program::WAYS].into_iter().flatten().copied()
 }
 
 /// Plays the daemon of one try.
