@@ -32,6 +32,8 @@ pub enum Mutation {
     HelpersSeenEarly,
     /// The daemon opens whatever an image has in the place of a file.
     DevicesOfImages,
+    /// Users and groups may have any number.
+    IdsOutOfRange,
 }
 
 impl Mutation {

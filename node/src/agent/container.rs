@@ -59,7 +59,6 @@ pub(super) fn container(plan: ContainerPlan, around: Surroundings<'_>) -> Contai
         .iter()
         .filter_map(|(address, names)| Some((address.parse().ok()?, names.clone())));
     let dns = &around.sandbox.dns;
-    let id = |id: Option<i64>| id.and_then(|id| u32::try_from(id).ok());
     let security = plan.security;
     ContainerSpec {
         id: around.id,
@@ -69,9 +68,9 @@ pub(super) fn container(plan: ContainerPlan, around: Surroundings<'_>) -> Contai
         env: plan.env,
         workdir: plan.working_dir,
         user: User {
-            uid: id(security.run_as_user),
-            gid: id(security.run_as_group),
-            groups: security.groups.iter().filter_map(|group| u32::try_from(*group).ok()).collect(),
+            uid: security.run_as_user.map(id),
+            gid: security.run_as_group.map(id),
+            groups: security.groups.into_iter().map(id).collect(),
             only_these_groups: security.only_these_groups,
         },
         mounts: mounts.collect(),
@@ -105,6 +104,11 @@ pub(super) fn container(plan: ContainerPlan, around: Surroundings<'_>) -> Contai
     }
 }
 
+/// A user or group for the runtime, which refuses one that is none: to leave it out would mean the image's.
+fn id(id: i64) -> u32 {
+    u32::try_from(id).unwrap_or(u32::MAX)
+}
+
 /// A volume for the runtime; `Err` holds the machine's own path of a `hostPath`.
 pub(super) fn volume(plan: VolumePlan) -> Result<Volume, (PathBuf, HostPathKind)> {
     match plan.source {
@@ -116,8 +120,8 @@ pub(super) fn volume(plan: VolumePlan) -> Result<Volume, (PathBuf, HostPathKind)
             let file = |file: skein_control::container::File| {
                 (file.path, VolumeFile { content: file.bytes, mode: file.mode })
             };
-            let group = plan.fs_group.and_then(|group| u32::try_from(group).ok());
-            Ok(Volume::Files { files: files.into_iter().map(file).collect(), secret, group })
+            let files = files.into_iter().map(file).collect();
+            Ok(Volume::Files { files, secret, group: plan.fs_group.map(id) })
         }
         VolumeSource::Host { path, kind } => Err((path.into(), kind)),
     }

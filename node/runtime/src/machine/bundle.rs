@@ -24,7 +24,7 @@ use crate::engine::{
 use crate::oci;
 use crate::record::{self, Durability};
 use crate::rootfs::overlay::Layers;
-use crate::rootfs::passwd::{Accounts, Identity};
+use crate::rootfs::passwd::{Accounts, ID_MAX, Identity};
 use crate::sandbox;
 use crate::seccomp::{self, Filters};
 use crate::shim;
@@ -240,6 +240,9 @@ fn check(spec: &ContainerSpec) -> Result<(), Error> {
             let why = "nothing may lie over the kernel's own files there; mount it elsewhere, below /host for instance";
             return Err(refused(format!("mount path {path:?}"), why));
         }
+    }
+    if let Some(group) = spec.user.groups.iter().find(|group| **group > ID_MAX) {
+        return Err(refused(format!("group {group}"), &format!("groups are numbered 0 to {ID_MAX}")));
     }
     for (name, value) in &spec.env {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {

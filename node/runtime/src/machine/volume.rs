@@ -12,6 +12,7 @@ use super::Doing;
 use crate::engine::{Error, Volume, VolumeFile, check_name};
 use crate::rootfs::destination::{self, Kind, Links};
 use crate::rootfs::open_root;
+use crate::rootfs::passwd::ID_MAX;
 use crate::sandbox::mount_tmpfs;
 
 /// A name that a volume's own files cannot have: new content is written below it, then moved in place.
@@ -31,6 +32,11 @@ pub(super) fn put(volumes: &Path, name: &str, volume: &Volume) -> Result<PathBuf
         }
         Volume::Files { files, secret, group } => {
             files.keys().try_for_each(|path| check_path(path))?;
+            if let Some(group) = group.filter(|group| *group > ID_MAX) {
+                let (what, why) =
+                    (format!("group {group} of volume {name:?}"), format!("groups are 0 to {ID_MAX}"));
+                return Err(Error::Refused { what, why });
+            }
             if *secret {
                 mount_memory(&dir, "mode=755", None).doing(doing)?;
             }

@@ -10,10 +10,15 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::open_root;
+use crate::broken;
 use crate::opening;
 
 /// The largest such file that is read; beyond it names are unknown.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// The highest user and group there is, as in manifests. Beyond it lies the number that asks the kernel to change
+/// nothing, which is root's way of staying root.
+pub(crate) const ID_MAX: u32 = i32::MAX.cast_unsigned();
 
 /// A user of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +57,7 @@ impl Accounts {
         let uid = match (&entry, wanted.parse()) {
             (Some(entry), _) => entry.uid,
             (None, Ok(uid)) => uid,
+            (None, Err(_)) if is_number(wanted) => return Err(out_of_range("user", wanted)),
             (None, Err(_)) => return Err(format!("user {wanted:?} is not in the image's /etc/passwd")),
         };
         let entry_gid = entry.as_ref().map_or(0, |entry| entry.gid);
@@ -59,11 +65,21 @@ impl Accounts {
             (Some(gid), _) => gid,
             (None, Some(group)) => {
                 let found = self.group(group).or_else(|| group.parse().ok());
-                found.ok_or_else(|| format!("group {group:?} is not in the image's /etc/group"))?
+                found.ok_or_else(|| match is_number(group) {
+                    true => out_of_range("group", group),
+                    false => format!("group {group:?} is not in the image's /etc/group"),
+                })?
             }
             (None, None) => entry_gid,
         };
         let groups = entry.as_ref().map_or_else(BTreeSet::new, |entry| self.groups_of(&entry.name));
+        for (what, id) in
+            [("user", uid), ("group", gid)].into_iter().chain(groups.iter().map(|id| ("group", *id)))
+        {
+            if id > ID_MAX && !broken!(IdsOutOfRange) {
+                return Err(out_of_range(what, &id.to_string()));
+            }
+        }
         let home = entry.map(|entry| entry.home).filter(|home| home.starts_with('/'));
         Ok(Identity { uid, gid, groups, home: home.unwrap_or_else(|| "/".to_owned()) })
     }
@@ -86,6 +102,14 @@ impl Accounts {
             .map(|(_, gid, _)| gid)
             .collect()
     }
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn out_of_range(what: &str, id: &str) -> String {
+    format!("{what} {id} is none of 0 to {ID_MAX}; use another image, or set runAsUser and runAsGroup")
 }
 
 struct User {
@@ -162,7 +186,7 @@ mod tests {
             home: home.to_owned(),
         });
         assert_eq!(
-            resolved.map_err(|error| error.contains("not in")),
+            resolved.map_err(|error| error.contains("not in") || error.contains("none of")),
             expect.map_err(|_| true),
             "{user:?} {uid:?} {gid:?}"
         );
@@ -180,6 +204,33 @@ mod tests {
         check("nobody", None, None, Err(""));
         check("web:nogroup", None, None, Err(""));
         check("broken", None, None, Err(""));
+    }
+
+    #[test]
+    fn no_number_means_that_nothing_is_changed() {
+        for user in
+            ["2147483648", "4294967295", "4294967296", "1000:4294967295", "1000:99999999999", "0:4294967295"]
+        {
+            check(user, None, None, Err(""));
+        }
+        check(
+            "2147483647:2147483647",
+            None,
+            None,
+            Ok((i32::MAX.cast_unsigned(), i32::MAX.cast_unsigned(), &[], "/")),
+        );
+        check("web", Some(u32::MAX), None, Err(""));
+        check("web", None, Some(u32::MAX), Err(""));
+        let accounts = Accounts {
+            passwd: "high:x:4294967295:0::/:\nfine:x:1:1::/:\n".to_owned(),
+            group: "all:x:4294967295:fine\n".to_owned(),
+        };
+        for user in ["high", "fine", "1:all"] {
+            assert!(
+                accounts.resolve(user, None, None).is_err_and(|error| error.contains("none of")),
+                "{user}"
+            );
+        }
     }
 
     #[test]

@@ -18,9 +18,11 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use super::{Config, READY};
+use crate::broken;
 use crate::capability;
 use crate::cgroup;
 use crate::oci;
+use crate::rootfs::passwd::ID_MAX;
 use crate::rootfs::{self, Failure, Step};
 use crate::seccomp::Filters;
 use crate::sys::{self, process};
@@ -176,6 +178,10 @@ fn load_filters(filters: &[u8]) -> Result<(), Failure> {
 }
 
 fn set_user(user: &oci::User) -> Result<(), Failure> {
+    let ids = [user.uid, user.gid].into_iter().chain(user.additional_gids.iter().copied());
+    if let Some(id) = ids.into_iter().find(|id| *id > ID_MAX && !broken!(IdsOutOfRange)) {
+        return Err(Failure(format!("set user or group {id}: there is none beyond {ID_MAX}")));
+    }
     let groups: Vec<_> = user.additional_gids.iter().map(|gid| Gid::from_raw(*gid)).collect();
     match setgroups(&groups) {
         // A user namespace made by an ordinary user has no say over groups; then there are none to give up.

@@ -6,6 +6,7 @@
 mod images;
 mod kernel_files;
 mod own_program;
+mod users;
 
 use std::io::Write;
 use std::process::{Command, ExitCode};
@@ -44,7 +45,7 @@ macro_rules! ways {
 use ways;
 
 fn all() -> impl Iterator<Item = Way> {
-    [images::WAYS, kernel_files::WAYS, own_program::WAYS].into_iter().flatten().copied()
+    [images::WAYS, kernel_files::WAYS, own_program::WAYS, users::WAYS].into_iter().flatten().copied()
 }
 
 /// Plays the daemon of one try.
