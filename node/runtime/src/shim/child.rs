@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -104,6 +104,12 @@ fn steps(
 /// where the program lies.
 pub(super) fn settle(process: &oci::Process, filters: &[u8]) -> Result<CString, Failure> {
     set_limits(&process.rlimits);
+    // `/dev/stdout` opens the pipe anew, for which a program that is not root must own it.
+    let (uid, gid) = (Uid::from_raw(process.user.uid), Gid::from_raw(process.user.gid));
+    for output in [io::stdout().as_fd(), io::stderr().as_fd()] {
+        // Of a user that the user namespace does not know; changing to that one fails with better words.
+        let _ = nix::unistd::fchown(output, Some(uid), Some(gid));
+    }
     umask(Mode::from_bits_truncate(0o022));
     enter_directory(&process.cwd).step(|| format!("change to directory {}", process.cwd))?;
     process::close_on_exec_from(3).step(|| "close the shim's files".to_owned())?;

@@ -17,6 +17,7 @@ crate::tests![
     a_program_finds_itself_as_the_image_and_the_manifest_say,
     a_container_sees_its_own_files_and_processes_only,
     layers_are_stacked_and_never_written,
+    a_program_that_is_not_root_opens_its_own_outputs_by_name,
     the_default_rights_are_few_and_filtered,
     escalation_and_capabilities_follow_the_manifest,
     files_of_a_volume_are_seen_and_read_only_ones_refuse,
@@ -167,6 +168,20 @@ fn layers_are_stacked_and_never_written(world: &World) {
     read_only.security.read_only_root = true;
     assert_eq!(world.output(read_only), "top\nread-only filesystem or storage medium\n");
     assert_eq!(fs::read_to_string(world.dir.path().join("image/top/etc/motd")).expect("a file"), "top");
+}
+
+fn a_program_that_is_not_root_opens_its_own_outputs_by_name(world: &World) {
+    let pod = world.pod("a");
+    let script = ["write", "/dev/stdout", "by name\n", ";", "write", "/dev/stderr", "this too\n"];
+    let mut spec = world.container(&pod, "main", &[&script[..], &[";", "wait"]].concat());
+    spec.rootfs.config.user = "web".to_owned();
+    let id = spec.id.clone();
+    world.start(spec);
+    world.wait_for_output(&id, "waiting");
+    let said = world.log(&id, LogOptions::default());
+    assert!(said.contains("by name") && said.contains("this too"), "{said}");
+    let ran = exec(world, &id, &script, PATIENCE).expect("it runs");
+    assert_eq!(String::from_utf8_lossy(&ran.output), "by name\nthis too\n");
 }
 
 const RIGHTS: [&str; 11] =
