@@ -254,7 +254,7 @@ impl Node {
             data_dir: home.part("pods")?,
             logs_dir: home.part("logs")?,
             cgroup: config.cgroup.clone().unwrap_or_else(|| format!("skein/{}", me.short())).into(),
-            cgroup_mount: "/sys/fs/cgroup".into(),
+            cgroup_mount: skein_runtime::CGROUP_MOUNT.into(),
         })
         .await?;
         let Probe { missing, weaker, .. } = Machine::probe(machine.config());

@@ -21,6 +21,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{AccessFlags, access};
+
+use crate::broken;
 use crate::engine::{ContainerId, PodUid, Resources, Usage};
 
 pub(crate) use devices::{DEFAULT_DEVICES, Device, oci_rules};
@@ -47,7 +50,17 @@ pub(crate) enum Version {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Cgroups {
     hierarchies: Vec<Hierarchy>,
+    /// The one in which devices are denied: by the controller of version 1, else by a program on version 2.
+    device_filter: Option<Hierarchy>,
     ours: PathBuf,
+}
+
+/// Whether devices could be denied by the hierarchies below `mount`; makes no groups there.
+pub(crate) fn could_filter_devices(mount: &Path) -> bool {
+    let is_writable = |hierarchy: &Hierarchy| access(&hierarchy.mount, AccessFlags::W_OK).is_ok();
+    let hierarchies = detect::hierarchies(mount).unwrap_or_default();
+    let writable: Vec<_> = hierarchies.into_iter().filter(is_writable).collect();
+    devices::filter(&writable).is_some()
 }
 
 /// What a container without a limit of its own on processes may have, so that no fork bomb takes the machine.
@@ -70,7 +83,7 @@ impl Cgroups {
             }
             usable
         });
-        Self { hierarchies, ours: ours.to_owned() }
+        Self { device_filter: devices::filter(&hierarchies).cloned(), hierarchies, ours: ours.to_owned() }
     }
 
     /// Whether `controller` works.
@@ -78,9 +91,9 @@ impl Cgroups {
         self.hierarchies.iter().any(|hierarchy| hierarchy.controls(controller))
     }
 
-    /// Whether devices can be denied: by controller on version 1, by program on version 2.
+    /// Whether devices can be denied.
     pub(crate) fn filters_devices(&self) -> bool {
-        self.controls("devices") || self.hierarchies.iter().any(|hierarchy| hierarchy.version == Version::V2)
+        self.device_filter.is_some()
     }
 
     /// Whether version 2 is all there is, so that one mount shows a container its own limits.
@@ -115,7 +128,7 @@ impl Cgroups {
         self.create(&self.ours.join(pod_dir(pod)), &resources, limits::Level::Pod)
     }
 
-    /// Makes the groups of a container, with its limits and, unless `all_devices`, its device filter.
+    /// Makes the groups of a container, with its limits and, unless `all_devices`, the device filter if there is one.
     pub(crate) fn create_container(
         &self,
         id: &ContainerId,
@@ -124,13 +137,9 @@ impl Cgroups {
     ) -> io::Result<()> {
         let path = self.container_path(id);
         self.create(&path, resources, limits::Level::Container)?;
-        if all_devices {
-            return Ok(());
-        }
-        let by_controller = self.hierarchies.iter().find(|hierarchy| hierarchy.controls("devices"));
-        match by_controller {
-            Some(hierarchy) => devices::restrict_v1(&hierarchy.mount.join(path)),
-            None => self.v2().map_or(Ok(()), |hierarchy| devices::restrict_v2(&hierarchy.mount.join(path))),
+        match &self.device_filter {
+            Some(hierarchy) if !all_devices && !broken!(AllDevices) => devices::restrict(hierarchy, &path),
+            _ => Ok(()),
         }
     }
 
@@ -192,10 +201,6 @@ impl Cgroups {
             limits::apply(hierarchy, &hierarchy.mount.join(path), resources, level)?;
         }
         Ok(())
-    }
-
-    fn v2(&self) -> Option<&Hierarchy> {
-        self.hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2)
     }
 
     fn at(&self, path: &Path) -> Vec<PathBuf> {

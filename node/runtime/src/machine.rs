@@ -43,7 +43,7 @@ use crate::sandbox;
 use crate::shim;
 use crate::sys::process;
 
-pub use probe::{Probe, in_user_namespace, missing};
+pub use probe::{CGROUP_MOUNT, Probe, in_user_namespace, missing};
 use table::Table;
 
 /// What the pod was made of.
@@ -58,7 +58,7 @@ pub struct Config {
     pub logs_dir: PathBuf,
     /// Our cgroup below the root of each hierarchy, such as `skein/<node id>`.
     pub cgroup: PathBuf,
-    /// Where the cgroup file systems are mounted: `/sys/fs/cgroup`.
+    /// Where the cgroup file systems are mounted: [`CGROUP_MOUNT`].
     pub cgroup_mount: PathBuf,
 }
 

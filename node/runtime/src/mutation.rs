@@ -34,6 +34,10 @@ pub enum Mutation {
     DevicesOfImages,
     /// Users and groups may have any number.
     IdsOutOfRange,
+    /// Containers start where nothing can keep devices from them.
+    NoDeviceFilter,
+    /// Containers may open all devices.
+    AllDevices,
 }
 
 impl Mutation {

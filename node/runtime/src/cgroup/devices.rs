@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use super::{Hierarchy, Version};
 use crate::oci;
 use crate::sys::bpf;
 
@@ -56,13 +57,26 @@ pub(crate) fn oci_rules(all_devices: bool) -> Vec<oci::DeviceRule> {
     rules
 }
 
-/// Denies all, then allows ours.
-pub(super) fn restrict_v1(dir: &Path) -> io::Result<()> {
-    fs::write(dir.join("devices.deny"), "a")?;
-    for line in v1_lines() {
-        fs::write(dir.join("devices.allow"), line)?;
+/// The hierarchy in which devices can be denied.
+pub(super) fn filter(hierarchies: &[Hierarchy]) -> Option<&Hierarchy> {
+    let by_controller = hierarchies.iter().find(|hierarchy| hierarchy.controls("devices"));
+    let v2 = hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2);
+    by_controller.or_else(|| v2.filter(|_| bpf::load_device_filter(&v2_program()).is_ok()))
+}
+
+/// Denies the group at `path` of the hierarchy all devices but ours.
+pub(super) fn restrict(hierarchy: &Hierarchy, path: &Path) -> io::Result<()> {
+    let dir = hierarchy.mount.join(path);
+    match hierarchy.version {
+        Version::V1 => {
+            fs::write(dir.join("devices.deny"), "a")?;
+            v1_lines().iter().try_for_each(|line| fs::write(dir.join("devices.allow"), line))
+        }
+        Version::V2 => {
+            let program = bpf::load_device_filter(&v2_program())?;
+            bpf::attach_device_filter(File::open(dir)?.as_fd(), program.as_fd())
+        }
     }
-    Ok(())
 }
 
 fn v1_lines() -> Vec<String> {
@@ -72,11 +86,6 @@ fn v1_lines() -> Vec<String> {
         None => format!("c {major}:* rwm"),
     });
     making.into_iter().chain(opening).collect()
-}
-
-/// Attaches the filter program.
-pub(super) fn restrict_v2(dir: &Path) -> io::Result<()> {
-    bpf::attach_device_filter(File::open(dir)?.as_fd(), &v2_program())
 }
 
 // The kernel's side of the filter: `struct bpf_cgroup_dev_ctx { u32 access_type; u32 major; u32 minor; }`

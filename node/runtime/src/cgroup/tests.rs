@@ -107,10 +107,14 @@ fn what_was_used_is_read_from_either_version() {
     put(&dirs[1], "memory.events", "low 0\noom 1\noom_kill 1\n");
     put(&dirs[1], "pids.current", "7\n");
 
-    let old = Cgroups { hierarchies: vec![v1(root.path(), &["cpuacct", "memory"])], ours: PathBuf::new() };
+    let old = Cgroups {
+        hierarchies: vec![v1(root.path(), &["cpuacct", "memory"])],
+        device_filter: None,
+        ours: PathBuf::new(),
+    };
     let usage = old.usage(&dirs[..1]);
     assert_eq!((usage.cpu.as_millis(), usage.memory_bytes, usage.working_set_bytes), (1500, 1000, 700));
-    let new = Cgroups { hierarchies: vec![v2(root.path())], ours: PathBuf::new() };
+    let new = Cgroups { hierarchies: vec![v2(root.path())], device_filter: None, ours: PathBuf::new() };
     let usage = new.usage(&dirs[1..]);
     assert_eq!((usage.cpu.as_secs(), usage.working_set_bytes, usage.pids), (2, 4000, 7));
     assert_eq!((oom_kills(&dirs[..1]), oom_kills(&dirs[1..])), (2, 1));

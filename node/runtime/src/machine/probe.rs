@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::sched::{CloneFlags, unshare};
 
 use super::Config;
-use crate::cgroup::Cgroups;
+use crate::cgroup::{self, Cgroups};
 use crate::sys::mount::{Attributes, NewFileSystem, add_attributes, open_at};
 
 /// What this machine can do for containers.
@@ -31,9 +31,30 @@ pub fn in_user_namespace() -> bool {
     fields != ["0", "0", "4294967295"]
 }
 
+/// Where the cgroup file systems of a machine are mounted.
+pub const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
+
 /// One sentence for each thing without which no container starts on this machine, whatever runs it. Empty: all is
-/// well.
+/// well. Makes nothing.
 pub fn missing() -> Vec<String> {
+    let mut missing = missing_of_kernel();
+    if missing.is_empty() && !in_user_namespace() && !cgroup::could_filter_devices(Path::new(CGROUP_MOUNT)) {
+        missing.push(no_device_filter(Path::new(CGROUP_MOUNT)));
+    }
+    missing
+}
+
+/// Why no container starts where root is root of the machine and nothing keeps it from the machine's devices.
+pub(super) fn no_device_filter(mount: &Path) -> String {
+    let mount = mount.display();
+    format!(
+        "Nothing would keep containers from the machine's devices: no cgroup hierarchy below {mount} can deny them \
+         (version 1 with the devices controller, or version 2 with CONFIG_CGROUP_BPF); mount one there (`ip netns \
+         exec` hides them, `nsenter --net=` does not), or run as an ordinary user."
+    )
+}
+
+fn missing_of_kernel() -> Vec<String> {
     if let Err(error) = try_namespaces() {
         // Nor anything of what follows, and that says nothing about the kernel.
         let text = "run as root, or inside of a user namespace.";
@@ -55,7 +76,7 @@ pub fn missing() -> Vec<String> {
 }
 
 pub(super) fn probe(config: &Config) -> Probe {
-    let mut probe = Probe { missing: missing(), ..Probe::default() };
+    let mut probe = Probe { missing: missing_of_kernel(), ..Probe::default() };
     let cgroups = Cgroups::open(&config.cgroup_mount, &config.cgroup).ok();
     let controls = |name| cgroups.as_ref().is_some_and(|cgroups| cgroups.controls(name));
     let unlimited: Vec<_> = ["cpu", "memory", "pids"].into_iter().filter(|name| !controls(name)).collect();
@@ -68,10 +89,12 @@ pub(super) fn probe(config: &Config) -> Probe {
              as root where cgroups are mounted there (`ip netns exec` hides them, `nsenter --net=` does not)."
         ));
     }
-    if !cgroups.is_some_and(|cgroups| cgroups.filters_devices()) {
-        probe.weaker.push(
+    match cgroups.is_some_and(|cgroups| cgroups.filters_devices()) {
+        true => {}
+        false if in_user_namespace() => probe.weaker.push(
             "Access to devices is not filtered by cgroups; file permissions alone protect them.".to_owned(),
-        );
+        ),
+        false => probe.missing.push(no_device_filter(&config.cgroup_mount)),
     }
     probe
 }

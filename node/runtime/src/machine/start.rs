@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::probe::no_device_filter;
 use super::table::NewLive;
 use super::{Doing, Inner, bundle};
+use crate::broken;
 use crate::cgroup;
 use crate::engine::{ContainerId, ContainerSpec, Error, Running, SandboxSpec};
 use crate::logs::{self, ROTATED_MAX};
@@ -41,6 +43,9 @@ pub(super) fn start(inner: &Inner, spec: ContainerSpec) -> Result<Started, Error
     let log = inner.log(&sandbox, &id.name, id.attempt);
     if log.exists() {
         return Err(Error::Exists(id));
+    }
+    if !inner.user_namespace && !inner.cgroups.filters_devices() && !broken!(NoDeviceFilter) {
+        return Err(Error::Start { id, reason: no_device_filter(&inner.config.cgroup_mount) });
     }
     let accounts =
         Accounts::read(&spec.rootfs.lower).doing(|| format!("read the image of container {id}"))?;

@@ -33,10 +33,8 @@ struct Attach {
     attach_flags: u32,
 }
 
-/// Loads `instructions` (8 bytes each) as a device filter and attaches it to the cgroup directory `cgroup`.
-///
-/// The cgroup keeps the program; it goes when the cgroup goes.
-pub(crate) fn attach_device_filter(cgroup: BorrowedFd<'_>, instructions: &[u64]) -> io::Result<()> {
+/// Loads `instructions` (8 bytes each) as a device filter.
+pub(crate) fn load_device_filter(instructions: &[u64]) -> io::Result<OwnedFd> {
     let load = Load {
         prog_type: BPF_PROG_TYPE_CGROUP_DEVICE,
         insn_count: u32::try_from(instructions.len()).map_err(io::Error::other)?,
@@ -53,7 +51,11 @@ pub(crate) fn attach_device_filter(cgroup: BorrowedFd<'_>, instructions: &[u64])
         libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, std::mem::size_of::<Load>())
     })?;
     // SAFETY: the kernel just made this descriptor for us and nobody else knows it.
-    let program = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).map_err(io::Error::other)?) };
+    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).map_err(io::Error::other)?) })
+}
+
+/// Attaches a device filter to the cgroup directory `cgroup`, which keeps it until it goes itself.
+pub(crate) fn attach_device_filter(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let attach = Attach {
         target_fd: cgroup.as_raw_fd().unsigned_abs(),
         attach_bpf_fd: program.as_raw_fd().unsigned_abs(),

@@ -25,7 +25,6 @@ crate::tests![
     the_manifest_says_the_stop_signal_the_groups_and_what_is_hidden,
     a_link_in_the_image_never_leads_a_mount_out_of_it,
     a_link_in_a_volume_never_leads_a_sub_path_out_of_it,
-    devices_beyond_the_usual_are_refused,
     last_words_are_kept,
     a_specification_that_cannot_be_done_is_refused_untouched,
     processes_left_behind_by_a_program_are_killed,
@@ -354,24 +353,6 @@ fn a_link_in_a_volume_never_leads_a_sub_path_out_of_it(world: &World) {
     spec.mounts = vec![volume("v", Some("way-out"), "/seen", false)];
     let refused = world.run(world.engine().start(spec)).expect_err("a refusal");
     assert!(matches!(refused, Error::Io { .. } | Error::Start { .. }), "{refused}");
-}
-
-fn devices_beyond_the_usual_are_refused(world: &World) {
-    let pod = world.pod("a");
-    let probe = skein_runtime::Machine::probe(&world.config);
-    let script = |major, minor| ["mknod-and-read", major, minor];
-    let mut may_make = world.container(&pod, "usual", &script("1", "5"));
-    may_make.security.capabilities.add.insert("MKNOD".to_owned());
-    assert_eq!(world.output(may_make.clone()), "read 1\n");
-    if probe.weaker.iter().any(|sentence| sentence.contains("devices")) {
-        return;
-    }
-    // The kernel's own memory, 1:1, and a serial line, 4:64.
-    for (name, major, minor) in [("memory", "1", "1"), ("serial", "4", "64")] {
-        let mut spec = world.container(&pod, name, &script(major, minor));
-        spec.security = may_make.security.clone();
-        assert_eq!(world.output(spec), "permission denied\n", "{name}");
-    }
 }
 
 fn last_words_are_kept(world: &World) {
