@@ -37,9 +37,10 @@ use crate::clock::WallTime;
 use crate::cluster::Here;
 use crate::disk;
 use crate::home::{ApiCertificate, Home, Membership};
-use crate::leader::{Planner, Voters};
+use crate::leader::Voters;
 use crate::members::{self, Members, Record};
 use crate::picture::Picture;
+use crate::planner::{Desk, Planner};
 use crate::pressure;
 use crate::report::Chain as ErrorChain;
 use crate::surroundings::Surroundings;
@@ -318,14 +319,13 @@ impl Node {
         let disk = disk::watch(&tasks, store.clone(), gossip.clone(), stopping.clone());
         let pressures = pressure::watch(&tasks, home.dir().to_owned(), stopping.clone());
         tasks.spawn(keep_addresses(home.clone(), book, stopping.clone()));
-        let ca_pem = membership.public.members.to_pem();
-        let planner = Planner {
-            store: store.clone(),
+        let desk = Desk {
             picture: picture.clone(),
             verdicts,
-            ca_pem: ca_pem.clone(),
-            kubernetes_ip: KUBERNETES_IP.to_owned(),
+            ca_pem: membership.public.members.to_pem().into(),
+            kubernetes_ip: KUBERNETES_IP.into(),
         };
+        let planner = Planner { store: store.clone(), desk };
         tasks.spawn(planner.run(stopping.clone()));
         let voters = Voters {
             store: store.clone(),

@@ -1,157 +1,30 @@
-//! The leader's work: plans for the objects, and the voters. Every node runs it; it does nothing
+//! Who votes, chosen by the leader. Every node runs it; but for the authorities, which each voter holds, it does nothing
 //! while another one leads.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use skein_api::write::Write;
-use skein_control::chance::Chance;
-use skein_control::plan::{Agenda, Round};
 use skein_control::voters::{self, Membership, Memory, Sighting};
 use skein_net::endpoint::Endpoint;
 use skein_net::gossip::service::Members as Gossiped;
 use skein_net::identity::NodeId;
-use skein_raft_store::{
-    Change, Changes, Expect, Handle, MemberChange, Op, Options, ProposeError, ReadError, TokioRuntime,
-    VoterId,
-};
+use skein_raft_store::{Change, Expect, Handle, MemberChange, Op, Options, TokioRuntime, VoterId};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use crate::admission::all_done;
 use crate::authority::Authority;
 use crate::clock;
-use crate::cluster::op;
 use crate::disk;
 use crate::members::{self, Members, Record};
-use crate::picture::Picture;
-use crate::watchfulness::Verdicts;
 
 /// How often the leader looks at the voters.
 const VOTERS_EVERY: Duration = Duration::from_millis(250);
 /// How often the others look whether they have all that a voter holds, beside each change of who votes.
 const HOLD_EVERY: Duration = Duration::from_secs(2);
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
-
-/// Plans objects, one command after another.
-pub(crate) struct Planner {
-    pub(crate) store: Handle<TokioRuntime>,
-    pub(crate) picture: Picture,
-    pub(crate) verdicts: watch::Receiver<Verdicts>,
-    pub(crate) ca_pem: String,
-    pub(crate) kubernetes_ip: String,
-}
-
-impl Planner {
-    /// Runs until `stopping`.
-    pub(crate) async fn run(mut self, stopping: CancellationToken) {
-        let mut changes = self.store.on_change();
-        loop {
-            let metrics = self.store.metrics();
-            tokio::select! {
-                biased;
-                () = stopping.cancelled() => return,
-                goes_on = self.lead(metrics.term), if metrics.leads() => if !goes_on { return },
-                changed = changes.changed() => if !changed { return },
-            }
-        }
-    }
-
-    /// Plans as the leader of `term` until it is over. Whether the store goes on.
-    async fn lead(&mut self, term: u64) -> bool {
-        // All that was ever answered must be in the picture before the first plan.
-        let revision = match self.store.read_index(Duration::from_secs(10)).await {
-            Ok(revision) => revision,
-            Err(error) => {
-                debug!(term, %error, "could not take office yet");
-                return error != ReadError::Stopped;
-            }
-        };
-        self.picture.begin_noting();
-        self.picture.reach(revision).await;
-        let mut revisions = self.picture.revisions();
-        let mut changes = self.store.on_change();
-        let mut agenda = Agenda::default();
-        loop {
-            let (view, changed) = self.picture.take_changed();
-            agenda.add(changed);
-            let verdicts = self.verdicts.borrow_and_update().clone();
-            let round = Round {
-                now: self.stamp(),
-                chance: Chance(rand::random()),
-                verdicts: &verdicts,
-                ca_pem: &self.ca_pem,
-                kubernetes_ip: &self.kubernetes_ip,
-            };
-            let mut plan = agenda.plan(&view, &round);
-            if !plan.writes.is_empty() {
-                match self.commit(term, std::mem::take(&mut plan.writes)).await {
-                    // The plan's own writes come back by the watch; they change nothing for planners.
-                    Ok(Some(revision)) => {
-                        let goes_on = agenda.committed(&plan);
-                        self.picture.reach(revision).await;
-                        if goes_on {
-                            continue;
-                        }
-                    }
-                    // Somebody wrote meanwhile: look again when that is seen here.
-                    Ok(None) => {}
-                    Err(ProposeError::NotLeader { .. }) => break,
-                    Err(ProposeError::Stopped) => return false,
-                    Err(error) => {
-                        debug!(term, %error, "a plan was not committed");
-                        agenda.failed();
-                    }
-                }
-            }
-            let metrics = self.store.metrics();
-            if metrics.term != term || !metrics.leads() {
-                break;
-            }
-            let wake_at = Instant::now() + agenda.wake_in(self.stamp());
-            if self.wait(&mut revisions, &mut changes, wake_at).await {
-                agenda.woken();
-            }
-        }
-        self.picture.stop_noting();
-        true
-    }
-
-    /// Waits for something new. `true` if it is only time that passed.
-    async fn wait(
-        &mut self,
-        revisions: &mut watch::Receiver<u64>,
-        changes: &mut Changes<TokioRuntime>,
-        wake_at: Instant,
-    ) -> bool {
-        tokio::select! {
-            biased;
-            _ = self.verdicts.changed() => false,
-            _ = revisions.changed() => false,
-            _ = changes.changed() => false,
-            () = sleep_until(wake_at) => true,
-        }
-    }
-
-    /// Commits a plan in the term that made it. `None` if its picture was too old.
-    async fn commit(&self, term: u64, writes: Vec<Write>) -> Result<Option<u64>, ProposeError> {
-        let count = writes.len();
-        let began = Instant::now();
-        let options = Options { only_in_term: Some(term), ..Options::default() };
-        let answer = self.store.propose(writes.into_iter().map(op).collect(), options).await?;
-        let took_ms = began.elapsed().as_millis() as u64;
-        debug!(term, count, took_ms, rev = answer.revision, "planned");
-        Ok(all_done(&answer).then_some(answer.revision))
-    }
-
-    /// The time by which plans are made; never earlier than what was stamped before.
-    fn stamp(&self) -> jiff::Timestamp {
-        jiff::Timestamp::from_millisecond(self.store.stamp_ms() as i64).unwrap_or_default()
-    }
-}
 
 /// Chooses the voters.
 pub(crate) struct Voters {

@@ -1,7 +1,7 @@
 //! `skein`: one binary that every machine of the cluster runs.
 //!
 //! Wiring and thin shells; no rule of its own. In reading order: [`cli`] says what a user can say,
-//! [`daemon`] starts a node's parts, [`leader`], [`watchfulness`] and [`agent`] are its loops.
+//! [`daemon`] starts a node's parts, [`planner`], [`leader`], [`watchfulness`] and [`agent`] are its loops.
 
 mod admin;
 mod admission;
@@ -19,6 +19,7 @@ mod leader;
 mod members;
 mod picture;
 mod pieces;
+mod planner;
 mod pressure;
 mod prober;
 mod quorum;

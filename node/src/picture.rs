@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use skein_control::view::{Changed, View};
-use skein_raft_store::{Handle, TokioRuntime, WatchError};
+use skein_raft_store::{Event, Handle, TokioRuntime, WatchError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -57,7 +57,25 @@ impl Picture {
     }
 
     /// Follows the store until `stopping`; `members` and `clients` follow along.
+    ///
+    /// It does so on a thread of its own: what it decodes holds up nobody who carries Raft.
     pub(crate) async fn follow(
+        self,
+        store: Handle<TokioRuntime>,
+        members: Members,
+        clients: Clients,
+        stopping: CancellationToken,
+    ) {
+        let here = tokio::runtime::Handle::current();
+        let following = tokio::task::spawn_blocking(move || {
+            here.block_on(self.keep_up(store, members, clients, stopping));
+        });
+        if let Err(error) = following.await {
+            std::panic::resume_unwind(error.into_panic());
+        }
+    }
+
+    async fn keep_up(
         self,
         store: Handle<TokioRuntime>,
         members: Members,
@@ -114,18 +132,28 @@ impl Picture {
                 Ok(batch) => batch,
                 Err(error) => return error,
             };
-            let mut inner = self.lock();
-            let inner = &mut *inner;
             for event in &batch.events {
                 members.apply(&event.key, event.value.as_deref());
                 clients.apply(&event.key, event.value.as_deref());
-                let touched = inner.view.apply(&event.key, event.value.as_deref(), event.revision);
-                if let Some(changed) = &mut inner.changed {
-                    changed.add(touched);
-                }
             }
-            self.revision.send_replace(batch.revision);
+            self.take(&batch.events, batch.revision);
         }
+    }
+
+    /// Takes over what has changed until `revision`. Nobody but the one who follows does.
+    pub(crate) fn take(&self, events: &[Event], revision: u64) {
+        // Decoding takes its time, and others want to look.
+        let (mut view, mut changed) = (self.view(), Changed::default());
+        for event in events {
+            changed.add(view.apply(&event.key, event.value.as_deref(), event.revision));
+        }
+        let mut inner = self.lock();
+        inner.view = view;
+        if let Some(noted) = &mut inner.changed {
+            noted.merge(changed);
+        }
+        drop(inner);
+        self.revision.send_replace(revision);
     }
 
     /// Waits until the picture contains `revision`.

@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use skein_api::write::{self, Write};
 use skein_control::chance::Chance;
-use skein_control::plan::{Agenda, Round};
+use skein_control::plan::{Agenda, Fate, Next, Round};
 use skein_control::voters::{self, Membership, Memory, Sighting};
 use skein_raft_store::sim::SimRt;
 use skein_raft_store::{
@@ -48,46 +48,52 @@ async fn lead(site: &Site, term: u64, chance: &mut StdRng) -> bool {
     let (mut moves, mut changes) = (site.picture.moves(), site.store.on_change());
     let mut agenda = Agenda::default();
     loop {
+        let metrics = site.store.metrics();
+        if metrics.term != term || !metrics.leads() {
+            break;
+        }
         let (view, changed) = site.picture.take_changed();
         agenda.add(changed);
         let verdicts = site.verdicts.lock().unwrap().clone();
         let (now, chance) = (stamp(site), Chance(chance.random()));
         let round = Round { now, chance, verdicts: &verdicts, ca_pem: "ca", kubernetes_ip: "10.0.0.1" };
         let mut plan = agenda.plan(&view, &round);
-        if !plan.writes.is_empty() {
-            site.world.count("plans");
+        let next = if plan.writes.is_empty() {
+            Next::Wait
+        } else {
             match commit(site, term, std::mem::take(&mut plan.writes)).await {
-                Ok(Some(revision)) => {
-                    let goes_on = agenda.committed(&plan);
-                    site.picture.reach(revision).await;
-                    if goes_on {
-                        continue;
-                    }
-                }
-                Ok(None) => site.world.count("plans refused"),
-                Err(ProposeError::NotLeader { .. }) => {
-                    site.world.count("plans of an old term");
-                    break;
-                }
-                Err(ProposeError::Stopped) => return false,
-                Err(_) => agenda.failed(),
+                Ok(fate) => agenda.became(&plan, fate),
+                Err(Over::Term) => break,
+                Err(Over::Store) => return false,
             }
-        }
-        let metrics = site.store.metrics();
-        if metrics.term != term || !metrics.leads() {
-            break;
-        }
-        let something = SimRt::select2(moves.next(), changes.changed());
-        if SimRt::timeout(agenda.wake_in(stamp(site)), something).await.is_err() {
-            agenda.woken();
+        };
+        match next {
+            Next::Plan => {}
+            Next::Settle => match settle(site, term).await {
+                Ok(()) => {}
+                Err(Over::Term) => break,
+                Err(Over::Store) => return false,
+            },
+            Next::Wait => {
+                let something = SimRt::select2(moves.next(), changes.changed());
+                // Time alone is a reason to look as well.
+                let _ = SimRt::timeout(agenda.wake_in(stamp(site)), something).await;
+            }
         }
     }
     site.picture.stop_noting();
     true
 }
 
-/// Commits a plan in the term that made it. `None` if its picture was too old.
-async fn commit(site: &Site, term: u64, writes: Vec<Write>) -> Result<Option<u64>, ProposeError> {
+/// Nothing more can be planned in this term, or by this store.
+enum Over {
+    Term,
+    Store,
+}
+
+/// Commits a plan in the term that made it, and waits until the picture shows what became of it.
+async fn commit(site: &Site, term: u64, writes: Vec<Write>) -> Result<Fate, Over> {
+    site.world.count("plans");
     let mut ops: Vec<Op> = writes.into_iter().map(op).collect();
     let mut options = Options { only_in_term: Some(term), ..Options::default() };
     if site.world.plan.mutation == Some(Mutation::UnconditionalPlan) {
@@ -96,9 +102,52 @@ async fn commit(site: &Site, term: u64, writes: Vec<Write>) -> Result<Option<u64
             op.expect = Expect::Any;
         }
     }
-    let answer = site.store.propose(ops, options).await?;
+    let answer = match site.store.propose(ops, options).await {
+        Ok(answer) => answer,
+        Err(ProposeError::NotLeader { .. }) => {
+            site.world.count("plans of an old term");
+            return Err(Over::Term);
+        }
+        Err(ProposeError::Stopped) => return Err(Over::Store),
+        Err(ProposeError::Unknown(_)) => {
+            site.world.count("plans of unknown outcome");
+            return Ok(Fate::Unknown);
+        }
+        Err(error @ (ProposeError::TooLarge(_) | ProposeError::BadKey(_))) => {
+            site.world.wrong(format!("a plan was not taken: {error}"));
+            return Ok(Fate::NotTaken);
+        }
+        Err(_) => return Ok(Fate::NotDone),
+    };
+    site.picture.reach(answer.revision).await;
+    if answer.outcomes.contains(&Outcome::WrongTerm) {
+        return Err(Over::Term);
+    }
     let done = |outcome: &Outcome| matches!(outcome, Outcome::Done { .. } | Outcome::Unchanged { .. });
-    Ok(answer.outcomes.iter().all(done).then_some(answer.revision))
+    if answer.outcomes.iter().all(done) {
+        return Ok(Fate::Committed);
+    }
+    site.world.count("plans refused");
+    Ok(Fate::Outdated)
+}
+
+/// Waits until whatever was proposed before is decided, and shown by the picture.
+async fn settle(site: &Site, term: u64) -> Result<(), Over> {
+    loop {
+        let nothing = Op { key: "skein/settled".into(), expect: Expect::Any, change: Change::Check };
+        let options = Options { only_in_term: Some(term), ..Options::default() };
+        match site.store.propose(vec![nothing], options).await {
+            Ok(answer) if answer.outcomes.contains(&Outcome::WrongTerm) => return Err(Over::Term),
+            Ok(answer) => {
+                site.world.count("plans settled");
+                site.picture.reach(answer.revision).await;
+                return Ok(());
+            }
+            Err(ProposeError::NotLeader { .. }) => return Err(Over::Term),
+            Err(ProposeError::Stopped) => return Err(Over::Store),
+            Err(_) => SimRt::sleep(Duration::from_millis(100)).await,
+        }
+    }
 }
 
 /// Never earlier than what was stamped before.

@@ -21,6 +21,9 @@ pub(crate) const WHO: &str = "deployment-controller";
 /// status up to date.
 pub(crate) fn plan(draft: &mut Draft<'_>) {
     for key in touched(draft.view(), draft.changed()) {
+        if draft.is_full() {
+            return;
+        }
         let Some(deployment) = draft.view().get::<Deployment>(&key).cloned() else { continue };
         if meta::is_ending(&deployment.metadata) {
             status::report(draft, &key);
@@ -74,7 +77,7 @@ fn recreates(deployment: &Deployment) -> bool {
 /// How many pods beyond the wanted number may exist, and how many of the wanted number may be missing,
 /// while a rollout runs. Shares of the size round up for the surplus and down for the gap, and they are
 /// never both nothing: such a rollout could not move.
-fn bounds(deployment: &Deployment) -> (i32, i32) {
+pub(crate) fn bounds(deployment: &Deployment) -> (i32, i32) {
     if recreates(deployment) {
         return (0, 0);
     }

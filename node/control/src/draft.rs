@@ -2,23 +2,39 @@
 //!
 //! Planners read it and write to it, so that each sees what the others have decided, and one commit can
 //! carry a verdict, the replacements that follow from it and their bindings.
+//!
+//! A command has a size. So a plan is made of steps, each all or nothing, and ends after any of them: every write is a
+//! step of its own, unless it is made [together](Draft::together) with others. This is safe because a planner takes
+//! each step from what the draft shows, as if all steps before it were committed, which they are, in the same command;
+//! what was left out follows from what is then in the map. It need not be remembered, and a new leader goes on where
+//! the old one stopped: the taint of a lost node calls for the rest of its pods to be taken off, an ending namespace
+//! for the rest of its objects, an owner that is gone for the rest of its dependents.
+//! Together come: a deed and the Event that tells it; an object that goes and the one that takes its name; all writes
+//! of one object.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use skein_api::write::{Change, Expect, Write};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
 use crate::chance::Chance;
 use crate::event::Notice;
 use crate::meta;
+use crate::plan::{Bounds, Wakes};
+use crate::size::{OBJECT_BYTES_MAX, Size};
 use crate::time::{seconds_after, whole_seconds};
-use crate::view::{Changed, Key, Kind, Object, Touched, View};
+use crate::view::{Changed, Key, Kind, Object, Stored, Touched, View};
+
+/// Who tells about what cannot be written.
+const WHO: &str = "skein";
 
 /// See the module.
 pub(crate) struct Draft<'a> {
     base: &'a View,
+    bounds: &'a Bounds,
     view: View,
     /// What this pass looks at.
     looked_at: Changed,
@@ -26,12 +42,32 @@ pub(crate) struct Draft<'a> {
     touched: Changed,
     /// What was touched since [`Draft::take_fresh`] was last called.
     fresh: Changed,
+    /// All that was looked at in any pass.
+    seen: Changed,
     edits: BTreeMap<Key, Edit>,
     events: BTreeMap<Key, Vec<u8>>,
+    /// Owners of what is created: it comes only while they are as the plan knew them.
+    owners: BTreeSet<Key>,
     pub(crate) now: Timestamp,
     pub(crate) chance: Chance,
-    wake_at: Option<Timestamp>,
-    bytes: usize,
+    wakes: Wakes,
+    used: Size,
+    /// What may be filled for now.
+    limit: Size,
+    /// A step found no room within it.
+    full: bool,
+    /// Something was left to the next command.
+    cut: bool,
+    /// Something was left for when there is room in the store.
+    postponed: bool,
+    steps: usize,
+    /// The keys of the first step.
+    first_step: Vec<Key>,
+    /// The step that is being made.
+    step: Option<Step>,
+    /// Keys that cannot be written, found out in this plan.
+    aside: BTreeSet<Key>,
+    left_out: Vec<LeftOut>,
 }
 
 /// What became of one key.
@@ -39,22 +75,118 @@ pub(crate) struct Draft<'a> {
 struct Edit {
     /// The object of the base was deleted, whatever came after.
     deleted: bool,
+    /// What that comes to, as of the last step.
+    deed: Deed,
+}
+
+/// What a plan does to one key.
+#[derive(Default)]
+enum Deed {
+    #[default]
+    Nothing,
+    Put(Vec<u8>),
+    Delete,
+    /// Another object takes the name.
+    Renew(Vec<u8>),
+}
+
+/// How to undo a step, and what it touched.
+#[derive(Default)]
+struct Step {
+    /// What was at each key, and what the plan did to it.
+    before: Vec<(Key, Option<Stored>, Option<Edit>)>,
+    events: Vec<(Key, Option<Vec<u8>>)>,
+    owners: Vec<Key>,
+    touched: Vec<Touched>,
+    /// Why nothing of it can be written.
+    spoiled: Option<LeftOut>,
+    is_aside: bool,
+}
+
+/// What a plan leaves out for good, because it cannot be written; everything else goes on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LeftOut {
+    /// The object, or the owner of one that was to be made.
+    pub about: Key,
+    /// What is wrong with it.
+    pub why: Obstacle,
+}
+
+/// Why something cannot be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Obstacle {
+    /// It would be larger than what is kept of one object, or taken in one command.
+    TooLarge {
+        /// How large it would be.
+        bytes: usize,
+        /// What is allowed.
+        bytes_max: usize,
+    },
+    /// What is there cannot be read.
+    Unreadable,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Obstacle::TooLarge { bytes, bytes_max } => {
+                write!(f, "it would have {bytes} bytes, at most {bytes_max} are kept; make it smaller")
+            }
+            Obstacle::Unreadable => write!(f, "what is stored there cannot be read; delete it"),
+        }
+    }
+}
+
+impl Deed {
+    fn size(&self, key: &str) -> Size {
+        match self {
+            Deed::Nothing => Size::default(),
+            Deed::Put(bytes) => Size::of_op(key, bytes.len()),
+            Deed::Delete => Size::of_op(key, 0),
+            Deed::Renew(bytes) => Size::of_op(key, bytes.len()).plus(Size::of_op(key, 0)),
+        }
+    }
+
+    fn value_bytes(&self) -> usize {
+        match self {
+            Deed::Put(bytes) | Deed::Renew(bytes) => bytes.len(),
+            Deed::Nothing | Deed::Delete => 0,
+        }
+    }
 }
 
 impl<'a> Draft<'a> {
-    pub(crate) fn new(base: &'a View, changed: Changed, now: Timestamp, chance: Chance) -> Draft<'a> {
+    pub(crate) fn new(
+        base: &'a View,
+        changed: Changed,
+        now: Timestamp,
+        chance: Chance,
+        bounds: &'a Bounds,
+    ) -> Draft<'a> {
         Draft {
             base,
+            bounds,
             view: base.clone(),
+            seen: changed.clone(),
             looked_at: changed,
             touched: Changed::default(),
             fresh: Changed::default(),
             edits: BTreeMap::new(),
             events: BTreeMap::new(),
+            owners: BTreeSet::new(),
             now: whole_seconds(now),
             chance,
-            wake_at: None,
-            bytes: 0,
+            wakes: Wakes::default(),
+            used: Size::default(),
+            limit: bounds.limit,
+            full: false,
+            cut: false,
+            postponed: false,
+            steps: 0,
+            first_step: Vec::new(),
+            step: None,
+            aside: BTreeSet::new(),
+            left_out: Vec::new(),
         }
     }
 
@@ -80,89 +212,127 @@ impl<'a> Draft<'a> {
         std::mem::take(&mut self.fresh)
     }
 
-    /// About how many bytes the plan has so far.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+    /// From here on the command may be filled to its half: what is made now is to be bound in the same command, or
+    /// each pod would be written twice.
+    pub(crate) fn fill_half(&mut self) {
+        (self.limit, self.full) = (self.bounds.limit.halved(), false);
     }
 
-    /// Asks for another plan at `at`, if no earlier one is wanted.
-    pub(crate) fn wake_at(&mut self, at: Timestamp) {
-        self.wake_at = Some(self.wake_at.map_or(at, |wanted| wanted.min(at)));
+    /// From here on the command may be filled whole.
+    pub(crate) fn fill_whole(&mut self) {
+        (self.limit, self.full) = (self.bounds.limit, false);
     }
 
-    pub(crate) fn wanted_wake(&self) -> Option<Timestamp> {
-        self.wake_at
+    /// There is no room for a further step: whatever planners would do now, they do in the next command.
+    pub(crate) fn is_full(&self) -> bool {
+        self.full
     }
 
-    /// Writes a new object. Its uid and creation time are set here; `subject` names what they are drawn for.
-    pub(crate) fn create<K: Kind>(&mut self, mut object: K, uid: String) -> Key {
+    /// Something was left to the next command, for want of room in this one.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.cut
+    }
+
+    /// Something was left for when the store has room again.
+    pub(crate) fn is_postponed(&self) -> bool {
+        self.postponed
+    }
+
+    /// Asks for the object at `key` to be planned again when it is `at`, if nothing earlier is asked for it.
+    pub(crate) fn wake(&mut self, key: &Key, at: Timestamp) {
+        self.wakes.ask(key, at);
+    }
+
+    /// Makes one step of all that `work` does: all of it is in the plan afterwards, or nothing. Which of both.
+    pub(crate) fn together(&mut self, work: impl FnOnce(&mut Self)) -> bool {
+        if self.step.is_some() {
+            work(self);
+            return true;
+        }
+        if self.full {
+            self.cut = true;
+            return false;
+        }
+        self.step = Some(Step::default());
+        work(self);
+        let step = self.step.take().expect("only this function takes it");
+        self.finish_step(step)
+    }
+
+    /// Writes a new object. Its uid and creation time are set here. If something owns it, that must still be as the
+    /// plan knows it when the command is applied.
+    pub(crate) fn create<K: Kind>(&mut self, mut object: K, uid: String) -> bool {
         let now = self.now;
         let metadata = object.metadata_mut();
         metadata.uid = Some(uid);
         metadata.creation_timestamp = Some(Time(now));
+        let owner = meta::controller(object.metadata()).and_then(|owner| self.view.key_of_uid(&owner.uid));
+        let owner = owner.cloned();
         let key = crate::view::key_of::<K>(meta::namespace(object.metadata()), meta::name(object.metadata()));
-        self.put(key.clone(), K::into_object(Arc::new(object)));
-        key
+        self.together(|draft| {
+            draft.put(key, K::into_object(Arc::new(object)));
+            owner.into_iter().for_each(|owner| draft.rely_on(owner));
+        })
     }
 
     /// Changes an object in place; nothing is written if `edit` leaves it as it was, or if there is none.
-    pub(crate) fn edit<K: Kind>(&mut self, key: &str, edit: impl FnOnce(&mut K)) {
-        let Some(held) = self.view.get::<K>(key) else { return };
+    pub(crate) fn edit<K: Kind>(&mut self, key: &str, edit: impl FnOnce(&mut K)) -> bool {
+        let Some(held) = self.view.get::<K>(key) else { return true };
         let mut object = (**held).clone();
         edit(&mut object);
-        if object != **held {
-            self.put(key.into(), K::into_object(Arc::new(object)));
-        }
+        object == **held || self.put(key.into(), K::into_object(Arc::new(object)))
     }
 
     /// Writes an object of any kind.
-    pub(crate) fn put(&mut self, key: Key, object: Object) {
-        self.note(&key);
-        // A rough count: it only bounds one command, and encoding twice would cost more than it tells.
-        self.bytes += 2048;
-        let touched = self.view.put(key, object, 0);
-        self.add_touched(touched);
+    pub(crate) fn put(&mut self, key: Key, object: Object) -> bool {
+        self.together(|draft| {
+            if draft.may_touch(&key) {
+                draft.note(&key, false);
+                let touched = draft.view.put(key, object, 0);
+                draft.touch(touched);
+            }
+        })
     }
 
     /// Deletes an object at once.
-    pub(crate) fn delete(&mut self, key: &Key) {
+    pub(crate) fn delete(&mut self, key: &Key) -> bool {
         if self.view.stored(key).is_none() {
-            return;
+            return true;
         }
-        self.note(key);
-        self.bytes += 64;
-        let present = self.base.stored(key).is_some();
-        if let Some(edit) = self.edits.get_mut(key) {
-            edit.deleted |= present;
-        }
-        let touched = self.view.remove(key);
-        self.add_touched(touched);
+        self.together(|draft| {
+            if draft.may_touch(key) {
+                draft.note(key, draft.base.stored(key).is_some());
+                let touched = draft.view.remove(key);
+                draft.touch(touched);
+            }
+        })
     }
 
     /// Removes an object as far as its finalizers allow: without any it is gone at once.
-    pub(crate) fn remove(&mut self, key: &Key) {
-        let Some(stored) = self.view.stored(key) else { return };
+    pub(crate) fn remove(&mut self, key: &Key) -> bool {
+        let Some(stored) = self.view.stored(key) else { return true };
         let metadata = stored.object.metadata();
         let held = metadata.finalizers.iter().flatten().next().is_some();
         if !held {
             return self.delete(key);
         }
-        if !meta::is_ending(metadata) {
-            let (mut object, now) = (stored.object.clone(), self.now);
-            edit_metadata(&mut object, |metadata| {
-                metadata.deletion_timestamp = Some(Time(now));
-                metadata.deletion_grace_period_seconds = Some(0);
-            });
-            self.put(key.clone(), object);
+        if meta::is_ending(metadata) {
+            return true;
         }
+        let (mut object, now) = (stored.object.clone(), self.now);
+        edit_metadata(&mut object, |metadata| {
+            metadata.deletion_timestamp = Some(Time(now));
+            metadata.deletion_grace_period_seconds = Some(0);
+        });
+        self.put(key.clone(), object)
     }
 
     /// Deletes a pod as a user would: its node stops it in its grace period and then removes the object.
     /// A pod that no node holds is gone at once.
-    pub(crate) fn delete_pod(&mut self, key: &Key) {
-        let Some(pod) = self.view.get::<Pod>(key).cloned() else { return };
+    pub(crate) fn delete_pod(&mut self, key: &Key) -> bool {
+        let Some(pod) = self.view.get::<Pod>(key).cloned() else { return true };
         if meta::is_ending(&pod.metadata) {
-            return;
+            return true;
         }
         if meta::node_of(&pod).is_none() {
             return self.remove(key);
@@ -174,7 +344,7 @@ impl<'a> Draft<'a> {
             pod.metadata.deletion_timestamp = Some(Time(gone_by));
             pod.metadata.deletion_grace_period_seconds = Some(grace);
             pod.metadata.generation = Some(pod.metadata.generation.unwrap_or(0) + 1);
-        });
+        })
     }
 
     /// Tells users what was done or cannot be done to `about`.
@@ -188,9 +358,13 @@ impl<'a> Draft<'a> {
     ) {
         let mut notice = Notice::about::<K>(about.metadata(), by, reason, message);
         notice.warning = warning;
-        // Nothing new comes into a namespace that is ending, or it would never end.
+        self.tell(&notice);
+    }
+
+    fn tell(&mut self, notice: &Notice) {
+        // Nothing new comes into a namespace that is ending, or it would never end; nor into a store that is full.
         let namespace = self.view.named::<Namespace>("", notice.namespace());
-        if namespace.is_none_or(|held| meta::is_ending(&held.metadata)) {
+        if self.bounds.thrift || namespace.is_none_or(|held| meta::is_ending(&held.metadata)) {
             return;
         }
         let key = notice.key();
@@ -202,53 +376,233 @@ impl<'a> Draft<'a> {
         let uid = self.chance.of(&key).uid();
         let event = notice.event(told, 1, uid, self.now);
         let bytes = serde_json::to_vec(&event).expect("an Event is made of strings and numbers");
-        self.bytes += bytes.len();
-        self.events.insert(key, bytes);
+        self.together(|draft| {
+            let before = draft.events.insert(key.clone(), bytes);
+            draft.the_step().events.push((key, before));
+        });
     }
 
-    /// The writes in the order of their keys, each under the revision that the plan was made from; Events
-    /// last. A name that changes hands within the plan (an old object deleted, a new one with another uid put in
-    /// its place) gives two writes in this order.
-    pub(crate) fn finish(self) -> Vec<Write> {
-        let mut writes = Vec::new();
-        for (key, edit) in &self.edits {
-            let before = self.base.stored(key);
-            let after = self.view.stored(key);
+    /// What the command comes to, and what is left of the work.
+    ///
+    /// The writes are in the order of their keys, each under the revision that the plan was made from; checks of owners
+    /// come first and Events last. A name that changes hands within the plan (an old object deleted, a new one with
+    /// another uid put in its place) gives two writes in this order.
+    pub(crate) fn finish(self) -> Finished {
+        let revision = |key: &Key| self.base.stored(key).map(|stored| stored.revision);
+        let mut writes = Vec::with_capacity(self.used.ops);
+        for key in &self.owners {
+            let is_written = self.edits.get(key).is_some_and(|edit| !matches!(edit.deed, Deed::Nothing));
+            if let Some(revision) = revision(key).filter(|_| !is_written) {
+                writes.push(Write::check(&**key, Expect::Revision(revision)));
+            }
+        }
+        for (key, Edit { deed, .. }) in self.edits {
+            let expect = revision(&key).map_or(Expect::Absent, Expect::Revision);
             let write = |expect, change| Write { key: key.to_string(), expect, change };
-            let put = |object: &Object| object.to_bytes().map(Change::Put);
-            match (before, after) {
-                (None, None) => {}
-                (None, Some(new)) => {
-                    writes.extend(put(&new.object).map(|change| write(Expect::Absent, change)));
-                }
-                (Some(old), None) => writes.push(write(Expect::Revision(old.revision), Change::Delete)),
-                (Some(old), Some(new)) if edit.deleted => {
-                    writes.push(write(Expect::Revision(old.revision), Change::Delete));
-                    writes.extend(put(&new.object).map(|change| write(Expect::Absent, change)));
-                }
-                (Some(old), Some(new)) if old.object == new.object => {}
-                (Some(old), Some(new)) => {
-                    writes
-                        .extend(put(&new.object).map(|change| write(Expect::Revision(old.revision), change)));
+            match deed {
+                Deed::Nothing => {}
+                Deed::Put(bytes) => writes.push(write(expect, Change::Put(bytes))),
+                Deed::Delete => writes.push(write(expect, Change::Delete)),
+                Deed::Renew(bytes) => {
+                    writes.push(write(expect, Change::Delete));
+                    writes.push(write(Expect::Absent, Change::Put(bytes)));
                 }
             }
         }
         for (key, bytes) in self.events {
             writes.push(Write { key: key.to_string(), expect: Expect::Any, change: Change::Put(bytes) });
         }
-        writes
+        Finished {
+            writes,
+            wakes: self.wakes,
+            seen: self.seen,
+            size: self.used,
+            steps: self.steps,
+            first_step: self.first_step,
+            left_out: self.left_out,
+        }
+    }
+
+    /// Whether the key can be written at all; if not, nothing of the step is.
+    fn may_touch(&mut self, key: &Key) -> bool {
+        let is_aside = self.aside.contains(key) || self.bounds.aside.contains(key);
+        let is_unreadable = self.base.is_faulty(key);
+        let step = self.the_step();
+        step.is_aside |= is_aside;
+        if is_unreadable {
+            step.spoiled = Some(LeftOut { about: key.clone(), why: Obstacle::Unreadable });
+        }
+        !step.is_aside && step.spoiled.is_none()
+    }
+
+    /// Remembers how to undo what the step is about to do to a key.
+    fn note(&mut self, key: &Key, deletes: bool) {
+        let is_noted = self.the_step().before.iter().any(|(noted, ..)| noted == key);
+        if !is_noted {
+            let edit = self.edits.get_mut(key).map(std::mem::take);
+            let deleted = edit.as_ref().is_some_and(|edit| edit.deleted);
+            self.edits.insert(key.clone(), Edit { deleted, deed: Deed::Nothing });
+            let stored = self.view.stored(key).cloned();
+            self.the_step().before.push((key.clone(), stored, edit));
+        }
+        if let Some(edit) = self.edits.get_mut(key) {
+            edit.deleted |= deletes;
+        }
+    }
+
+    fn touch(&mut self, touched: Touched) {
+        self.the_step().touched.push(touched);
+    }
+
+    fn rely_on(&mut self, owner: Key) {
+        if self.owners.insert(owner.clone()) {
+            self.the_step().owners.push(owner);
+        }
+    }
+
+    fn the_step(&mut self) -> &mut Step {
+        self.step.as_mut().expect("writes are made in a step")
+    }
+
+    /// Takes the step into the plan if it can be written and there is room for it.
+    fn finish_step(&mut self, step: Step) -> bool {
+        if step.before.is_empty() && step.events.is_empty() && step.spoiled.is_none() {
+            return !step.is_aside;
+        }
+        let mut used = self.used;
+        let mut obstacle = step.spoiled.clone();
+        let mut grows = false;
+        for (key, _, before) in &step.before {
+            let deed = self.deed_at(key);
+            let (is, was) =
+                (deed.size(key), before.as_ref().map_or(Size::default(), |edit| edit.deed.size(key)));
+            used = used.plus(is).minus(was);
+            if deed.value_bytes() > OBJECT_BYTES_MAX {
+                let why = Obstacle::TooLarge { bytes: deed.value_bytes(), bytes_max: OBJECT_BYTES_MAX };
+                obstacle = obstacle.or(Some(LeftOut { about: key.clone(), why }));
+            }
+            grows |= self.bounds.thrift && deed.value_bytes() > self.stored_bytes(key);
+            if let Some(edit) = self.edits.get_mut(key) {
+                edit.deed = deed;
+            }
+        }
+        for (key, before) in &step.events {
+            let size = |bytes: &Vec<u8>| Size::of_op(key, bytes.len());
+            used = used.plus(self.events.get(key).map_or(Size::default(), size));
+            used = used.minus(before.as_ref().map_or(Size::default(), size));
+        }
+        used = step.owners.iter().fold(used, |used, owner| used.plus(Size::of_op(owner, 0)));
+        // What is larger than the limit goes alone, if any command can take it.
+        let alone = self.used.is_nothing();
+        if obstacle.is_none() && alone && !used.fits(Size::COMMAND_MAX) {
+            let about = step.before.first().map_or_else(|| "".into(), |(key, ..)| key.clone());
+            let why = Obstacle::TooLarge { bytes: used.bytes, bytes_max: Size::COMMAND_MAX.bytes };
+            obstacle = Some(LeftOut { about, why });
+        }
+        if step.is_aside || obstacle.is_some() || grows {
+            self.postponed |= grows;
+            let wanted = obstacle.as_ref().and_then(|obstacle| self.view.stored(&obstacle.about));
+            let wanted = wanted.map(|stored| stored.object.clone());
+            self.undo(step);
+            if let Some(obstacle) = obstacle {
+                self.leave_out(obstacle, wanted);
+            }
+            return false;
+        }
+        if !alone && !used.fits(self.limit) {
+            self.undo(step);
+            (self.full, self.cut) = (true, true);
+            return false;
+        }
+        self.used = used;
+        self.steps += 1;
+        if self.steps == 1 {
+            self.first_step = step.before.into_iter().map(|(key, ..)| key).collect();
+        }
+        for touched in step.touched {
+            self.add_touched(touched);
+        }
+        true
+    }
+
+    /// What the plan does to a key so far, with its bytes as they are stored.
+    fn deed_at(&self, key: &Key) -> Deed {
+        let deleted = self.edits.get(key).is_some_and(|edit| edit.deleted);
+        match (self.base.stored(key), self.view.stored(key)) {
+            (None, None) => Deed::Nothing,
+            (Some(_), None) => Deed::Delete,
+            (Some(old), Some(new)) if !deleted && old.object == new.object => Deed::Nothing,
+            (Some(_), Some(new)) if deleted => new.object.to_bytes().map_or(Deed::Delete, Deed::Renew),
+            (_, Some(new)) => new.object.to_bytes().map_or(Deed::Nothing, Deed::Put),
+        }
+    }
+
+    fn stored_bytes(&self, key: &Key) -> usize {
+        self.base.stored(key).and_then(|stored| stored.object.to_bytes()).map_or(0, |bytes| bytes.len())
+    }
+
+    fn undo(&mut self, step: Step) {
+        for (key, stored, edit) in step.before.into_iter().rev() {
+            match stored {
+                Some(stored) => drop(self.view.put(key.clone(), stored.object, stored.revision)),
+                None => drop(self.view.remove(&key)),
+            }
+            match edit {
+                Some(edit) => drop(self.edits.insert(key, edit)),
+                None => drop(self.edits.remove(&key)),
+            }
+        }
+        for (key, before) in step.events.into_iter().rev() {
+            match before {
+                Some(bytes) => drop(self.events.insert(key, bytes)),
+                None => drop(self.events.remove(&key)),
+            }
+        }
+        for owner in step.owners {
+            self.owners.remove(&owner);
+        }
+    }
+
+    /// Says what cannot be written: to whoever runs the cluster, and in an Event to whoever looks at the object, or at
+    /// the owner of one that cannot be made. Once as long as that Event is kept.
+    fn leave_out(&mut self, left_out: LeftOut, wanted: Option<Object>) {
+        let LeftOut { about: key, why } = left_out;
+        if !self.aside.insert(key.clone()) {
+            return;
+        }
+        let owner = wanted.as_ref().and_then(|object| meta::controller(object.metadata()));
+        let held = self.view.stored(&key).map(|_| key.clone());
+        let about = held.or_else(|| self.view.key_of_uid(&owner?.uid).cloned());
+        if let Some(stored) = about.as_ref().and_then(|about| self.view.stored(about))
+            && let Some(mut notice) =
+                stored.object.notice(WHO, "TooLarge", &format!("cannot write {key}: {why}"))
+        {
+            notice.warning = true;
+            if self.base.stored(&notice.key()).is_none() {
+                self.tell(&notice);
+            }
+        }
+        self.left_out.push(LeftOut { about: about.unwrap_or(key), why });
     }
 
     /// The planners that follow in this pass look at it too, as they would if they looked at everything.
     fn add_touched(&mut self, touched: Touched) {
-        self.looked_at.add(touched.clone());
-        self.fresh.add(touched.clone());
+        for changed in [&mut self.looked_at, &mut self.fresh, &mut self.seen] {
+            changed.add(touched.clone());
+        }
         self.touched.add(touched);
     }
+}
 
-    fn note(&mut self, key: &Key) {
-        self.edits.entry(key.clone()).or_default();
-    }
+/// See [`Draft::finish`].
+pub(crate) struct Finished {
+    pub(crate) writes: Vec<Write>,
+    pub(crate) wakes: Wakes,
+    pub(crate) seen: Changed,
+    pub(crate) size: Size,
+    pub(crate) steps: usize,
+    pub(crate) first_step: Vec<Key>,
+    pub(crate) left_out: Vec<LeftOut>,
 }
 
 /// Changes the metadata of an object of any kind.

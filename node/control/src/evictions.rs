@@ -26,15 +26,15 @@ pub(crate) fn plan(draft: &mut Draft<'_>) {
         .filter(|(_, node)| evicting(node).next().is_some())
         .map(|(key, _)| key.clone())
         .collect();
-    for key in tainted {
+    for node_key in tainted {
         let now = draft.now;
-        draft.edit::<Node>(&key, |node| {
+        draft.edit::<Node>(&node_key, |node| {
             let taints = node.spec.as_mut().and_then(|spec| spec.taints.as_mut());
             for taint in taints.into_iter().flatten().filter(|taint| evicts(taint)) {
                 taint.time_added = taint.time_added.take().or(stamp(now));
             }
         });
-        let Some(node) = draft.view().get::<Node>(&key).cloned() else { continue };
+        let Some(node) = draft.view().get::<Node>(&node_key).cloned() else { continue };
         let pods: Vec<(Key, Arc<Pod>)> = draft
             .view()
             .pods_on(meta::name(&node.metadata))
@@ -42,14 +42,19 @@ pub(crate) fn plan(draft: &mut Draft<'_>) {
             .map(|(key, pod)| (key.clone(), pod.clone()))
             .collect();
         for (key, pod) in pods {
+            if draft.is_full() {
+                return;
+            }
             match leaves_at(&pod, &node) {
                 Some(at) if at <= now => {
                     let (namespace, name) = (meta::namespace(&pod.metadata), meta::name(&pod.metadata));
                     let text = format!("Marking for deletion Pod {namespace}/{name}");
-                    draft.event(&*pod, WHO, false, "TaintManagerEviction", &text);
-                    draft.delete_pod(&key);
+                    draft.together(|draft| {
+                        draft.event(&*pod, WHO, false, "TaintManagerEviction", &text);
+                        draft.delete_pod(&key);
+                    });
                 }
-                Some(at) => draft.wake_at(at),
+                Some(at) => draft.wake(&node_key, at),
                 None => {}
             }
         }

@@ -28,6 +28,9 @@ pub(crate) fn plan(draft: &mut Draft<'_>) {
     while !work.is_empty() {
         draft.take_fresh();
         for key in &work {
+            if draft.is_full() {
+                return;
+            }
             drop_lost_owners(draft, key);
             finish_deletion(draft, key);
         }
@@ -82,17 +85,19 @@ fn drop_lost_owners(draft: &mut Draft<'_>, key: &Key) {
     } else if key.starts_with(Pod::PREFIX) {
         draft.delete_pod(key);
     } else if !meta::is_ending(metadata) {
-        let uid = meta::uid(metadata).to_owned();
-        let has_dependents = draft.view().dependents(&uid).next().is_some();
-        if !waiting.is_empty() && has_dependents && !meta::has_finalizer(metadata, FOREGROUND) {
-            // Its owner waits for it, so it waits for its own.
-            let mut object = stored.object.clone();
-            edit_metadata(&mut object, |metadata| {
-                metadata.finalizers.get_or_insert_default().push(FOREGROUND.to_owned());
-            });
-            draft.put(key.clone(), object);
-        }
-        draft.remove(key);
+        let has_dependents = draft.view().dependents(meta::uid(metadata)).next().is_some();
+        let mut object = stored.object.clone();
+        // Its owner waits for it, so it waits for its own.
+        let waits = !waiting.is_empty() && has_dependents && !meta::has_finalizer(metadata, FOREGROUND);
+        draft.together(|draft| {
+            if waits {
+                edit_metadata(&mut object, |metadata| {
+                    metadata.finalizers.get_or_insert_default().push(FOREGROUND.to_owned());
+                });
+                draft.put(key.clone(), object);
+            }
+            draft.remove(key);
+        });
     }
 }
 
@@ -113,8 +118,10 @@ fn finish_deletion(draft: &mut Draft<'_>, key: &Key) {
     }
     let uid = meta::uid(metadata).to_owned();
     if meta::has_finalizer(metadata, ORPHAN) {
-        release_dependents(draft, &uid);
-        return drop_finalizer(draft, key, ORPHAN);
+        if release_dependents(draft, &uid) {
+            drop_finalizer(draft, key, ORPHAN);
+        }
+        return;
     }
     if meta::has_finalizer(metadata, FOREGROUND) {
         let blocks = |dependent: &Key| {
@@ -141,7 +148,8 @@ fn waits_for_its_node(view: &View, key: &str) -> bool {
     view.get::<Pod>(key).is_some_and(|pod| meta::node_of(pod).is_some())
 }
 
-fn release_dependents(draft: &mut Draft<'_>, uid: &str) {
+/// Whether all of them are released.
+fn release_dependents(draft: &mut Draft<'_>, uid: &str) -> bool {
     let dependents: Vec<Key> = draft.view().dependents(uid).cloned().collect();
     for key in dependents {
         let Some(stored) = draft.view().stored(&key) else { continue };
@@ -155,6 +163,7 @@ fn release_dependents(draft: &mut Draft<'_>, uid: &str) {
         });
         draft.put(key, object);
     }
+    draft.view().dependents(uid).next().is_none()
 }
 
 fn drop_finalizer(draft: &mut Draft<'_>, key: &Key, finalizer: &str) {
@@ -182,10 +191,11 @@ fn expire_events(draft: &mut Draft<'_>) {
     let due = |(at, (last, _)): &(usize, &(jiff::Timestamp, Key))| *at < too_many || *last <= too_old;
     let due: Vec<Key> = events.iter().enumerate().take_while(due).map(|(_, (_, key))| key.clone()).collect();
     for key in due {
-        draft.delete(&key);
+        if !draft.delete(&key) {
+            return;
+        }
     }
-    let oldest = draft.view().events().get_min().map(|(last, _)| *last);
-    if let Some(oldest) = oldest {
-        draft.wake_at(seconds_after(oldest, EVENT_SECONDS + EVENT_BATCH_SECONDS));
+    if let Some((last, oldest)) = draft.view().events().get_min().cloned() {
+        draft.wake(&oldest, seconds_after(last, EVENT_SECONDS + EVENT_BATCH_SECONDS));
     }
 }

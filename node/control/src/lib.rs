@@ -8,6 +8,7 @@
 pub mod chance;
 pub mod event;
 pub mod resources;
+pub mod size;
 pub mod time;
 pub mod view;
 

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::draft::Draft;
@@ -27,10 +27,13 @@ pub(crate) fn plan(draft: &mut Draft<'_>, ca_pem: &str, kubernetes_ip: &str) {
             create_namespace(draft, name);
         }
     }
-    for name in touched(draft.view(), draft.changed()) {
+    for (name, inside) in touched(draft.view(), draft.changed()) {
+        if draft.is_full() {
+            return;
+        }
         let Some(namespace) = draft.view().named::<Namespace>("", &name).cloned() else { continue };
         if meta::is_ending(&namespace.metadata) {
-            end(draft, &name);
+            end(draft, &name, inside);
         } else {
             furnish(draft, &name, ca_pem);
         }
@@ -43,22 +46,37 @@ pub(crate) fn plan(draft: &mut Draft<'_>, ca_pem: &str, kubernetes_ip: &str) {
     }
 }
 
-/// Namespaces that changed, or in which something did.
-fn touched(view: &View, changed: &Changed) -> BTreeSet<String> {
-    match changed {
-        Changed::All => {
-            view.all::<Namespace>().map(|(_, held)| meta::name(&held.metadata).to_owned()).collect()
-        }
-        Changed::Some { keys, .. } => keys.iter().filter_map(namespace_in).collect(),
-    }
+/// What to look at in a namespace.
+enum Inside {
+    Everything,
+    These(Vec<Key>),
 }
 
-/// The namespace that a key lies in or, for a namespace's own key, is.
-fn namespace_in(key: &Key) -> Option<String> {
-    let mut parts = key.rsplitn(3, '/');
-    let (name, namespace) = (parts.next()?, parts.next()?);
-    let own = key.starts_with(Namespace::PREFIX);
-    Some(if own { name } else { namespace }.to_owned()).filter(|name| !name.is_empty())
+/// Namespaces that changed, or in which something did.
+fn touched(view: &View, changed: &Changed) -> BTreeMap<String, Inside> {
+    let mut found = BTreeMap::new();
+    let keys = match changed {
+        Changed::All => {
+            let all = view.all::<Namespace>();
+            return all
+                .map(|(_, held)| (meta::name(&held.metadata).to_owned(), Inside::Everything))
+                .collect();
+        }
+        Changed::Some { keys, .. } => keys,
+    };
+    for key in keys {
+        let mut parts = key.rsplitn(3, '/');
+        let (Some(name), Some(namespace)) = (parts.next(), parts.next()) else { continue };
+        if key.starts_with(Namespace::PREFIX) {
+            found.insert(name.to_owned(), Inside::Everything);
+        } else if !namespace.is_empty() {
+            let inside = found.entry(namespace.to_owned()).or_insert_with(|| Inside::These(Vec::new()));
+            if let Inside::These(keys) = inside {
+                keys.push(key.clone());
+            }
+        }
+    }
+    found
 }
 
 fn create_namespace(draft: &mut Draft<'_>, name: &str) {
@@ -139,13 +157,21 @@ fn furnish(draft: &mut Draft<'_>, namespace: &str, ca_pem: &str) {
 }
 
 /// Deletes what is in an ending namespace, and the namespace once nothing is left.
-fn end(draft: &mut Draft<'_>, name: &str) {
+///
+/// Cost: what there is to look at. Pods end one by one, and what else is in the namespace was deleted before.
+fn end(draft: &mut Draft<'_>, name: &str, inside: Inside) {
     let key = key_of::<Namespace>("", name);
     draft.edit::<Namespace>(&key, |namespace| {
         namespace.status.get_or_insert_default().phase = Some("Terminating".to_owned());
     });
-    let inside: Vec<Key> = draft.view().keys_in_namespace(name).cloned().collect();
+    let inside = match inside {
+        Inside::Everything => draft.view().keys_in_namespace(name).cloned().collect(),
+        Inside::These(keys) => keys,
+    };
     for key in &inside {
+        if draft.is_full() {
+            return;
+        }
         if key.starts_with(Pod::PREFIX) {
             draft.delete_pod(key);
         } else {

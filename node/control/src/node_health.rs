@@ -15,7 +15,7 @@ use crate::meta;
 use crate::replicaset::stamp;
 use crate::resources::QosClass;
 use crate::time::seconds_after;
-use crate::view::{Key, Kind};
+use crate::view::{Key, Kind, key_of};
 
 /// What the judge says about a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,11 +31,9 @@ const WHO: &str = "node-controller";
 const PRESSURES: [(&str, &str); 3] =
     [("MemoryPressure", MEMORY_PRESSURE), ("DiskPressure", DISK_PRESSURE), ("PIDPressure", PID_PRESSURE)];
 
-/// Marks nodes by their verdict and takes the pods off those that are lost.
-pub(crate) fn plan(draft: &mut Draft<'_>, verdicts: &BTreeMap<String, Verdict>) {
-    let nodes: Vec<(Key, Arc<Node>)> =
-        draft.view().all::<Node>().map(|(key, node)| (key.clone(), node.clone())).collect();
-    for (key, node) in &nodes {
+/// Marks nodes by their verdict. What is marked in the map stays to be emptied, whoever leads by then.
+pub(crate) fn mark(draft: &mut Draft<'_>, verdicts: &BTreeMap<String, Verdict>) {
+    for (key, node) in &all_nodes(draft) {
         let name = meta::name(&node.metadata);
         match verdicts.get(name) {
             Some(Verdict::Unreachable) => mark_unreachable(draft, key, node),
@@ -46,9 +44,15 @@ pub(crate) fn plan(draft: &mut Draft<'_>, verdicts: &BTreeMap<String, Verdict>) 
         for (condition, taint) in PRESSURES {
             mirror(draft, key, node, taint, meta::node_is(node, condition));
         }
-        let marked = draft.view().get::<Node>(key).and_then(|node| unreachable_since(node));
-        if let Some(since) = marked {
-            empty(draft, name, Some(since));
+    }
+}
+
+/// Takes the pods off nodes that are marked as lost, or are gone.
+pub(crate) fn empty_lost(draft: &mut Draft<'_>) {
+    let nodes = all_nodes(draft);
+    for (_, node) in &nodes {
+        if let Some(since) = unreachable_since(node) {
+            empty(draft, meta::name(&node.metadata), Some(since));
         }
     }
     // Pods of a node that was removed altogether.
@@ -60,6 +64,10 @@ pub(crate) fn plan(draft: &mut Draft<'_>, verdicts: &BTreeMap<String, Verdict>) 
             empty(draft, &name, None);
         }
     }
+}
+
+fn all_nodes(draft: &Draft<'_>) -> Vec<(Key, Arc<Node>)> {
+    draft.view().all::<Node>().map(|(key, node)| (key.clone(), node.clone())).collect()
 }
 
 /// Since when a node has the taint, if it has.
@@ -75,7 +83,7 @@ fn mark_unreachable(draft: &mut Draft<'_>, key: &Key, node: &Arc<Node>) {
         return;
     }
     let now = draft.now;
-    draft.edit::<Node>(key, |node| {
+    let mark = |node: &mut Node| {
         let taints = node.spec.get_or_insert_default().taints.get_or_insert_default();
         taints.push(Taint {
             key: UNREACHABLE.to_owned(),
@@ -96,30 +104,29 @@ fn mark_unreachable(draft: &mut Draft<'_>, key: &Key, node: &Arc<Node>) {
             condition.reason = Some("NodeStatusUnknown".to_owned());
             condition.message = Some("the node does not answer; its pods are replaced elsewhere".to_owned());
         }
+    };
+    let text = format!("Node {} status is now: NodeNotReady", meta::name(&node.metadata));
+    draft.together(|draft| {
+        draft.edit::<Node>(key, mark);
+        draft.event(&**node, WHO, false, "NodeNotReady", &text);
     });
-    draft.event(
-        &**node,
-        WHO,
-        false,
-        "NodeNotReady",
-        &format!("Node {} status is now: NodeNotReady", meta::name(&node.metadata)),
-    );
 }
 
 fn mark_reachable(draft: &mut Draft<'_>, key: &Key) {
-    if let Some(node) = draft.view().get::<Node>(key).cloned() {
-        let text = format!("Node {} status is now: NodeReady", meta::name(&node.metadata));
+    let Some(node) = draft.view().get::<Node>(key).cloned() else { return };
+    let text = format!("Node {} status is now: NodeReady", meta::name(&node.metadata));
+    draft.together(|draft| {
         draft.event(&*node, WHO, false, "NodeReady", &text);
-    }
-    draft.edit::<Node>(key, |node| {
-        if let Some(spec) = &mut node.spec
-            && let Some(taints) = &mut spec.taints
-        {
-            taints.retain(|taint| taint.key != UNREACHABLE);
-            if taints.is_empty() {
-                spec.taints = None;
+        draft.edit::<Node>(key, |node| {
+            if let Some(spec) = &mut node.spec
+                && let Some(taints) = &mut spec.taints
+            {
+                taints.retain(|taint| taint.key != UNREACHABLE);
+                if taints.is_empty() {
+                    spec.taints = None;
+                }
             }
-        }
+        });
     });
 }
 
@@ -161,6 +168,9 @@ fn empty(draft: &mut Draft<'_>, node: &str, since: Option<Timestamp>) {
     let pods: Vec<(Key, Arc<Pod>)> =
         draft.view().pods_on(node).map(|(key, pod)| (key.clone(), pod.clone())).collect();
     for (key, pod) in pods {
+        if draft.is_full() {
+            return;
+        }
         if meta::is_ending(&pod.metadata) {
             // The node that should stop it cannot be asked; if it returns, it kills what is not bound to it.
             draft.remove(&key);
@@ -173,7 +183,7 @@ fn empty(draft: &mut Draft<'_>, node: &str, since: Option<Timestamp>) {
         match leaves_at {
             Some(at) if at <= draft.now => replace(draft, &key, &pod, since.is_none()),
             Some(at) => {
-                draft.wake_at(at);
+                draft.wake(&key_of::<Node>("", node), at);
                 not_ready(draft, &key);
             }
             None => not_ready(draft, &key),
@@ -202,11 +212,15 @@ fn replace(draft: &mut Draft<'_>, key: &Key, pod: &Arc<Pod>, node_is_gone: bool)
     } else if meta::has_ended(pod) {
         // It is over and asks for nothing; its record stays for whoever reads it.
     } else if let Some(successor) = successor(pod) {
-        draft.remove(key);
         let uid = draft.chance.of(meta::uid(&pod.metadata)).uid();
         let node = meta::node_of(pod).unwrap_or_default();
-        draft.event(&**pod, WHO, false, "Rescheduled", &format!("Node {node} is lost; the pod is made anew"));
-        draft.create(successor, uid);
+        let text = format!("Node {node} is lost; the pod is made anew");
+        // Nobody else would make it again.
+        draft.together(|draft| {
+            draft.remove(key);
+            draft.event(&**pod, WHO, false, "Rescheduled", &text);
+            draft.create(successor, uid);
+        });
     } else if node_is_gone {
         draft.remove(key);
     } else {

@@ -22,6 +22,9 @@ const BURST: usize = 500;
 /// Writes what brings each ReplicaSet that was touched to its number of pods, and its status up to date.
 pub(crate) fn plan(draft: &mut Draft<'_>) {
     for key in touched(draft.view(), draft.changed()) {
+        if draft.is_full() {
+            return;
+        }
         let Some(set) = draft.view().get::<ReplicaSet>(&key).cloned() else { continue };
         adopt_and_release(draft, &set);
         if !meta::is_ending(&set.metadata) {
@@ -99,8 +102,13 @@ fn bring_to_size(draft: &mut Draft<'_>, set: &Arc<ReplicaSet>) {
     } else {
         for key in surplus(active, wanted) {
             let name = key.rsplit('/').next().unwrap_or_default().to_owned();
-            draft.delete_pod(&key);
-            draft.event(&**set, WHO, false, "SuccessfulDelete", &format!("Deleted pod: {name}"));
+            draft.together(|draft| {
+                draft.delete_pod(&key);
+                draft.event(&**set, WHO, false, "SuccessfulDelete", &format!("Deleted pod: {name}"));
+            });
+            if draft.is_full() {
+                return;
+            }
         }
     }
 }
@@ -131,8 +139,15 @@ fn create(draft: &mut Draft<'_>, set: &ReplicaSet, count: usize) {
             }
         };
         pod.metadata.name = Some(name.clone());
-        draft.create(pod, draws.uid());
-        draft.event(set, WHO, false, "SuccessfulCreate", &format!("Created pod: {name}"));
+        let uid = draws.uid();
+        let created = draft.together(|draft| {
+            draft.create(pod, uid);
+            draft.event(set, WHO, false, "SuccessfulCreate", &format!("Created pod: {name}"));
+        });
+        if !created {
+            // No room for it in this command, or in any.
+            return;
+        }
     }
 }
 
@@ -261,7 +276,7 @@ fn report(draft: &mut Draft<'_>, key: &Key) {
     let Some(set) = draft.view().get::<ReplicaSet>(key) else { return };
     let tally = Tally::of(draft.view(), set, draft.now);
     if let Some(at) = tally.next_available {
-        draft.wake_at(at);
+        draft.wake(key, at);
     }
     draft.edit::<ReplicaSet>(key, |set| {
         let conditions = set.status.as_ref().and_then(|status| status.conditions.clone());

@@ -50,6 +50,9 @@ pub(crate) fn plan(draft: &mut Draft<'_>) {
     let mut nodes = candidates(draft.view());
     let mut spread = Spread::new();
     for (key, pod) in waiting {
+        if draft.is_full() {
+            return;
+        }
         let mut refusals: BTreeMap<String, usize> = BTreeMap::new();
         let mut fitting = Vec::new();
         for candidate in &nodes {
@@ -62,7 +65,9 @@ pub(crate) fn plan(draft: &mut Draft<'_>) {
         match score::best(&fitting, &pod, beside) {
             Some(name) => {
                 let name = name.to_owned();
-                bind(draft, &key, &pod, &name);
+                if !bind(draft, &key, &pod, &name) {
+                    continue;
+                }
                 if let Some(candidate) = nodes.iter_mut().find(|candidate| candidate.name == name) {
                     candidate.used = candidate.used.plus(asked_by(&pod));
                 }
@@ -122,19 +127,23 @@ fn beside<'s>(view: &View, spread: &'s mut Spread, pod: &Pod) -> Option<&'s BTre
     Some(counts)
 }
 
-fn bind(draft: &mut Draft<'_>, key: &Key, pod: &Pod, node: &str) {
+/// Whether the plan has it.
+fn bind(draft: &mut Draft<'_>, key: &Key, pod: &Pod, node: &str) -> bool {
     let now = draft.now;
-    draft.edit::<Pod>(key, |pod| {
-        pod.spec.get_or_insert_default().node_name = Some(node.to_owned());
-        let scheduled = PodCondition {
-            type_: "PodScheduled".to_owned(),
-            status: "True".to_owned(),
-            ..PodCondition::default()
-        };
-        meta::set_condition(pod.status.get_or_insert_default(), scheduled, now);
-    });
     let (namespace, name) = (meta::namespace(&pod.metadata), meta::name(&pod.metadata));
-    draft.event(pod, WHO, false, "Scheduled", &format!("Successfully assigned {namespace}/{name} to {node}"));
+    let text = format!("Successfully assigned {namespace}/{name} to {node}");
+    draft.together(|draft| {
+        draft.edit::<Pod>(key, |pod| {
+            pod.spec.get_or_insert_default().node_name = Some(node.to_owned());
+            let scheduled = PodCondition {
+                type_: "PodScheduled".to_owned(),
+                status: "True".to_owned(),
+                ..PodCondition::default()
+            };
+            meta::set_condition(pod.status.get_or_insert_default(), scheduled, now);
+        });
+        draft.event(pod, WHO, false, "Scheduled", &text);
+    })
 }
 
 /// Says why a pod waits; says it again only when the reasons have changed.
@@ -144,17 +153,19 @@ fn refuse(draft: &mut Draft<'_>, key: &Key, pod: &Pod, why: &str) {
         return;
     }
     let now = draft.now;
-    draft.edit::<Pod>(key, |pod| {
-        let unscheduled = PodCondition {
-            type_: "PodScheduled".to_owned(),
-            status: "False".to_owned(),
-            reason: Some("Unschedulable".to_owned()),
-            message: Some(why.to_owned()),
-            ..PodCondition::default()
-        };
-        meta::set_condition(pod.status.get_or_insert_default(), unscheduled, now);
+    draft.together(|draft| {
+        draft.edit::<Pod>(key, |pod| {
+            let unscheduled = PodCondition {
+                type_: "PodScheduled".to_owned(),
+                status: "False".to_owned(),
+                reason: Some("Unschedulable".to_owned()),
+                message: Some(why.to_owned()),
+                ..PodCondition::default()
+            };
+            meta::set_condition(pod.status.get_or_insert_default(), unscheduled, now);
+        });
+        draft.event(pod, WHO, true, "FailedScheduling", why);
     });
-    draft.event(pod, WHO, true, "FailedScheduling", why);
 }
 
 /// `0/3 nodes are available: 1 node(s) were unschedulable, 2 Insufficient cpu.`

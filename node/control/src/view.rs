@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::event::Told;
+use crate::event::{Notice, Told};
 use crate::node::roster::Member;
 use crate::resources::{self, Amounts};
 use crate::scheduler::apart;
@@ -171,6 +171,18 @@ kinds! {
     Member at "skein/members/",
 }
 
+impl Object {
+    /// A notice about the object. `None` for an Event, and for what does not say of which kind it is.
+    pub(crate) fn notice(&self, by: &str, reason: &str, message: &str) -> Option<Notice> {
+        let json: serde_json::Value = serde_json::from_slice(&self.to_bytes()?).ok()?;
+        let text = |field: &str| Some(json[field].as_str()?.to_owned());
+        let mut notice = Notice::about::<Pod>(self.metadata(), by, reason, message);
+        notice.about.api_version = Some(text("apiVersion")?);
+        notice.about.kind = Some(text("kind")?);
+        Some(notice)
+    }
+}
+
 const EVENTS: &str = "core/events/";
 /// What nodes keep for themselves; of it planners see the members only.
 const OURS: &str = "skein/";
@@ -211,6 +223,13 @@ impl Changed {
             keys.extend(touched.key);
             uids.extend(touched.uid);
             uids.extend(touched.owners);
+        }
+    }
+
+    /// Adds an object to look at again though it is as it was: its time has come.
+    pub(crate) fn add_key(&mut self, key: Key) {
+        if let Changed::Some { keys, .. } = self {
+            keys.insert(key);
         }
     }
 
@@ -271,6 +290,11 @@ impl View {
     /// Keys whose bytes could not be decoded, with the reason.
     pub fn faults(&self) -> impl Iterator<Item = (&str, &str)> {
         self.faults.iter().map(|(key, text)| (&**key, &**text))
+    }
+
+    /// Whether there is something at `key` that could not be decoded.
+    pub(crate) fn is_faulty(&self, key: &str) -> bool {
+        self.faults.contains_key(key)
     }
 
     /// The object at `key`.

@@ -11,10 +11,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::chance::Chance;
+use crate::deployment;
 use crate::meta;
 use crate::node::roster::Record;
 use crate::node_health::Verdict;
-use crate::plan::{Plan, Round, plan};
+use crate::plan::{Bounds, Plan, Round, Wakes, plan};
+use crate::replicaset::wanted;
+use crate::size::{OBJECT_BYTES_MAX, Size};
 use crate::time::seconds_after;
 use crate::view::{Changed, Kind, View};
 
@@ -23,6 +26,8 @@ pub(crate) struct World {
     pub(crate) changed: Changed,
     pub(crate) verdicts: BTreeMap<String, Verdict>,
     pub(crate) now: Timestamp,
+    pub(crate) bounds: Bounds,
+    wakes: Wakes,
     revision: u64,
     rounds: u128,
     /// The node of each uid that was ever bound.
@@ -37,6 +42,8 @@ impl World {
             changed: Changed::All,
             verdicts: BTreeMap::new(),
             now: Timestamp::from_second(1_700_000_000).expect("in range"),
+            bounds: Bounds::default(),
+            wakes: Wakes::default(),
             revision: 0,
             rounds: 0,
             bound: BTreeMap::new(),
@@ -56,8 +63,12 @@ impl World {
     }
 
     pub(crate) fn add_node(&mut self, name: &str) {
+        self.add_node_for(name, 110);
+    }
+
+    pub(crate) fn add_node_for(&mut self, name: &str, pods: u32) {
         self.add_member(name);
-        let offered = json!({"cpu": "4", "memory": "8Gi", "pods": "110"});
+        let offered = json!({"cpu": "4", "memory": "8Gi", "pods": pods.to_string()});
         self.put(json!({
             "apiVersion": "v1", "kind": "Node",
             "metadata": {
@@ -122,6 +133,11 @@ impl World {
         self.store(key, Some(&serde_json::to_vec(&object).expect("serializes")));
     }
 
+    /// Stores what is no object.
+    pub(crate) fn break_object(&mut self, key: &str) {
+        self.store(key, Some(b"{\"spec\": 7"));
+    }
+
     pub(crate) fn delete(&mut self, key: &str) {
         self.store(key, None);
     }
@@ -159,16 +175,28 @@ impl World {
             ca_pem: "pem",
             kubernetes_ip: "10.43.0.1",
         };
-        let changed = std::mem::take(&mut self.changed);
-        let made = plan(&self.view, &changed, &round);
-        let of_all = plan(&self.view, &Changed::All, &round);
-        assert_same(&words(&made), &words(&of_all));
+        let mut changed = std::mem::take(&mut self.changed);
+        self.wakes.take_due(self.now).into_iter().for_each(|key| changed.add_key(key));
+        let made = plan(&self.view, &changed, &round, &self.bounds);
+        let of_all = plan(&self.view, &Changed::All, &round, &self.bounds);
+        // One that was cut may have begun with something else.
+        if made.rest.is_none() {
+            assert_same(&words(&made), &words(&of_all));
+        }
+        self.wakes.replace(&made.wakes);
         self.commit(&made);
+        if let Some(rest) = &made.rest {
+            self.changed.merge(rest.clone());
+        }
         made
     }
 
     /// Applies a plan under the rules of the store.
-    fn commit(&mut self, plan: &Plan) {
+    pub(crate) fn commit(&mut self, plan: &Plan) {
+        let size = plan.writes.iter().map(Size::of).fold(Size::default(), Size::plus);
+        assert!(size.fits(Size::COMMAND_MAX), "no command holds {size:?}");
+        assert!(size.fits(plan.size), "{size:?} in a plan of {:?}", plan.size);
+        let before = self.view.clone();
         for write in &plan.writes {
             let held = self.view.stored(&write.key).map(|stored| stored.revision);
             let holds = match write.expect {
@@ -179,7 +207,10 @@ impl World {
             };
             assert!(holds, "{} expected {:?}, found {held:?}", write.key, write.expect);
             match &write.change {
-                Change::Put(bytes) => self.store(&write.key, Some(bytes)),
+                Change::Put(bytes) => {
+                    assert!(bytes.len() <= OBJECT_BYTES_MAX, "{} has {} bytes", write.key, bytes.len());
+                    self.store(&write.key, Some(bytes));
+                }
                 Change::Delete => self.store(&write.key, None),
                 Change::Check => {}
             }
@@ -187,20 +218,58 @@ impl World {
         let mut bound = std::mem::take(&mut self.bound);
         for (key, pod) in self.pods() {
             if let Some(node) = meta::node_of(&pod) {
-                let first = bound.entry(meta::uid(&pod.metadata).to_owned()).or_insert(node.to_owned());
+                let uid = meta::uid(&pod.metadata).to_owned();
+                let is_lost = self.verdicts.get(node) == Some(&Verdict::Unreachable);
+                let is_ours = meta::condition(pod.status.as_ref(), "PodScheduled").is_some();
+                assert!(
+                    bound.contains_key(&uid) || !is_lost || !is_ours,
+                    "{key} is sent to {node}, which is lost"
+                );
+                let first = bound.entry(uid).or_insert(node.to_owned());
                 assert_eq!(first, node, "{key} was bound twice");
             }
         }
         self.bound = bound;
-        assert_eq!(self.view.faults().count(), 0, "all of it can be read back");
+        self.check_sizes(&before);
+        assert_eq!(self.view.faults().count(), before.faults().count(), "all of it can be read back");
+    }
+
+    /// No command, whatever it leaves to the next, makes a ReplicaSet's pods too many or a rollout too wide.
+    fn check_sizes(&self, before: &View) {
+        let counts = |view: &View, set: &ReplicaSet| {
+            let pods =
+                view.controlled_by::<Pod>(meta::uid(&set.metadata)).filter(|(_, pod)| meta::is_active(pod));
+            pods.count()
+        };
+        for (key, set) in self.view.all::<ReplicaSet>() {
+            let (was, is) = (counts(before, set), counts(&self.view, set));
+            assert!(is <= was.max(wanted(set)), "{key} has {is} pods, had {was} and wants {}", wanted(set));
+        }
+        let sizes = |view: &View, deployment: &Deployment| {
+            let sets = view.controlled_by::<ReplicaSet>(meta::uid(&deployment.metadata));
+            sets.map(|(_, set)| wanted(set)).sum::<usize>()
+        };
+        for (key, deployment) in self.view.all::<Deployment>() {
+            let (was, is) = (sizes(before, deployment), sizes(&self.view, deployment));
+            let size = usize::try_from(deployment.spec.replicas.unwrap_or(1)).unwrap_or(0);
+            let surge = usize::try_from(deployment::bounds(deployment).0).unwrap_or(0);
+            let most = size + surge;
+            assert!(is <= was.max(most), "{key} grew from {was} to {is} pods, at most {most} may be");
+        }
     }
 
     /// Rounds until nothing is written any more.
     pub(crate) fn settle(&mut self) {
-        for _ in 0..20 {
+        // A cluster that is planned bit by bit takes longer.
+        self.settle_within(if self.bounds.limit == Bounds::LIMIT { 20 } else { 1000 });
+    }
+
+    /// The same, with so many commands at most. Returns how many there were.
+    pub(crate) fn settle_within(&mut self, rounds: usize) -> usize {
+        for done in 0..=rounds {
             let plan = self.round();
             if plan.writes.is_empty() {
-                return;
+                return done;
             }
         }
         panic!("the planners do not come to rest");
@@ -237,7 +306,7 @@ impl World {
 
     /// Rounds and work of the nodes until all is at rest. `watch` sees the world after each step.
     pub(crate) fn live(&mut self, mut watch: impl FnMut(&World)) {
-        for _ in 0..100 {
+        for _ in 0..if self.bounds.limit == Bounds::LIMIT { 100 } else { 3000 } {
             let idle = self.round().writes.is_empty();
             watch(self);
             self.nodes_work();
@@ -248,9 +317,14 @@ impl World {
         panic!("the cluster does not come to rest");
     }
 
+    /// In how many seconds a plan wants to be woken.
+    pub(crate) fn seconds_until(&self, plan: &Plan) -> Option<i64> {
+        Some(plan.wakes.next()?.as_second() - self.now.as_second())
+    }
+
+    /// Lets time pass. Only what asked to be woken by then is planned anew.
     pub(crate) fn pass_seconds(&mut self, seconds: i64) {
         self.now = seconds_after(self.now, seconds);
-        self.changed = Changed::All;
     }
 
     pub(crate) fn lose(&mut self, node: &str) {

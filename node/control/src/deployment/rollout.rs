@@ -52,7 +52,10 @@ fn was_resized(deployment: &Deployment, sets: &Sets) -> bool {
 fn recreate(draft: &mut Draft<'_>, key: &Key, deployment: &Deployment) {
     let sets = Sets::of(draft, deployment);
     for set in sets.old.iter().filter(|set| set.size() > 0) {
-        scale(draft, deployment, set, 0);
+        if !scale(draft, deployment, set, 0) {
+            // It would go on making old pods beside the new ones.
+            return;
+        }
     }
     let old_pods_live = sets.old.iter().any(|set| {
         let uid = meta::uid(&set.object.metadata);
@@ -115,7 +118,8 @@ fn rescale(draft: &mut Draft<'_>, deployment: &Deployment, sets: &Sets) {
     let size = wanted(deployment);
     let active: Vec<&Set> = sets.all().filter(|set| set.size() > 0).collect();
     if let [only] = active[..] {
-        return scale(draft, deployment, only, size);
+        scale(draft, deployment, only, size);
+        return;
     }
     if active.is_empty() {
         if let Some(latest) = sets.new.as_ref().or(sets.old.last()) {

@@ -153,10 +153,8 @@ pub(super) fn ensure_new(draft: &mut Draft<'_>, key: &Key, deployment: &Deployme
             });
             revision
         }
-        None if make => {
-            create(draft, key, deployment, &sets, newest);
-            newest
-        }
+        None if make && create(draft, key, deployment, &sets, newest) => newest,
+        // Or there is no room for it in this command.
         None => return,
     };
     draft.edit::<Deployment>(key, |deployment| {
@@ -168,7 +166,8 @@ pub(super) fn ensure_new(draft: &mut Draft<'_>, key: &Key, deployment: &Deployme
     });
 }
 
-fn create(draft: &mut Draft<'_>, key: &Key, deployment: &Deployment, sets: &Sets, revision: i64) {
+/// Makes the ReplicaSet of the template. Whether the plan has it.
+fn create(draft: &mut Draft<'_>, key: &Key, deployment: &Deployment, sets: &Sets, revision: i64) -> bool {
     let namespace = meta::namespace(&deployment.metadata);
     let base = meta::name(&deployment.metadata);
     // A name that is taken, by another template with the same hash, moves on to the next.
@@ -215,41 +214,39 @@ fn create(draft: &mut Draft<'_>, key: &Key, deployment: &Deployment, sets: &Sets
         status: None,
     };
     let uid = draft.chance.of(&format!("{}/{name}", meta::uid(&deployment.metadata))).uid();
-    draft.create(set, uid);
-    if size > 0 {
-        draft.event(
-            deployment,
-            WHO,
-            false,
-            "ScalingReplicaSet",
-            &format!("Scaled up replica set {name} from 0 to {size}"),
-        );
+    let created = draft.together(|draft| {
+        draft.create(set, uid);
+        if size > 0 {
+            let message = format!("Scaled up replica set {name} from 0 to {size}");
+            draft.event(deployment, WHO, false, "ScalingReplicaSet", &message);
+        }
+    });
+    if created {
+        let message = format!("Created new replica set \"{name}\"");
+        super::status::note_progress(draft, key, "NewReplicaSetCreated", &message);
     }
-    super::status::note_progress(
-        draft,
-        key,
-        "NewReplicaSetCreated",
-        &format!("Created new replica set \"{name}\""),
-    );
+    created
 }
 
-/// Sets a ReplicaSet's size, and tells users.
-pub(super) fn scale(draft: &mut Draft<'_>, deployment: &Deployment, set: &Set, size: i32) {
+/// Sets a ReplicaSet's size, and tells users. Whether the plan has it.
+pub(super) fn scale(draft: &mut Draft<'_>, deployment: &Deployment, set: &Set, size: i32) -> bool {
     let held = set.size();
     let mut annotations = annotations(deployment, &set.object.metadata, set.revision());
     note_size(&mut annotations, deployment);
-    draft.edit::<ReplicaSet>(&set.key, |object| {
-        object.metadata.annotations = Some(annotations);
-        if object.spec.replicas != Some(size) {
-            object.spec.replicas = Some(size);
-            raise_generation(&mut object.metadata);
+    draft.together(|draft| {
+        draft.edit::<ReplicaSet>(&set.key, |object| {
+            object.metadata.annotations = Some(annotations);
+            if object.spec.replicas != Some(size) {
+                object.spec.replicas = Some(size);
+                raise_generation(&mut object.metadata);
+            }
+        });
+        if held != size {
+            let direction = if size > held { "up" } else { "down" };
+            let message = format!("Scaled {direction} replica set {} from {held} to {size}", set.name());
+            draft.event(deployment, WHO, false, "ScalingReplicaSet", &message);
         }
-    });
-    if held != size {
-        let direction = if size > held { "up" } else { "down" };
-        let message = format!("Scaled {direction} replica set {} from {held} to {size}", set.name());
-        draft.event(deployment, WHO, false, "ScalingReplicaSet", &message);
-    }
+    })
 }
 
 /// Deletes old ReplicaSets beyond `revisionHistoryLimit`, once the rollout is complete.

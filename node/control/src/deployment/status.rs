@@ -21,14 +21,14 @@ pub(super) fn report(draft: &mut Draft<'_>, key: &Key) {
     let Some(deployment) = draft.view().get::<Deployment>(key).cloned() else { return };
     let sets = Sets::of(draft, &deployment);
     if let Some(at) = sets.all().filter_map(|set| set.tally.next_available).min() {
-        draft.wake_at(at);
+        draft.wake(key, at);
     }
     let before = deployment.status.clone().unwrap_or_default();
     let mut status = counted(&deployment, &sets, &before);
     let now = draft.now;
     let availability = available(&deployment, &status);
     set_condition(&mut status, availability, now);
-    progress(draft, &deployment, &sets, &before, &mut status);
+    progress(draft, key, &deployment, &sets, &before, &mut status);
     draft.edit::<Deployment>(key, |deployment| deployment.status = Some(status));
 }
 
@@ -87,6 +87,7 @@ fn available(deployment: &Deployment, status: &DeploymentStatus) -> DeploymentCo
 /// The condition `Progressing`: complete, moving, stuck beyond its deadline, or paused.
 fn progress(
     draft: &mut Draft<'_>,
+    key: &Key,
     deployment: &Deployment,
     sets: &Sets,
     before: &DeploymentStatus,
@@ -142,7 +143,7 @@ fn progress(
         };
         set_condition(status, condition(PROGRESSING, "True", "FoundNewReplicaSet", &message), now);
     }
-    watch_deadline(draft, status, &subject, i64::from(deadline));
+    watch_deadline(draft, key, status, &subject, i64::from(deadline));
 }
 
 /// True if this status is nearer to the end than the one before it.
@@ -155,7 +156,13 @@ fn moved(before: &DeploymentStatus, status: &DeploymentStatus) -> bool {
 }
 
 /// Says so when a rollout has not moved for `deadline`, and wants to be woken for that.
-fn watch_deadline(draft: &mut Draft<'_>, status: &mut DeploymentStatus, subject: &str, deadline: i64) {
+fn watch_deadline(
+    draft: &mut Draft<'_>,
+    key: &Key,
+    status: &mut DeploymentStatus,
+    subject: &str,
+    deadline: i64,
+) {
     let Some(held) = find(status, PROGRESSING) else { return };
     if matches!(held.reason.as_deref(), Some(COMPLETE | TIMED_OUT)) {
         return;
@@ -167,7 +174,7 @@ fn watch_deadline(draft: &mut Draft<'_>, status: &mut DeploymentStatus, subject:
         let message = format!("{subject} has timed out progressing.");
         set_condition(status, condition(PROGRESSING, "False", TIMED_OUT, &message), draft.now);
     } else {
-        draft.wake_at(seconds_after(until, 1));
+        draft.wake(key, seconds_after(until, 1));
     }
 }
 

@@ -6,10 +6,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Agenda, Plan, Round};
+use super::Bounds;
 use crate::meta;
 use crate::node::roster::Member;
 use crate::node_health::Verdict;
+use crate::size::Size;
 use crate::world::{World, asking, bare_pod, deployment};
 
 const WEB: &str = "apps/deployments/default/web";
@@ -38,7 +39,7 @@ fn a_lost_node_its_replacements_and_their_bindings_are_one_batch() {
     world.live(|_| {});
     world.lose("a");
     let plan = world.round();
-    assert!(!plan.unfinished);
+    assert_eq!(plan.rest, None);
     assert_eq!(ready(&world, "a"), "Unknown");
     assert_eq!(world.spread().into_iter().collect::<Vec<_>>(), [("b".to_owned(), 3), ("c".to_owned(), 3)]);
     assert_eq!(world.pods().len(), 6, "the old ones are gone at once");
@@ -60,7 +61,7 @@ fn a_node_that_is_no_members_goes_and_its_pods_are_made_elsewhere() {
     world.edit::<Member>("skein/members//a", |member| member.record.removed = true);
     world.verdicts.remove("a");
     let plan = world.round();
-    assert!(!plan.unfinished);
+    assert_eq!(plan.rest, None);
     assert!(world.view.stored("core/nodes//a").is_none());
     assert_eq!(world.spread().into_iter().collect::<Vec<_>>(), [("b".to_owned(), 2)]);
     world.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "by-hand"}}));
@@ -86,7 +87,7 @@ fn a_toleration_with_seconds_is_waited_for_and_one_without_for_ever() {
     let (patient, loyal) = (world.pod("patient"), world.pod("loyal"));
     world.lose("a");
     let plan = world.round();
-    assert_eq!(plan.wake_at.map(|at| at.as_second() - world.now.as_second()), Some(60));
+    assert_eq!(world.seconds_until(&plan), Some(60));
     assert_eq!(world.pod("patient").metadata.uid, patient.metadata.uid);
     assert!(!meta::is_ready(&world.pod("patient")), "it serves nobody meanwhile");
     world.pass_seconds(60);
@@ -138,7 +139,7 @@ fn a_template_that_names_a_lost_node_is_not_made_anew_without_end() {
     world.put(deployment("web", 2, json!({"template": template})));
     world.live(|_| {});
     world.lose("a");
-    assert!(!world.round().unfinished);
+    assert_eq!(world.round().rest, None);
     world.settle();
     assert_eq!(world.pods().len(), 2);
     assert!(world.pods().iter().all(|(_, pod)| !meta::is_ready(pod)));
@@ -150,7 +151,7 @@ fn a_pod_that_tolerates_the_loss_of_its_node_is_not_sent_to_a_lost_one() {
     world.lose("a");
     world.settle();
     world.put(bare_pod("p", json!({"tolerations": [{"operator": "Exists"}]})));
-    assert!(!world.round().unfinished);
+    assert_eq!(world.round().rest, None);
     let why = "0/1 nodes are available: 1 node(s) had untolerated taint {node.kubernetes.io/unreachable: }.";
     assert_eq!(world.why_unscheduled("p").as_deref(), Some(why));
 }
@@ -221,7 +222,7 @@ fn pods_leave_a_node_whose_taint_they_do_not_tolerate() {
     let plan = world.round();
     let left = |(_, pod): &&(_, std::sync::Arc<Pod>)| meta::is_ending(&pod.metadata);
     assert_eq!(world.pods().iter().filter(left).count(), 2, "its node stops them in their grace period");
-    assert_eq!(plan.wake_at.map(|at| at.as_second() - world.now.as_second()), Some(60));
+    assert_eq!(world.seconds_until(&plan), Some(60));
     world.live(|_| {});
     assert_eq!(world.spread(), [("a".to_owned(), 2), ("b".to_owned(), 4)].into());
     // Whoever comes later has its time as well.
@@ -385,7 +386,7 @@ fn events_end_after_an_hour_and_beyond_five_thousand() {
     };
     event(&mut world, 0);
     let plan = world.round();
-    assert_eq!(plan.wake_at.map(|at| at.as_second() - world.now.as_second()), Some(3660));
+    assert_eq!(world.seconds_until(&plan), Some(3660));
     world.pass_seconds(1800);
     for n in 1..=5_002 {
         event(&mut world, n);
@@ -401,12 +402,10 @@ fn events_end_after_an_hour_and_beyond_five_thousand() {
 #[test]
 fn bytes_that_are_no_object_are_a_fault_and_nothing_else() {
     let mut world = World::with_nodes(&["a"]);
-    let touched = world.view.apply("core/pods/default/odd", Some(b"{\"spec\": 7"), 999);
-    world.changed.add(touched);
+    world.break_object("core/pods/default/odd");
     assert_eq!(world.view.faults().count(), 1);
     assert!(world.pods().is_empty());
-    let touched = world.view.apply("core/pods/default/odd", None, 1_000);
-    world.changed.add(touched);
+    world.delete("core/pods/default/odd");
     world.put(deployment("web", 1, json!({})));
     world.settle();
     assert_eq!(world.pods().len(), 1);
@@ -513,12 +512,15 @@ proptest! {
 
     /// `World::round` checks that both ways of planning agree, that every write finds what it expects, and
     /// that no uid is bound twice; `settle` that the planners come to rest. Here: never too many pods, and
-    /// when the deeds are over, just as many as wanted.
+    /// when the deeds are over, just as many as wanted. All of it also when commands are so small that most plans
+    /// are cut.
     #[test]
     fn whatever_happens_the_cluster_stays_within_its_bounds_and_comes_to_rest(
-        deeds in prop::collection::vec((deed(), any::<bool>()), 1..40)
+        deeds in prop::collection::vec((deed(), any::<bool>()), 1..40),
+        limit in prop_oneof![Just(Bounds::LIMIT), (1..30_usize, 500..20_000_usize).prop_map(|(ops, bytes)| Size { bytes, ops })],
     ) {
         let mut world = World::with_nodes(&NODES);
+        world.bounds.limit = limit;
         world.put(deployment("web", 3, json!({})));
         world.settle();
         let mut allowed = 4_usize;
@@ -552,49 +554,4 @@ proptest! {
             prop_assert!(world.sets().is_empty());
         }
     }
-}
-
-fn wake_at(seconds: i64) -> Plan {
-    Plan { wake_at: Some(jiff::Timestamp::from_second(seconds).unwrap()), ..Plan::default() }
-}
-
-/// A plan that was refused because the picture was too old is made again with the same changes, not only with
-/// what changed since.
-#[test]
-fn a_leader_plans_again_what_was_refused_and_everything_when_it_knows_nothing() {
-    let world = World::with_nodes(&["a"]);
-    let round = Round {
-        now: world.now,
-        chance: crate::chance::Chance(1),
-        verdicts: &world.verdicts,
-        ca_pem: "pem",
-        kubernetes_ip: "10.43.0.1",
-    };
-    let mut agenda = Agenda::default();
-    agenda.plan(&world.view, &round);
-    assert!(agenda.is_empty(), "a settled cluster calls for nothing, and that is dealt with");
-    agenda.failed();
-    assert!(!agenda.is_empty());
-    agenda.committed(&Plan::default());
-    assert!(agenda.is_empty());
-    assert!(agenda.committed(&Plan { unfinished: true, ..Plan::default() }));
-    assert!(!agenda.is_empty());
-}
-
-#[test]
-fn a_leader_wakes_at_the_earliest_moment_asked_for_but_at_least_once_a_minute() {
-    let now = jiff::Timestamp::from_second(1000).unwrap();
-    let mut agenda = Agenda::default();
-    let ms = std::time::Duration::from_millis;
-    assert_eq!(agenda.wake_in(now), ms(60_000));
-    agenda.remember(&wake_at(1030));
-    agenda.remember(&wake_at(1010));
-    agenda.remember(&wake_at(1020));
-    assert_eq!(agenda.wake_in(now), ms(10_000));
-    agenda.woken();
-    assert_eq!(agenda.wake_in(now), ms(60_000));
-    agenda.remember(&wake_at(5000));
-    assert_eq!(agenda.wake_in(now), ms(60_000));
-    agenda.remember(&wake_at(999));
-    assert_eq!(agenda.wake_in(now), ms(100));
 }
