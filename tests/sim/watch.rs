@@ -172,6 +172,8 @@ impl Watch {
                     Cause::DaemonGone => "lost: daemon gone",
                     Cause::Stuck => "lost: stuck",
                     Cause::GossipDown => "lost: gossip",
+                    Cause::NeverHeard => "lost: never heard",
+                    Cause::Unwitnessed => "lost: unwitnessed",
                 });
                 self.publish();
             }

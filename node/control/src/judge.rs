@@ -38,8 +38,11 @@ const REFUSED: Duration = Duration::from_secs(5);
 /// It has this much of it from the first refusal on: what it was silent for before had another reason. Asking begins
 /// after [`ASK_AFTER`], and the first tries may be lost.
 const REFUSED_SEEN: Duration = Duration::from_secs(4);
-/// Paused, starved or stuck on a disk: its pods still serve.
+/// Paused, starved or stuck on a disk: its pods still serve. And whoever nothing is known of that would say more.
 const STUCK: Duration = Duration::from_secs(30);
+/// A node that was silent for so long in all, while this leader heard a quorum, has been forgiven often enough: its
+/// silence counts whole. Twice the longest row, so that whoever is on the way back after half a minute is back before.
+const FORGIVEN_MAX: Duration = Duration::from_secs(60);
 /// A node that no probe ever reached is judged by gossip, which needs its own 2.5 s.
 const FIREWALLED: Duration = Duration::from_secs(3);
 /// A report older than this says nothing of now.
@@ -52,6 +55,8 @@ const OBSERVER_FRESH: Duration = Duration::from_secs(1);
 const QUORUM_FRESH: Duration = Duration::from_millis(600);
 /// A loop that ran this late has read nothing for as long.
 const STALL: Duration = Duration::from_millis(200);
+/// One that ran later still slept rather than listened.
+const LATE_MAX: Duration = Duration::from_secs(1);
 /// What arrived during a stall is read within this time after it.
 const STALL_GRACE: Duration = Duration::from_millis(300);
 /// From here on a silent node counts towards a mass silence.
@@ -67,12 +72,18 @@ pub struct Settings {
     /// The longest outage of a node's network that moves no pod; every verdict on a dead machine waits
     /// 750 ms longer. A longer outage looks like a power cut to any rule as fast as this one.
     pub outage_survived: Duration,
+    /// How long a leader waits for a node that it has never heard in its office and that nobody can probe: after
+    /// everything was off, one whose addresses all lead nowhere. One that can be probed is judged like any other,
+    /// from the beginning of the office.
+    pub never_heard: Duration,
 }
 
 impl Default for Settings {
-    /// 2 s: a switch that restarts a port, a Wi-Fi roam, a cable moved to another socket.
+    /// * `outage_survived` 2 s: a switch that restarts a port, a Wi-Fi roam, a cable moved to another socket.
+    /// * `never_heard` 10 s: a member that runs finds its leader in one or two, and no start of a machine is waited
+    ///   for here, as none is where probes tell that it is off.
     fn default() -> Self {
-        Settings { outage_survived: Duration::from_secs(2) }
+        Settings { outage_survived: Duration::from_secs(2), never_heard: Duration::from_secs(10) }
     }
 }
 
@@ -121,6 +132,10 @@ pub enum Cause {
     Stuck,
     /// Probes never reached it; gossip of two observers says Down.
     GossipDown,
+    /// It was not heard in this office, and nobody could probe it.
+    NeverHeard,
+    /// It fell silent, and too few could probe it to say why.
+    Unwitnessed,
 }
 
 /// All that [`verdict`] looks at: one node's silence and what is around it.
@@ -128,6 +143,10 @@ pub enum Cause {
 pub struct Silence {
     /// How long it has not renewed.
     pub lasts: Duration,
+    /// Whether it was ever heard in this office.
+    pub heard: bool,
+    /// The age of the newest answer of its kernel in this silence, whoever told of it and however long ago.
+    pub answered: Option<Duration>,
     /// How long ago its port first refused, without a sign of a daemon since; zero if it does not.
     pub refused_for: Duration,
     /// Reports of this office young enough to count, by observer.
@@ -152,37 +171,40 @@ pub struct Silence {
 /// Cost: one pass over the reports.
 pub fn verdict(silence: &Silence, settings: &Settings) -> Verdict {
     let after = |limit: Duration, cause| {
-        let patience = silence.announced || silence.mass;
-        let limit = if patience { limit.max(STUCK) } else { limit };
+        let limit = if silence.mass { limit.max(STUCK) } else { limit };
         if silence.lasts >= limit { Verdict::Lost(cause) } else { Verdict::Keep }
     };
+    // Who said that it restarts is waited for while its kernel answers, or would not be heard if it did.
+    let unless_announced = |limit: Duration| if silence.announced { limit.max(STUCK) } else { limit };
     // Any answer proves the own link; where there is none, something else has to.
     let unanswered_after = |limit: Duration, cause| match silence.own_link {
         OwnLink::Proven => after(limit, cause),
         OwnLink::Unknown => after(limit.max(STUCK), cause),
         OwnLink::Unproven | OwnLink::Cut => Verdict::Keep,
     };
+    let agree = |says: &dyn Fn(&Report) -> bool| {
+        silence.reports.iter().filter(|report| says(report)).count() >= silence.observers_needed
+    };
+    let tried_for = settings.outage_survived + TRY_LIMIT + silence.rtt;
+    let in_vain = |report: &Report| report.unanswered >= TRIES_MIN && report.unanswered_for >= tried_for;
     let answers = silence.reports.iter().filter_map(|report| report.answer);
     let best = answers.filter(|(_, age)| *age <= ANSWER_VALID).map(|(answer, _)| answer).max();
     match best {
         Some(Answer::Accepts) => after(STUCK, Cause::Stuck),
         Some(Answer::Refused) if silence.refused_for < REFUSED_SEEN => Verdict::Keep,
-        Some(Answer::Refused) => after(REFUSED, Cause::DaemonGone),
+        Some(Answer::Refused) => after(unless_announced(REFUSED), Cause::DaemonGone),
         Some(Answer::Echo) => after(STUCK, Cause::Stuck),
-        None if silence.probes_reach_it => {
-            let tried_for = settings.outage_survived + TRY_LIMIT + silence.rtt;
-            let in_vain =
-                |report: &&Report| report.unanswered >= TRIES_MIN && report.unanswered_for >= tried_for;
-            match silence.reports.iter().filter(in_vain).count() {
-                count if count >= silence.observers_needed => {
-                    unanswered_after(settings.outage_survived + RENEWALS_LOST, Cause::NoAnswer)
-                }
-                _ => Verdict::Keep,
-            }
+        None if silence.probes_reach_it && agree(&in_vain) => {
+            unanswered_after(settings.outage_survived + RENEWALS_LOST, Cause::NoAnswer)
         }
-        None => match silence.reports.iter().filter(|report| report.gossip_down).count() {
-            count if count >= silence.observers_needed => unanswered_after(FIREWALLED, Cause::GossipDown),
-            _ => Verdict::Keep,
+        None if !silence.probes_reach_it && agree(&|report| report.gossip_down) => {
+            unanswered_after(unless_announced(FIREWALLED), Cause::GossipDown)
+        }
+        None => match silence.answered {
+            // Somebody reaches it, and his reports may just be lost.
+            Some(age) if age < STUCK => Verdict::Keep,
+            None if !silence.heard => unanswered_after(settings.never_heard, Cause::NeverHeard),
+            Some(_) | None => unanswered_after(STUCK, Cause::Unwitnessed),
         },
     }
 }
@@ -193,6 +215,8 @@ pub fn verdict(silence: &Silence, settings: &Settings) -> Verdict {
 pub enum Mutation {
     /// One observer's word is enough.
     OneObserver,
+    /// Who was never heard and cannot be probed is waited for, for ever.
+    NeverHeardForgotten,
 }
 
 /// What the leader's shell must do after a step.
@@ -230,6 +254,7 @@ pub struct Judge<Id> {
     heard_nothing_until: Instant,
     deaf_until: Instant,
     mass: bool,
+    stepped_at: Instant,
     #[cfg(feature = "mutations")]
     mutation: Option<Mutation>,
 }
@@ -239,6 +264,9 @@ struct Node<Id> {
     /// Since when this judge could have heard it.
     judged_since: Instant,
     heard_at: Option<Instant>,
+    /// How long it was silent in all since it was last heard, whatever was forgiven: the time in which this leader
+    /// ran and heard a quorum.
+    unheard: Duration,
     declared: bool,
     announced: bool,
     probes_reach_it: bool,
@@ -250,6 +278,8 @@ struct Node<Id> {
     /// When the port last accepted, and when it first refused after that: in this silence.
     accepted_at: Option<Instant>,
     refused_at: Option<Instant>,
+    /// When its kernel last answered anybody, in this silence.
+    answered_at: Option<Instant>,
 }
 
 impl<Id> Node<Id> {
@@ -257,6 +287,7 @@ impl<Id> Node<Id> {
         Node {
             judged_since: now,
             heard_at: None,
+            unheard: Duration::ZERO,
             declared: false,
             announced: false,
             probes_reach_it: false,
@@ -266,11 +297,17 @@ impl<Id> Node<Id> {
             reports: BTreeMap::new(),
             accepted_at: None,
             refused_at: None,
+            answered_at: None,
         }
+    }
+
+    fn was_heard_since(&self, moment: Instant) -> bool {
+        self.heard_at.is_some_and(|at| at >= moment)
     }
 
     /// Its port answered so at that time. Observers may tell late.
     fn answered(&mut self, at: Instant, answer: Answer) {
+        self.answered_at = self.answered_at.max(Some(at));
         match answer {
             Answer::Accepts => {
                 self.accepted_at = self.accepted_at.max(Some(at));
@@ -297,6 +334,7 @@ impl<Id: Copy + Ord> Judge<Id> {
             heard_nothing_until: Instant(0),
             deaf_until: Instant(0),
             mass: false,
+            stepped_at: now,
             #[cfg(feature = "mutations")]
             mutation: None,
         };
@@ -334,19 +372,21 @@ impl<Id: Copy + Ord> Judge<Id> {
             seen.is_some_and(|tick| tick >= self.in_office_since && now.since(tick) <= TICK_VALID + 2 * rtt);
         let Some(node) = self.nodes.get_mut(&from).filter(|_| fresh) else { return false };
         node.heard_at = Some(now);
+        node.unheard = Duration::ZERO;
         node.rtt = rtt;
         node.announced = false;
         node.asked_at = None;
         node.observers.clear();
         node.reports.clear();
-        (node.accepted_at, node.refused_at) = (None, None);
+        (node.accepted_at, node.refused_at, node.answered_at) = (None, None, None);
         true
     }
 
-    /// `from` said that it restarts: it gets 30 s.
+    /// `from` said that it restarts: it gets 30 s, as long as its kernel answers.
     pub fn announced(&mut self, now: Instant, from: Id) {
         if let Some(node) = self.nodes.get_mut(&from) {
             node.heard_at = Some(now);
+            node.unheard = Duration::ZERO;
             node.announced = true;
         }
     }
@@ -371,19 +411,21 @@ impl<Id: Copy + Ord> Judge<Id> {
     /// * `quorum_age`: the age of the last acknowledgement by a quorum; zero for a single voter.
     /// * `own_link`: what the gateway's answers say of this node's own link.
     pub fn step(&mut self, now: Instant, quorum_age: Duration, own_link: OwnLink) -> Vec<Effect<Id>> {
-        if now.since(self.due) > STALL {
+        let late = now.since(self.due);
+        if late > STALL {
             self.deaf_until = now.after(STALL_GRACE);
         }
-        if quorum_age > QUORUM_FRESH {
-            // A leader without a quorum goes on leading and comes back in the same term: the silence it
-            // saw meanwhile was its own.
+        // A leader without a quorum goes on leading and comes back in the same term: the silence it saw
+        // meanwhile was its own. So is what it missed while its cable was out: when that ends, the other one's
+        // kernel answers before its next renewal comes.
+        let is_sure_of_itself = matches!(own_link, OwnLink::Proven | OwnLink::Unknown);
+        if quorum_age > QUORUM_FRESH || own_link == OwnLink::Cut {
             self.heard_nothing_until = now;
+        } else if is_sure_of_itself && late <= LATE_MAX {
+            let passed = now.since(self.stepped_at);
+            self.nodes.values_mut().for_each(|node| node.unheard += passed);
         }
-        if own_link == OwnLink::Cut {
-            // So is what it missed while its cable was out. When that ends the other one's kernel answers
-            // before its next renewal comes.
-            self.heard_nothing_until = now;
-        }
+        self.stepped_at = now;
         self.weigh_mass_silence(now);
         let mut effects = Vec::new();
         for id in self.nodes.keys().copied().collect::<Vec<_>>() {
@@ -411,7 +453,7 @@ impl<Id: Copy + Ord> Judge<Id> {
         let node = &self.nodes[&id];
         if node.declared {
             // The log still calls it lost; what it renewed in this office says otherwise.
-            if node.heard_at.is_some_and(|at| at >= self.in_office_since) && lasts < ASK_AFTER {
+            if node.was_heard_since(self.in_office_since) && lasts < ASK_AFTER {
                 effects.push(Effect::Welcome(id));
             }
             return;
@@ -419,8 +461,11 @@ impl<Id: Copy + Ord> Judge<Id> {
         if lasts < ASK_AFTER {
             return;
         }
+        let forgives = node.unheard < FORGIVEN_MAX;
         self.ask(now, id, effects);
-        if now < self.deaf_until || self.heard_nothing_until == now {
+        // One that is always late would otherwise never judge anybody.
+        let deaf = forgives && now < self.deaf_until;
+        if deaf || self.heard_nothing_until == now {
             return;
         }
         let others = self.nodes.keys().filter(|other| **other != id && **other != self.me);
@@ -433,6 +478,8 @@ impl<Id: Copy + Ord> Judge<Id> {
         let reports = self.believed(reports);
         let silence = Silence {
             lasts,
+            heard: node.was_heard_since(self.in_office_since),
+            answered: node.answered_at.map(|at| now.since(at)),
             refused_for: node.refused_at.map_or(Duration::ZERO, |at| now.since(at)),
             reports,
             observers_needed: self.observers_needed(living),
@@ -443,6 +490,10 @@ impl<Id: Copy + Ord> Judge<Id> {
             own_link: if living == 0 { own_link } else { OwnLink::Proven },
         };
         if let Verdict::Lost(cause) = verdict(&silence, &self.settings) {
+            #[cfg(feature = "mutations")]
+            if cause == Cause::NeverHeard && self.mutation == Some(Mutation::NeverHeardForgotten) {
+                return;
+            }
             effects.push(Effect::Declare { node: id, cause, silent_for: lasts });
         }
     }
@@ -498,14 +549,17 @@ impl<Id: Copy + Ord> Judge<Id> {
         node.observers = observers;
     }
 
-    /// How long `id` has not renewed, counted from when this judge could have heard it.
+    /// How long `id` has not renewed, counted from when this judge could have heard it, and whole where too much of
+    /// it has been forgiven.
     fn silence(&self, now: Instant, id: Id) -> Duration {
         if id == self.me {
             return Duration::ZERO;
         }
-        let node = self.nodes.get(&id);
-        let heard_at = node.map_or(self.in_office_since, |node| node.heard_at.unwrap_or(node.judged_since));
-        now.since(heard_at.max(self.heard_nothing_until))
+        // An observer that is no member any more was heard at some time before this office.
+        let Some(node) = self.nodes.get(&id) else { return now.since(self.in_office_since) };
+        let heard_at = node.heard_at.unwrap_or(node.judged_since);
+        let lasts = now.since(heard_at.max(self.heard_nothing_until));
+        if node.unheard < FORGIVEN_MAX { lasts } else { lasts.max(node.unheard) }
     }
 
     fn weigh_mass_silence(&mut self, now: Instant) {

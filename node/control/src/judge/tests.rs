@@ -13,6 +13,8 @@ fn ms(count: u64) -> Duration {
 fn silence(lasts_ms: u64, report: Report) -> Silence {
     Silence {
         lasts: ms(lasts_ms),
+        heard: true,
+        answered: report.answer.map(|(_, age)| age),
         refused_for: ms(lasts_ms.saturating_sub(600)),
         reports: vec![report; 2],
         observers_needed: 2,
@@ -95,21 +97,100 @@ fn an_old_answer_no_longer_vetoes() {
     check(|lasts| silence(lasts, old), 2750, Cause::NoAnswer);
 }
 
+/// An observer that could not try at all: it knows no address, or has no route there.
+fn blind() -> Report {
+    Report { unanswered: 0, unanswered_for: Duration::ZERO, answer: None, gossip_down: false }
+}
+
+/// All that reports may say without being enough for a quick verdict.
+fn too_little() -> Vec<Vec<Report>> {
+    let few = Report { unanswered: 4, ..in_vain() };
+    let short = Report { unanswered_for: ms(2249), ..in_vain() };
+    vec![
+        vec![],
+        vec![blind()],
+        vec![blind(), blind()],
+        vec![in_vain()],
+        vec![in_vain(), blind()],
+        vec![few, few],
+        vec![short, short],
+        vec![in_vain(), few],
+    ]
+}
+
 #[test]
-fn one_observer_too_few_tries_or_too_short_a_time_is_never_enough() {
-    let settings = Settings::default();
-    let mut one = silence(60_000, in_vain());
-    one.reports.pop();
-    assert_eq!(verdict(&one, &settings), Verdict::Keep);
-    for report in [Report { unanswered: 4, ..in_vain() }, Report { unanswered_for: ms(2249), ..in_vain() }] {
-        assert_eq!(verdict(&silence(60_000, report), &settings), Verdict::Keep);
+fn a_node_that_fell_silent_and_that_too_few_could_probe_waits_half_a_minute() {
+    for reports in too_little() {
+        check(
+            |lasts| Silence { reports: reports.clone(), ..silence(lasts, blind()) },
+            30_000,
+            Cause::Unwitnessed,
+        );
     }
 }
 
 #[test]
-fn announced_restarts_mass_silence_and_a_lone_observer_that_knows_nothing_of_its_link_wait_half_a_minute() {
-    let calm: [fn(&mut Silence); 3] = [
-        |silence| silence.announced = true,
+fn a_node_that_was_never_heard_in_this_office_and_that_too_few_could_probe_waits_as_long_as_is_set() {
+    for reports in too_little() {
+        let never = |lasts| Silence { heard: false, reports: reports.clone(), ..silence(lasts, blind()) };
+        check(never, 10_000, Cause::NeverHeard);
+        let settings = Settings { never_heard: ms(60_000), ..Settings::default() };
+        assert_eq!(verdict(&never(59_999), &settings), Verdict::Keep);
+        assert_eq!(verdict(&never(60_000), &settings), Verdict::Lost(Cause::NeverHeard));
+    }
+}
+
+#[test]
+fn a_node_that_was_never_heard_and_can_be_probed_is_judged_like_any_other() {
+    let never = |lasts, report| Silence { heard: false, ..silence(lasts, report) };
+    check(|lasts| never(lasts, in_vain()), 2750, Cause::NoAnswer);
+    check(|lasts| never(lasts, answered(Answer::Refused)), 5000, Cause::DaemonGone);
+    check(|lasts| never(lasts, answered(Answer::Accepts)), 30_000, Cause::Stuck);
+}
+
+/// After everything was off an observer has not learned yet that a firewall swallows its probes, or remembers it,
+/// and gossip knows nothing of a node that has not come back.
+#[test]
+fn a_firewalled_node_that_gossip_does_not_know_is_lost_all_the_same() {
+    let unknown = |lasts, heard| Silence { heard, probes_reach_it: false, ..silence(lasts, in_vain()) };
+    check(|lasts| unknown(lasts, false), 10_000, Cause::NeverHeard);
+    check(|lasts| unknown(lasts, true), 30_000, Cause::Unwitnessed);
+}
+
+#[test]
+fn somebody_who_reached_it_vetoes_for_half_a_minute_though_his_reports_are_lost() {
+    let settings = Settings::default();
+    for heard in [true, false] {
+        let reached = |age| Silence {
+            heard,
+            answered: Some(ms(age)),
+            reports: vec![in_vain()],
+            ..silence(3_600_000, in_vain())
+        };
+        assert_eq!(verdict(&reached(29_999), &settings), Verdict::Keep);
+        assert_eq!(verdict(&reached(30_000), &settings), Verdict::Lost(Cause::Unwitnessed));
+    }
+}
+
+#[test]
+fn an_announced_restart_shields_while_the_kernel_answers_or_could_not_be_heard() {
+    let announced = |lasts, report| Silence { announced: true, ..silence(lasts, report) };
+    check(|lasts| announced(lasts, answered(Answer::Refused)), 30_000, Cause::DaemonGone);
+    let firewalled = |lasts| Silence {
+        probes_reach_it: false,
+        ..announced(lasts, Report { gossip_down: true, ..in_vain() })
+    };
+    check(firewalled, 30_000, Cause::GossipDown);
+}
+
+#[test]
+fn an_announced_stop_does_not_shield_a_machine_that_does_not_answer() {
+    check(|lasts| Silence { announced: true, ..silence(lasts, in_vain()) }, 2750, Cause::NoAnswer);
+}
+
+#[test]
+fn mass_silence_and_a_lone_observer_that_knows_nothing_of_its_link_wait_half_a_minute() {
+    let calm: [fn(&mut Silence); 2] = [
         |silence| silence.mass = true,
         |silence| {
             silence.own_link = OwnLink::Unknown;
@@ -123,6 +204,7 @@ fn announced_restarts_mass_silence_and_a_lone_observer_that_knows_nothing_of_its
             silence
         };
         check(at, 30_000, Cause::NoAnswer);
+        check(|lasts| Silence { heard: false, reports: vec![], ..at(lasts) }, 30_000, Cause::NeverHeard);
     }
 }
 
@@ -137,6 +219,8 @@ fn a_lone_observer_that_is_cut_off_itself_calls_nobody_lost() {
         silence.own_link = own_link;
         silence.observers_needed = 1;
         assert_eq!(verdict(&silence, &settings), Verdict::Keep);
+        let never = Silence { heard: false, reports: vec![], ..silence };
+        assert_eq!(verdict(&never, &settings), Verdict::Keep);
     }
 }
 
@@ -152,7 +236,7 @@ fn an_answer_of_the_other_kernel_proves_the_own_link_whatever_the_gateway_does()
 
 #[test]
 fn a_longer_outage_to_survive_makes_every_verdict_that_much_later() {
-    let settings = Settings { outage_survived: ms(10_000) };
+    let settings = Settings { outage_survived: ms(10_000), ..Settings::default() };
     let tried = Report { unanswered_for: ms(10_250), ..in_vain() };
     assert_eq!(verdict(&silence(10_749, tried), &settings), Verdict::Keep);
     assert_eq!(verdict(&silence(10_750, tried), &settings), Verdict::Lost(Cause::NoAnswer));
@@ -447,6 +531,75 @@ fn when_most_fall_silent_nobody_is_declared_for_half_a_minute() {
         },
         nothing_declared,
     );
+}
+
+/// Each end of a mass silence forgives everybody: one weak link would otherwise keep the dead alive for ever.
+#[test]
+fn a_node_that_comes_and_goes_does_not_keep_the_lost_ones_from_being_called_so() {
+    for phase in (0..250).step_by(50) {
+        let mut world = World::new(4, phase);
+        world.run_until(10_000);
+        (world.power[2], world.power[3]) = (Power::Off, Power::Off);
+        for until in (10_000..100_000).step_by(2900) {
+            world.isolate(1);
+            world.run_until(until + 2500);
+            world.cut.clear();
+            world.run_until(until + 2900);
+        }
+        let lost: BTreeSet<u8> = world.declared.iter().map(|(_, node, _)| *node).collect();
+        assert_eq!(lost, [2, 3].into(), "phase {phase}: {:?}", world.declared);
+    }
+}
+
+#[test]
+fn nor_does_a_quorum_that_comes_and_goes() {
+    let mut world = World::new(3, 0);
+    world.run_until(10_000);
+    world.power[2] = Power::Off;
+    for until in (10_000..100_000).step_by(2500) {
+        world.quorum = false;
+        world.run_until(until + 700);
+        world.quorum = true;
+        world.run_until(until + 2500);
+    }
+    assert_eq!(world.declared.len(), 1, "{:?}", world.declared);
+}
+
+/// A judge whose steps are all late has always just stalled.
+#[test]
+fn nor_does_a_loop_that_is_always_late() {
+    let mut judge = Judge::new(0, Instant(0), None, Settings::default());
+    judge.set_members(Instant(0), [(0, false, true), (1, false, true), (2, false, true)]);
+    let mut declared = None;
+    for now in (0..100_000).step_by(270).map(Instant) {
+        judge.renewed(now, 1, Some(now), Duration::ZERO);
+        let effects = judge.step(now, Duration::ZERO, OwnLink::Unknown);
+        for effect in effects {
+            match effect {
+                Effect::Ask { observer, about } => judge.reported(now, observer, about, in_vain()),
+                Effect::Declare { node, .. } => declared = declared.or(Some((node, now.0))),
+                Effect::Welcome(_) => {}
+            }
+        }
+    }
+    let (lost, at) = declared.expect("it is judged");
+    assert!(lost == 2 && at <= 61_000, "{lost} at {at}");
+}
+
+#[test]
+fn what_was_forgiven_is_forgotten_with_the_first_renewal() {
+    let flapping = |world: &mut World| {
+        for until in (10_000..80_000).step_by(10_000) {
+            world.quorum = false;
+            world.isolate(2);
+            world.run_until(until + 7_000);
+            world.quorum = true;
+            world.run_until(until + 8_000);
+            world.cut.clear();
+            world.run_until(until + 10_000);
+        }
+    };
+    in_every_phase(80_000, flapping, nothing_declared);
 }
 
 #[test]

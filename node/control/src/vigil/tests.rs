@@ -19,6 +19,10 @@ struct World {
     /// Neither the daemon nor the kernel of these says anything.
     off: BTreeSet<u8>,
     down_in_gossip: BTreeSet<u8>,
+    /// Gossip has not heard of these since its own start.
+    unknown_to_gossip: BTreeSet<u8>,
+    /// Nobody knows an address of these that leads anywhere.
+    without_address: BTreeSet<u8>,
     /// Whether there is a gateway that answers who is not `unplugged`.
     gateway: bool,
     unplugged: BTreeSet<u8>,
@@ -51,7 +55,12 @@ impl Sight<u8> for RefCell<World> {
     }
 
     fn gossip(&self, node: u8) -> Gossip {
-        if self.borrow().down_in_gossip.contains(&node) { Gossip::Down } else { Gossip::Alive }
+        let world = self.borrow();
+        match world.down_in_gossip.contains(&node) {
+            true => Gossip::Down,
+            false if world.unknown_to_gossip.contains(&node) => Gossip::Unsure,
+            false => Gossip::Alive,
+        }
     }
 
     fn rtt(&self, _: u8) -> Duration {
@@ -85,6 +94,8 @@ impl Cluster {
             cut: BTreeSet::new(),
             off: BTreeSet::new(),
             down_in_gossip: BTreeSet::new(),
+            unknown_to_gossip: BTreeSet::new(),
+            without_address: BTreeSet::new(),
             gateway: true,
             unplugged: BTreeSet::new(),
         };
@@ -143,6 +154,7 @@ impl Cluster {
                     vigil.hear(self.now, node, message, &self.world, &mut answers);
                     self.perform(to, answers);
                 }
+                Effect::Try { about, .. } if self.world.borrow().without_address.contains(&about) => {}
                 Effect::Try { about, began, .. } => {
                     let answer = self.world.borrow().passes(node, about).then_some(Answer::Accepts);
                     let vigil = &mut self.vigils[usize::from(node)];
@@ -179,6 +191,20 @@ impl Cluster {
     }
 }
 
+/// A cluster that wakes after everything was off: all vigils are new, and `off` machines do not come back. Gossip has
+/// not heard of them, and `known` says whether anybody remembers where they were.
+fn woken(nodes: u8, off: &[u8], known: bool) -> Cluster {
+    let cluster = Cluster::of(nodes, 0);
+    let mut world = cluster.world.borrow_mut();
+    world.off.extend(off);
+    world.unknown_to_gossip.extend(off);
+    if !known {
+        world.without_address.extend(off);
+    }
+    drop(world);
+    cluster
+}
+
 fn word(reaches: &[u8]) -> Word<u8> {
     Word { revision: 7, writable: true, reaches: reaches.to_vec() }
 }
@@ -205,6 +231,124 @@ fn a_machine_that_is_off_is_lost_and_welcomed_when_it_renews() {
     cluster.pass(ms(1000));
     assert!(cluster.said.iter().any(|(_, said)| *said == Effect::Back(2)), "{:?}", cluster.said);
     assert_eq!(cluster.vigils[0].verdicts().collect::<Vec<_>>(), [(2, Verdict::Alive)]);
+}
+
+#[test]
+fn after_everything_was_off_a_machine_that_stays_off_is_lost_like_any_other_counted_from_office() {
+    for (nodes, off) in [(2, &[1][..]), (3, &[2]), (5, &[3, 4]), (7, &[4, 5, 6])] {
+        let mut cluster = woken(nodes, off, true);
+        cluster.pass(ms(2500));
+        assert!(cluster.lost().is_empty(), "of {nodes}");
+        cluster.pass(ms(1000));
+        assert_eq!(cluster.lost(), off, "of {nodes}");
+    }
+}
+
+#[test]
+fn a_machine_that_stays_off_and_whose_addresses_nobody_knows_is_lost_ten_seconds_from_office() {
+    for (nodes, off) in [(3, &[2][..]), (5, &[3, 4]), (7, &[4, 5, 6])] {
+        let mut cluster = woken(nodes, off, false);
+        cluster.pass(ms(9500));
+        assert!(cluster.lost().is_empty(), "of {nodes}");
+        cluster.pass(ms(1000));
+        assert_eq!(cluster.lost(), off, "of {nodes}");
+        let causes = cluster.said.iter().filter_map(|(_, said)| match said {
+            Effect::Lost { cause, .. } => Some(*cause),
+            _ => None,
+        });
+        assert!(causes.clone().all(|cause| cause == Cause::NeverHeard), "{:?}", causes.collect::<Vec<_>>());
+    }
+}
+
+/// Without an address nobody knows which link leads to it either, so no gateway proves that link.
+#[test]
+fn of_two_nodes_one_that_stays_off_and_whose_addresses_nobody_knows_is_lost_after_half_a_minute() {
+    let mut cluster = woken(2, &[1], false);
+    cluster.world.borrow_mut().gateway = false;
+    cluster.pass(ms(29_500));
+    assert!(cluster.lost().is_empty());
+    cluster.pass(ms(1000));
+    assert_eq!(cluster.lost(), [1]);
+}
+
+#[test]
+fn when_most_stay_off_they_are_lost_after_half_a_minute_whether_anybody_knows_their_addresses_or_not() {
+    for known in [true, false] {
+        let mut cluster = woken(7, &[3, 4, 5, 6], known);
+        cluster.pass(ms(29_500));
+        assert!(cluster.lost().is_empty());
+        cluster.pass(ms(1000));
+        assert_eq!(cluster.lost(), [3, 4, 5, 6], "known: {known}");
+    }
+}
+
+/// The leader takes office as soon as a majority is there; the others follow over a minute.
+#[test]
+fn members_that_start_one_after_another_are_not_lost_if_they_are_back_within_their_row() {
+    for (known, late) in [(true, ms(2000)), (false, ms(9000))] {
+        let mut cluster = woken(5, &[3, 4], known);
+        cluster.pass(late);
+        for back in [3, 4] {
+            let mut world = cluster.world.borrow_mut();
+            world.off.remove(&back);
+            world.unknown_to_gossip.remove(&back);
+        }
+        cluster.pass(ms(60_000));
+        assert!(cluster.lost().is_empty(), "known: {known}");
+    }
+}
+
+#[test]
+fn one_that_comes_back_later_than_its_row_is_welcomed() {
+    for known in [true, false] {
+        let mut cluster = woken(3, &[2], known);
+        cluster.pass(ms(15_000));
+        assert_eq!(cluster.lost(), [2]);
+        let mut world = cluster.world.borrow_mut();
+        world.marked.insert(2);
+        world.off.clear();
+        drop(world);
+        cluster.pass(ms(1000));
+        assert!(cluster.said.iter().any(|(_, said)| *said == Effect::Back(2)), "{:?}", cluster.said);
+    }
+}
+
+#[test]
+fn a_leader_without_any_view_of_gossip_judges_all_the_same() {
+    let mut cluster = Cluster::new(0);
+    cluster.world.borrow_mut().unknown_to_gossip.extend([0, 1, 2]);
+    cluster.pass(ms(70_000));
+    assert!(cluster.lost().is_empty());
+    cluster.world.borrow_mut().off.insert(2);
+    cluster.pass(ms(3250));
+    assert_eq!(cluster.lost(), [2]);
+}
+
+/// Its address was known and leads nowhere any more: every try ends with "network is unreachable".
+#[test]
+fn a_node_that_falls_silent_and_that_nobody_can_probe_is_lost_after_half_a_minute() {
+    let mut cluster = Cluster::new(0);
+    cluster.pass(ms(5000));
+    let mut world = cluster.world.borrow_mut();
+    world.off.insert(2);
+    world.without_address.insert(2);
+    drop(world);
+    cluster.pass(ms(29_000));
+    assert!(cluster.lost().is_empty());
+    cluster.pass(ms(2000));
+    assert_eq!(cluster.lost(), [2]);
+}
+
+#[test]
+fn a_machine_that_announced_its_stop_is_lost_as_soon_as_any_other_once_its_power_is_off() {
+    let mut cluster = Cluster::new(0);
+    cluster.pass(ms(5000));
+    cluster.vigils[0].announced(cluster.now, 2);
+    cluster.world.borrow_mut().off.insert(2);
+    cluster.pass(ms(2500));
+    assert!(cluster.lost().is_empty());
+    cluster.pass(ms(750));
+    assert_eq!(cluster.lost(), [2]);
 }
 
 /// A new leader would otherwise begin to try the old one's kernel at its election, a second too late.
