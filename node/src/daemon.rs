@@ -271,8 +271,14 @@ impl Node {
             members: members.clone(),
         };
 
-        let (watch, watchful, verdicts) =
-            Watch::new(store.clone(), endpoint.clone(), members.clone(), picture.clone(), gossip.members());
+        let (watch, watchful, verdicts) = Watch::new(
+            store.clone(),
+            endpoint.clone(),
+            members.clone(),
+            picture.clone(),
+            gossip.members(),
+            book.clone(),
+        );
         endpoint.serve(Arc::new(Dispatch {
             members: members.clone(),
             store: store.clone(),

@@ -2,19 +2,20 @@
 //!
 //! Nothing here decides: [`Vigil`] does, and the planner writes what it says.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use skein_api::scheduling::UNREACHABLE;
+use futures::future::join_all;
 use skein_control::judge::{self, Answer, Settings};
 use skein_control::node_health::Verdict;
+use skein_control::places::{self, Known, Place};
 use skein_control::probe::Probe;
 use skein_control::time::Instant;
 use skein_control::vigil::{
     Effect, Gossip, LEARN_EVERY, LEARN_LIMIT, Leadership, Message, PROBE_STEP, Sight, Vigil, Word,
 };
+use skein_net::address_book::AddressBook;
 use skein_net::endpoint::Endpoint;
 use skein_net::gossip;
 use skein_net::gossip::service::Members as Gossiped;
@@ -28,7 +29,7 @@ use tracing::{debug, info, warn};
 
 use crate::clock;
 use crate::gateway::Gateway;
-use crate::members::Members;
+use crate::members::{Members, Record};
 use crate::picture::Picture;
 use crate::prober;
 use crate::wire::{self, NodeWord, Report, Watchfulness};
@@ -103,6 +104,38 @@ struct Node {
     members: Members,
     picture: Picture,
     gossiped: watch::Receiver<Arc<Gossiped>>,
+    book: AddressBook,
+}
+
+impl Node {
+    /// Where the kernel of `node` may be tried.
+    fn places(&self, node: NodeId) -> Vec<Place> {
+        let gossiped = self.gossiped.borrow().clone();
+        let api_of = |member: &gossip::Member| member.metadata.as_ref()?.api_address;
+        let lives = |member: &&gossip::Member| member.state == gossip::State::Alive && member.node() != node;
+        let held =
+            |member| api_of(member).into_iter().flat_map(|api| places::held_by(api, member.addresses()));
+        let taken: BTreeSet<_> = gossiped.values().filter(lives).flat_map(held).collect();
+        let (record, view) = (self.members.get(node), self.picture.view());
+        let (name, joined) = record.map(|record| (record.name, record.addresses)).unwrap_or_default();
+        let known = Known {
+            gossiped: gossiped.get(&node).and_then(api_of),
+            seen: &self.book.addresses(node),
+            node: places::node_of(&view, &node.to_string(), &name).map(|node| &**node),
+            joined: &joined,
+        };
+        places::of(&known, &taken)
+    }
+
+    /// The names of the Node objects of all members.
+    fn names(&self) -> BTreeMap<NodeId, String> {
+        let view = self.picture.view();
+        let name = |(id, record): (NodeId, Record)| {
+            let node = places::node_of(&view, &id.to_string(), &record.name);
+            (id, node.and_then(|node| node.metadata.name.clone()).unwrap_or(record.name))
+        };
+        self.members.present().into_iter().map(name).collect()
+    }
 }
 
 impl Sight<NodeId> for Node {
@@ -120,8 +153,12 @@ impl Sight<NodeId> for Node {
 
     fn members(&self) -> Vec<(NodeId, bool)> {
         let view = self.picture.view();
+        let is_marked = |id: NodeId, name: &str| {
+            let node = places::node_of(&view, &id.to_string(), name);
+            node.is_some_and(|node| places::is_called_unreachable(node))
+        };
         let members = self.members.present().into_iter();
-        members.map(|(id, record)| (id, is_marked(&view, &record.name))).collect()
+        members.map(|(id, record)| (id, is_marked(id, &record.name))).collect()
     }
 
     fn gossip(&self, node: NodeId) -> Gossip {
@@ -144,11 +181,12 @@ impl Watch {
         members: Members,
         picture: Picture,
         gossiped: watch::Receiver<Arc<Gossiped>>,
+        book: AddressBook,
     ) -> (Watch, Inbox, watch::Receiver<Verdicts>) {
         let (sender, inbox) = mpsc::channel(INBOX_MAX);
         let (verdicts, seen) = watch::channel(Verdicts::default());
         let vigil = Vigil::new(endpoint.node(), Settings::default());
-        let node = Node { store, endpoint, members, picture, gossiped };
+        let node = Node { store, endpoint, members, picture, gossiped, book };
         let shown = Shown::default();
         let back = sender.downgrade();
         let watch = Watch { node, vigil, verdicts, shown: shown.clone(), inbox, back };
@@ -267,8 +305,8 @@ impl Watch {
 
     /// Tells the planner what the judge says now.
     fn publish(&self) {
-        let names = self.node.members.present();
-        let named = |(node, verdict)| Some((names.get(&node)?.name.clone(), verdict));
+        let names = self.node.names();
+        let named = |(node, verdict)| Some((names.get(&node)?.clone(), verdict));
         self.verdicts.send_replace(Arc::new(self.vigil.verdicts().filter_map(named).collect()));
     }
 
@@ -283,13 +321,20 @@ impl Watch {
         limit: Duration,
         then: impl FnOnce(std::io::Result<Option<Answer>>) -> Option<Input> + Send + 'static,
     ) {
-        let Some(api) = self.api_of(about) else { return };
+        let places = self.node.places(about);
+        if places.is_empty() {
+            return;
+        }
         let back = self.back.clone();
         tokio::spawn(async move {
-            if anew {
-                prober::ask_anew(api.ip()).await;
-            }
-            let tried = prober::try_once(api, limit).await;
+            let tries = places.iter().map(|place| async move {
+                if anew {
+                    prober::ask_anew(place.api.ip()).await;
+                }
+                let answer = prober::try_once(place.api, limit).await?;
+                std::io::Result::Ok(answer.map(|answer| place.means(answer)))
+            });
+            let tried = places::together(join_all(tries).await);
             if let (Some(input), Some(back)) = (then(tried), back.upgrade()) {
                 let _ = back.try_send(input);
             }
@@ -297,7 +342,8 @@ impl Watch {
     }
 
     fn try_gateway(&self, beside: NodeId, began: Instant, limit: Duration) {
-        let Some(gateway) = self.api_of(beside).and_then(|api| Gateway::beside(api.ip())) else { return };
+        let places = self.node.places(beside);
+        let Some(gateway) = places.iter().find_map(|place| Gateway::beside(place.api.ip())) else { return };
         let back = self.back.clone();
         tokio::spawn(async move {
             match (gateway.answers(limit).await, back.upgrade()) {
@@ -310,17 +356,6 @@ impl Watch {
             }
         });
     }
-
-    fn api_of(&self, node: NodeId) -> Option<SocketAddr> {
-        self.node.gossiped.borrow().get(&node)?.metadata.as_ref()?.api_address
-    }
-}
-
-/// Whether the log calls the node unreachable.
-fn is_marked(view: &skein_control::view::View, name: &str) -> bool {
-    let node = view.named::<k8s_openapi::api::core::v1::Node>("", name);
-    let taints = node.and_then(|node| node.spec.as_ref()).and_then(|spec| spec.taints.as_ref());
-    taints.is_some_and(|taints| taints.iter().any(|taint| taint.key == UNREACHABLE))
 }
 
 impl From<judge::Report> for Report {

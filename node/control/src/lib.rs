@@ -38,6 +38,7 @@ pub mod pressure;
 pub mod judge;
 pub mod node;
 pub mod own_link;
+pub mod places;
 pub mod probe;
 pub mod reachability;
 pub mod succession;

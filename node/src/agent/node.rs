@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use skein_api::write::{Change, Expect, Write};
 use skein_control::node::roster::as_member;
+use skein_control::places::NODE_ID;
 use skein_control::pressure::Pressures;
 use skein_net::endpoint::Endpoint;
 use skein_raft_store::log::Health;
@@ -132,7 +133,7 @@ impl Offer {
         for (label, value) in labels {
             node["metadata"]["labels"][label] = value.into();
         }
-        node["metadata"]["annotations"]["skein.dev/node-id"] = self.node_id.as_str().into();
+        node["metadata"]["annotations"][NODE_ID] = self.node_id.as_str().into();
         node["spec"]["podCIDR"] = self.subnet.as_str().into();
         node["spec"]["podCIDRs"] = json!([self.subnet]);
         node["status"]["capacity"] = self.capacity(100);
