@@ -1,10 +1,11 @@
 //! A node's share of the pods: their lives, the machine's effects, their status, and the Node object.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
+use futures::channel::oneshot;
 use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use openraft::AsyncRuntime;
@@ -13,6 +14,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use skein_api::write::{Change, Expect, Write};
+use skein_control::homecoming::{self, Homecoming};
 use skein_control::node::roster::as_member;
 use skein_control::pod::report::{Name, Report, Reports};
 use skein_control::pod::{ContainerState, Effect, Image, Input, PodLife, StartError};
@@ -38,8 +40,9 @@ struct Agent {
     site: Site,
     chance: StdRng,
     lives: BTreeMap<String, Life>,
-    /// Uids of what ran here before this start and has no life yet.
-    found: BTreeSet<String>,
+    homecoming: Homecoming<String>,
+    wake_at: Option<Instant>,
+    home: Option<oneshot::Sender<()>>,
     reports: UnboundedSender<(Name, Report)>,
     back: UnboundedSender<In>,
 }
@@ -50,45 +53,58 @@ enum In {
     Life(String, Input),
     /// The picture is complete.
     Settled,
+    /// Nothing is left of a pod that is not bound here any more.
+    Ended(String),
 }
 
 /// Runs the pods bound here until the process ends; what runs goes on.
 pub(crate) async fn run(site: Site, seed: u64) {
     let (reports, reported) = unbounded();
     drop(SimRt::spawn(write(site.clone(), reported)));
-    drop(SimRt::spawn(keep_node(site.clone())));
-    let mut settled = picture_is_settled(&site).await;
+    let (home, is_home) = oneshot::channel();
+    drop(SimRt::spawn(keep_node(site.clone(), is_home)));
+    let settled = picture_is_settled(&site).await;
     let (back, mut inbox) = unbounded();
     let mut agent = Agent {
         site: site.clone(),
         chance: StdRng::seed_from_u64(seed),
         lives: BTreeMap::new(),
-        found: site.world.machine(site.number, |machine| machine.uids()).into_iter().collect(),
+        homecoming: Homecoming::new(site.world.machine(site.number, |machine| machine.uids())),
+        wake_at: None,
+        home: Some(home),
         reports,
         back,
     };
-    if !settled {
+    if settled {
+        agent.settled();
+    } else {
         site.world.count("starts without a quorum");
         drop(SimRt::spawn(settle(site.clone(), agent.back.clone())));
     }
     let mut moves = site.picture.moves();
     let mut looked_at = None;
     loop {
-        let revision = (settled, site.picture.revision());
-        if looked_at != Some(revision) {
-            looked_at = Some(revision);
-            agent.look(settled);
+        let seen = (agent.homecoming.is_home(), site.picture.revision());
+        if looked_at != Some(seen) {
+            looked_at = Some(seen);
+            agent.look();
         }
         let idle = site.clock.boot().after(SETTLE_MAX);
-        let wake = agent.lives.values().filter_map(|life| life.wake_at).min().unwrap_or(idle);
+        let wakes = agent.lives.values().filter_map(|life| life.wake_at).chain(agent.wake_at);
+        let wake = wakes.min().unwrap_or(idle);
         let input = SimRt::select2(inbox.next(), moves.next());
         match SimRt::timeout_at(site.clock.moment(wake), input).await {
-            Ok(Select2::First(Some(In::Settled))) => settled = true,
+            Ok(Select2::First(Some(In::Settled))) => agent.settled(),
+            Ok(Select2::First(Some(In::Ended(uid)))) => agent.come_home(homecoming::Input::Ended(uid)),
             Ok(Select2::First(Some(In::Life(uid, input)))) => agent.handle(&uid, input),
             Ok(Select2::First(None)) => return,
             Ok(Select2::Second(())) | Err(_) => {}
         }
         let now = site.clock.boot();
+        if agent.wake_at.is_some_and(|at| at <= now) {
+            agent.wake_at = None;
+            agent.come_home(homecoming::Input::Woken);
+        }
         let is_due = |life: &Life| life.wake_at.is_some_and(|at| at <= now);
         let due: Vec<String> =
             agent.lives.iter().filter(|(_, life)| is_due(life)).map(|(uid, _)| uid.clone()).collect();
@@ -127,20 +143,55 @@ fn has_log(site: &Site) -> bool {
 }
 
 impl Agent {
-    /// Tells every life what the map says, and once the picture is `settled` removes what runs here and is
-    /// bound elsewhere.
-    fn look(&mut self, settled: bool) {
-        let view = self.site.picture.view();
-        let mut bound: BTreeMap<String, Arc<Pod>> = BTreeMap::new();
-        for (_, pod) in view.pods_on(&node_name(self.site.number)) {
-            bound.extend(pod.metadata.uid.clone().map(|uid| (uid, pod.clone())));
+    fn bound_here(&self) -> BTreeMap<String, Arc<Pod>> {
+        let (view, name) = (self.site.picture.view(), node_name(self.site.number));
+        let pods = view.pods_on(&name);
+        pods.filter_map(|(_, pod)| Some((pod.metadata.uid.clone()?, pod.clone()))).collect()
+    }
+
+    fn settled(&mut self) {
+        let bound = self.bound_here().into_keys().collect();
+        self.come_home(homecoming::Input::Settled(bound));
+    }
+
+    fn come_home(&mut self, input: homecoming::Input<String>) {
+        let mut effects = Vec::new();
+        self.homecoming.handle(self.site.clock.boot(), input, &mut effects);
+        for effect in effects {
+            match effect {
+                // One that went on without a quorum has a life, which hears that it is not bound here.
+                homecoming::Effect::End(uid) if self.lives.contains_key(&uid) => {}
+                homecoming::Effect::End(uid) => {
+                    self.site.world.count("strays removed");
+                    let (site, back) = (self.site.clone(), self.back.clone());
+                    let time = Duration::from_millis(self.chance.random_range(5..50));
+                    drop(SimRt::spawn(async move {
+                        SimRt::sleep(time).await;
+                        site.world.remove_sandbox(site.number, &uid);
+                        // The agent ends with this process.
+                        let _ = back.unbounded_send(In::Ended(uid));
+                    }));
+                }
+                homecoming::Effect::WakeAt(at) => self.wake_at = Some(at),
+                homecoming::Effect::Home { left } => {
+                    if !left.is_empty() {
+                        self.site.world.count("strays left");
+                    }
+                    self.wake_at = None;
+                    // Nobody waits for it in a node that has just ended.
+                    let _ = self.home.take().map(|home| home.send(()));
+                }
+            }
         }
-        if !settled && !has_log(&self.site) {
-            bound.retain(|uid, _| self.lives.contains_key(uid) || self.found.contains(uid));
-        }
+    }
+
+    /// Tells every life what the map says.
+    fn look(&mut self) {
+        let mut bound = self.bound_here();
+        let has_log = self.homecoming.is_home() || has_log(&self.site);
+        bound.retain(|uid, _| self.lives.contains_key(uid) || self.homecoming.may_begin(uid, has_log));
         for (uid, pod) in &bound {
             if !self.lives.contains_key(uid) {
-                self.found.remove(uid);
                 let found = self.site.world.machine(self.site.number, |machine| machine.found(uid));
                 self.site.world.count(if found.is_some() { "pods adopted" } else { "pods new" });
                 let (ips, now) = (vec!["192.0.2.1".to_owned()], self.site.clock.now());
@@ -156,10 +207,6 @@ impl Agent {
             self.lives.keys().filter(|uid| !bound.contains_key(*uid)).cloned().collect();
         for uid in unbound {
             self.handle(&uid, Input::Desired(None));
-        }
-        for uid in if settled { std::mem::take(&mut self.found) } else { BTreeSet::new() } {
-            self.site.world.count("strays removed");
-            self.site.world.remove_sandbox(self.site.number, &uid);
         }
     }
 
@@ -225,6 +272,8 @@ impl Agent {
                     self.report(uid, Report::Delete);
                 }
                 self.lives.remove(uid);
+                // The agent is alive: this is a part of it.
+                let _ = self.back.unbounded_send(In::Ended(uid.to_owned()));
             }
             Effect::WakeAt(at) => {
                 if let Some(life) = self.lives.get_mut(uid) {
@@ -295,8 +344,11 @@ async fn write(site: Site, mut inbox: UnboundedReceiver<(Name, Report)>) {
     }
 }
 
-/// Keeps this machine's Node object: there, and Ready unless the judge says otherwise.
-async fn keep_node(site: Site) {
+/// Keeps this machine's Node object: there, and Ready unless the judge says otherwise, once the node is home.
+async fn keep_node(site: Site, is_home: oneshot::Receiver<()>) {
+    if is_home.await.is_err() {
+        return;
+    }
     let name = node_name(site.number);
     let key = format!("core/nodes//{name}");
     let mut moves = site.picture.moves();

@@ -31,6 +31,7 @@ mod meta;
 
 // A pod on its node.
 pub mod container;
+pub mod homecoming;
 pub mod pod;
 pub mod pressure;
 

@@ -19,6 +19,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use skein_control::event::Notice;
+use skein_control::homecoming::{self, Homecoming};
 use skein_control::pressure::Pressures;
 use skein_net::endpoint::Endpoint;
 use skein_net::gossip::service::Members as Gossiped;
@@ -26,12 +29,13 @@ use skein_net::interfaces::Interfaces;
 use skein_podnet::{Network, Peer};
 use skein_raft_store::log::Health;
 use skein_raft_store::{Handle, TokioRuntime};
-use skein_runtime::{Engine, PodUid};
+use skein_runtime::{Engine, PodUid, Sandbox};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::clock;
 use crate::members::Members;
 use crate::picture::Picture;
 
@@ -39,6 +43,8 @@ pub(crate) use images::ClusterImages;
 pub(crate) use logs::Logs;
 pub(crate) use node::Offer;
 
+/// Between tries to end a pod that is not bound here any more.
+const RETRY: Duration = Duration::from_secs(1);
 /// How long the picture may lag behind the map at start before what is not bound here is stopped: a
 /// rebooted node must not kill pods it merely has not read about yet.
 const SETTLE_MAX: Duration = Duration::from_secs(30);
@@ -91,7 +97,9 @@ impl Agent {
         };
         tasks.spawn(events::write(self.store.clone(), notices, stopping.clone()));
         tasks.spawn(status::write(self.store.clone(), self.picture.clone(), reports, stopping.clone()));
+        let (home, is_home) = watch::channel(false);
         tasks.spawn(node::keep(
+            is_home,
             self.store.clone(),
             self.picture.clone(),
             self.endpoint.clone(),
@@ -111,7 +119,7 @@ impl Agent {
             settled = picture_is_settled(&self.store, &self.picture) => settled,
             () = stopping.cancelled() => return tasks_end(tasks).await,
         };
-        pods(tools, &self.store, settled, &stopping).await;
+        pods(tools, &self.store, settled, home, &stopping).await;
         tasks_end(tasks).await;
     }
 }
@@ -147,17 +155,22 @@ fn has_log(store: &Handle<TokioRuntime>) -> bool {
     metrics.has_log(metrics.voter)
 }
 
-/// One task for each pod bound here or found here. Until the picture is `settled` nothing that runs is
-/// removed for not being in it: pods go on without a quorum. A node without a log may have an old picture
-/// then, and starts nothing by it either.
-async fn pods(tools: Tools, store: &Handle<TokioRuntime>, settled: bool, stopping: &CancellationToken) {
+/// One task for each pod bound here or found here. What [`Homecoming`] decides about those found comes first; when it
+/// is over, `home` says so.
+async fn pods(
+    tools: Tools,
+    store: &Handle<TokioRuntime>,
+    settled: bool,
+    home: watch::Sender<bool>,
+    stopping: &CancellationToken,
+) {
     let mut settled = settled;
     let mut settling = Box::pin(settle(store.clone(), tools.picture.clone()));
     if !settled {
         warn!("without a quorum: what runs goes on, and nothing is removed until there is one");
     }
     let mut exits = tools.engine.exits();
-    let mut found = match tools.engine.list().await {
+    let mut found: BTreeMap<PodUid, Sandbox> = match tools.engine.list().await {
         Ok(found) => found.into_iter().map(|sandbox| (sandbox.spec.pod.clone(), sandbox)).collect(),
         Err(error) => {
             warn!(%error, "could not find what runs on this machine");
@@ -165,8 +178,11 @@ async fn pods(tools: Tools, store: &Handle<TokioRuntime>, settled: bool, stoppin
         }
     };
     if !found.is_empty() {
-        info!(count = found.len(), "adopts what runs");
+        info!(count = found.len(), "found what runs");
     }
+    let mut homecoming = Homecoming::new(found.keys().cloned());
+    let mut input = settled.then(|| homecoming::Input::Settled(bound_here(&tools).into_keys().collect()));
+    let (mut effects, mut wake_at) = (Vec::new(), None);
     let live: BTreeSet<String> = found.keys().map(|uid| uid.as_str().to_owned()).collect();
     let network = tools.network.clone();
     let retained =
@@ -179,10 +195,35 @@ async fn pods(tools: Tools, store: &Handle<TokioRuntime>, settled: bool, stoppin
     let (gone, mut ended) = mpsc::unbounded_channel::<PodUid>();
     let mut revisions = tools.picture.revisions();
     loop {
-        let mut bound = bound_here(&tools);
-        if !settled && !has_log(store) {
-            bound.retain(|uid, _| running.contains_key(uid) || found.contains_key(uid));
+        if let Some(input) = input.take() {
+            homecoming.handle(clock::boot(), input, &mut effects);
         }
+        for effect in effects.drain(..) {
+            match effect {
+                homecoming::Effect::End(uid) => {
+                    // One that went on without a quorum has a worker, which hears below that it is not bound here.
+                    if let Some(sandbox) = found.remove(&uid) {
+                        tell_end(&tools, &sandbox);
+                        let (tools, gone, stopping) = (tools.clone(), gone.clone(), stopping.clone());
+                        tasks.spawn(async move {
+                            remove_stray(&tools, &uid, &stopping).await;
+                            let _ = gone.send(uid);
+                        });
+                    }
+                }
+                homecoming::Effect::WakeAt(at) => wake_at = Some(at),
+                homecoming::Effect::Home { left } => {
+                    for uid in left {
+                        warn!(%uid, "a pod that was replaced elsewhere does not end; this node goes on without waiting for it");
+                    }
+                    wake_at = None;
+                    home.send_replace(true);
+                }
+            }
+        }
+        let mut bound = bound_here(&tools);
+        let has_log = homecoming.is_home() || has_log(store);
+        bound.retain(|uid, _| running.contains_key(uid) || homecoming.may_begin(uid, has_log));
         for (uid, pod) in &bound {
             let sender = running.entry(uid.clone()).or_insert_with(|| {
                 let worker = pod::Worker::new(uid.clone(), pod.clone(), found.remove(uid), tools.clone());
@@ -200,18 +241,21 @@ async fn pods(tools: Tools, store: &Handle<TokioRuntime>, settled: bool, stoppin
             tracing::debug!(%uid, "no longer bound here");
             let _ = sender.send(pod::Message::Desired(None));
         }
-        // What runs here and is bound to no node, or to another one, runs nowhere else under this uid:
-        // it was replaced while this node was away.
-        for (uid, _) in if settled { std::mem::take(&mut found) } else { BTreeMap::new() } {
-            info!(%uid, "removes a pod that is not bound here any more");
-            let tools = tools.clone();
-            tasks.spawn(async move { remove_stray(&tools, &uid).await });
-        }
         tokio::select! {
             () = stopping.cancelled() => break,
-            () = &mut settling, if !settled => settled = true,
+            () = &mut settling, if !settled => {
+                settled = true;
+                input = Some(homecoming::Input::Settled(bound_here(&tools).into_keys().collect()));
+            }
+            () = clock::sleep_until(wake_at) => {
+                wake_at = None;
+                input = Some(homecoming::Input::Woken);
+            }
             _ = revisions.changed() => {}
-            Some(uid) = ended.recv() => drop(running.remove(&uid)),
+            Some(uid) = ended.recv() => {
+                running.remove(&uid);
+                input = Some(homecoming::Input::Ended(uid));
+            }
             Some((id, exit)) = exits.next() => {
                 if let Some(sender) = running.get(&id.pod) {
                     let _ = sender.send(pod::Message::Exited(id, exit));
@@ -237,9 +281,30 @@ fn bound_here(tools: &Tools) -> BTreeMap<PodUid, Arc<Pod>> {
     pods.collect()
 }
 
-async fn remove_stray(tools: &Tools, uid: &PodUid) {
-    if let Err(error) = tools.engine.remove_sandbox(uid).await {
-        warn!(%uid, error = %crate::report::Chain(&error), "could not remove a pod");
+/// Says that a pod ends here: the one that took its place runs elsewhere, and nobody asked for this end.
+fn tell_end(tools: &Tools, sandbox: &Sandbox) {
+    let spec = &sandbox.spec;
+    info!(uid = %spec.pod, namespace = spec.namespace, name = spec.name, "ends a pod that is not bound here any more");
+    let metadata = ObjectMeta {
+        namespace: Some(spec.namespace.clone()),
+        name: Some(spec.name.clone()),
+        uid: Some(spec.pod.to_string()),
+        ..ObjectMeta::default()
+    };
+    let message = "Stopping what is left of a pod that was replaced or deleted while its node was away";
+    let mut notice = Notice::about::<Pod>(&metadata, "kubelet", "Killing", message);
+    notice.host = Some(tools.node.to_string());
+    tools.events.tell(notice);
+}
+
+/// Ends a pod of which nothing is to be left, and tries until that is so.
+async fn remove_stray(tools: &Tools, uid: &PodUid, stopping: &CancellationToken) {
+    while let Err(error) = tools.engine.remove_sandbox(uid).await {
+        warn!(%uid, error = %crate::report::Chain(&error), "could not end a pod, trying on");
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = tokio::time::sleep(RETRY) => {}
+        }
     }
     let (network, pod) = (tools.network.clone(), uid.as_str().to_owned());
     let detached =

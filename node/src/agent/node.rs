@@ -43,8 +43,13 @@ pub(crate) struct Offer {
     pub(crate) disk_kib: u64,
 }
 
-/// Keeps the Node object until `stopping`.
+/// Keeps the Node object until `stopping`, from when this node `is_home`: before that it has pods that run elsewhere.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what a Node object says comes from many places, and nobody else calls it"
+)]
 pub(crate) async fn keep(
+    mut is_home: watch::Receiver<bool>,
     store: Handle<TokioRuntime>,
     picture: Picture,
     endpoint: Endpoint,
@@ -59,6 +64,10 @@ pub(crate) async fn keep(
     let member = Record::key(endpoint.node());
     let mut revisions = picture.revisions();
     let mut said_ready = false;
+    tokio::select! {
+        () = stopping.cancelled() => return,
+        is_home = is_home.wait_for(|is_home| *is_home) => if is_home.is_err() { return },
+    }
     loop {
         let state = store.state();
         let object = state.get(&key);
