@@ -22,8 +22,12 @@ pub(crate) const TESTS: Tests = tests![
     a_paused_machine_that_has_forgotten_its_neighbours_keeps_its_pods,
     a_starved_machine_on_a_bad_link_keeps_its_pods,
     a_cluster_wakes_up_in_any_order,
+    a_machine_that_stays_off_after_everything_was_off_is_replaced,
+    a_machine_that_is_switched_off_while_it_stops_is_replaced_as_fast,
+    a_daemon_that_comes_back_ends_what_runs_elsewhere_before_its_node_is_ready,
     of_two_nodes_the_one_without_power_is_replaced_if_the_gateway_answers,
     of_two_nodes_the_one_whose_own_cable_is_out_leaves_the_other_alone,
+    of_two_nodes_the_one_that_stays_off_after_both_were_off_is_replaced,
 ];
 
 pub(crate) const NODES: [&str; 3] = ["one", "two", "three"];
@@ -294,6 +298,66 @@ fn a_cluster_wakes_up_in_any_order() {
     running(&house);
 }
 
+/// Gossip has never heard of it since: it is tried where the others remember it.
+fn a_machine_that_stays_off_after_everything_was_off_is_replaced() {
+    let mut house = with_pods();
+    for name in NODES {
+        house.cluster.lab().power_off(name).expect("the machine is ours");
+    }
+    for name in ["one", "two"] {
+        house.cluster.power_back(name).expect("the machine starts");
+    }
+    house.until("replacements", || all_run_off(&house, "one", "three").then_some(()));
+    let logs = house.logs();
+    assert!(logs.contains("cause=NoAnswer"), "it could be probed\n{logs}");
+    house.cluster.power_back("three").expect("the machine starts");
+    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until("no pod too many", || (lives(&house, "three").len() == REPLICAS as usize).then_some(()));
+}
+
+/// It said that it restarts, which would give it half a minute if it still answered.
+fn a_machine_that_is_switched_off_while_it_stops_is_replaced_as_fast() {
+    let mut house = with_pods();
+    let leader = leader(&house);
+    let victim = worker(&leader);
+    house.cluster.lab().machine_mut(victim).daemon().expect("it runs").signal(Signal::SIGTERM);
+    house.until("its end", || {
+        let log = std::fs::read_to_string(house.lab().machine(victim).log()).unwrap_or_default();
+        log.contains("stopping").then_some(())
+    });
+    let failover = wait(house.cluster.power_cut(victim, "web", REPLICAS));
+    let failover = failover.unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    assert!(failover.noticed < Duration::from_secs(20), "{failover:?}\n{}", house.logs());
+}
+
+fn a_daemon_that_comes_back_ends_what_runs_elsewhere_before_its_node_is_ready() {
+    let mut house = with_pods();
+    let leader = leader(&house);
+    let victim = worker(&leader);
+    let before = lives(&house, &leader);
+    house.cluster.lab().machine_mut(victim).kill_daemon();
+    house.until("replacements", || all_run_off(&house, &leader, victim).then_some(()));
+    let log = house.lab().machine(victim).log();
+    let length = std::fs::read_to_string(&log).expect("it wrote one").len();
+    house.cluster.up(victim).expect("the daemon starts");
+    wait(house.cluster.until_caught_up(victim)).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    let log = std::fs::read_to_string(&log).expect("it wrote one").split_off(length);
+    let ready = log.find("ready node=").unwrap_or_else(|| panic!("it never said that it is ready\n{log}"));
+    let ends: Vec<usize> =
+        log.match_indices("ends a pod that is not bound here any more").map(|(at, _)| at).collect();
+    let here = before.values().filter(|life| life.node == victim).count();
+    assert_eq!(ends.len(), here, "{log}");
+    assert!(ends.iter().all(|at| *at < ready), "{log}");
+    house.until("an Event of each", || {
+        let events = house.get(&leader, "/api/v1/namespaces/default/events");
+        let is_end = |event: &&Value| {
+            event["reason"] == "Killing"
+                && event["message"].as_str().is_some_and(|text| text.contains("while its node was away"))
+        };
+        (events["items"].as_array()?.iter().filter(is_end).count() == here).then_some(())
+    });
+}
+
 /// One of three: whoever looks sees its map and is warned; whoever writes is told at once that nothing happened.
 fn alone_it_shows_what_it_knew(house: &House, config: &str) {
     let user = User::with(house, Path::new("kubectl"), "three", "default", config);
@@ -343,4 +407,19 @@ fn of_two_nodes_the_one_whose_own_cable_is_out_leaves_the_other_alone() {
     house.cluster.lab().plug("one", true).expect("the cable is ours");
     wait(house.cluster.until_caught_up("two")).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
     nothing_moves(&house, "two", &before, Duration::from_secs(3));
+}
+
+/// The one that is left votes alone and leads at once; the gateway proves that its own link works.
+fn of_two_nodes_the_one_that_stays_off_after_both_were_off_is_replaced() {
+    let mut house = two_with_a_gateway();
+    for name in ["one", "two"] {
+        house.cluster.lab().power_off(name).expect("the machine is ours");
+    }
+    house.cluster.power_back("one").expect("the machine starts");
+    house.until("replacements", || all_run_off(&house, "one", "two").then_some(()));
+    let log = std::fs::read_to_string(house.lab().machine("one").log()).unwrap_or_default();
+    let lost = log.lines().find(|line| line.contains("a node is lost")).unwrap_or_default();
+    let silent_ms =
+        lost.split("silent_ms=").nth(1).and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+    assert!(silent_ms.is_some_and(|ms: u64| ms < 20_000), "{lost}\n{log}");
 }
