@@ -49,6 +49,8 @@ use crate::wire::{self, Answer, Ask};
 
 /// All pods of the cluster. A /24 of it for each node.
 pub(crate) const POD_NETWORK: &str = "10.42.0.0/16";
+/// All Services of the cluster.
+pub(crate) const SERVICE_NETWORK: &str = "10.43.0.0/16";
 /// The address of Service `default/kubernetes`: the first of the Services' range.
 const KUBERNETES_IP: &str = "10.43.0.1";
 /// How long a stopping node may take to hand over its leadership and to end its requests.
@@ -355,6 +357,7 @@ impl Node {
             share: config.share.max(1),
             disk_kib: disk::capacity_kib(home.dir()),
         };
+        let (troubles, troubled) = tokio::sync::watch::channel(Vec::new());
         let network_config = skein_podnet::Config {
             dir: home.part("network")?,
             tag: me.short(),
@@ -376,6 +379,9 @@ impl Node {
             offer,
             disk,
             pressures,
+            tag: me.short(),
+            subnet: record.subnet,
+            troubles,
         };
         tasks.spawn(agent.run(stopping.clone()));
 
@@ -447,6 +453,7 @@ impl Node {
                 gossip: gossip.clone(),
                 members: members.clone(),
                 is_advertised: !config.advertise.is_empty(),
+                troubles: troubled,
             },
             membership: membership.clone(),
             server,

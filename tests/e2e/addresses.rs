@@ -17,7 +17,7 @@ pub(crate) const TESTS: Tests = tests![
 ];
 
 /// Runs words of `ip` on the machine, a line each.
-fn ip(house: &House, name: &str, lines: &str) {
+pub(crate) fn ip(house: &House, name: &str, lines: &str) {
     for line in lines.lines() {
         let words = line.split_whitespace();
         let said = said(house.lab().machine(name).command("ip").args(words).output());
@@ -45,13 +45,13 @@ fn internal_ips(house: &House, through: &str, name: &str) -> Vec<String> {
 }
 
 /// The complaints of a node about its network.
-fn network(house: &House, name: &str) -> Vec<String> {
+pub(crate) fn network(house: &House, name: &str) -> Vec<String> {
     let status = wait(house.cluster.status(name)).unwrap_or_default();
     let said = status["network"].as_array().into_iter().flatten();
     said.filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
-fn founded(house: &mut House, name: &str, words: &[&str]) {
+pub(crate) fn founded(house: &mut House, name: &str, words: &[&str]) {
     up(house, name, &[&["up", "--new-cluster"], words].concat());
     house.until("the first node", || (house.skein(name, &["status"]).code == 0).then_some(()));
 }

@@ -285,6 +285,8 @@ pub(crate) fn can(test: &str) -> bool {
         test if test.contains("memory_limit") => limits,
         test if test.contains("starved") => limits && present("nft"),
         test if test.contains("cut_off") || test.contains("but_names") => present("nft"),
+        test if test.contains("iptables_legacy") => limits && present("iptables-legacy"),
+        test if test.contains("firewall") => present("nft"),
         test if test.contains("registry") => present("docker-registry") && present("skopeo"),
         test if test.contains("image") || test.contains("archive") => present("busybox"),
         _ => true,

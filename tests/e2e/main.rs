@@ -15,6 +15,7 @@ mod hooks;
 mod house;
 mod images;
 mod kubectl;
+mod neighbours;
 mod pods;
 mod user;
 mod watching;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         failover::TESTS,
         finding::TESTS,
         addresses::TESTS,
+        neighbours::TESTS,
         disk::TESTS,
         follow::TESTS,
         watching::TESTS,

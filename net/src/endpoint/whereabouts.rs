@@ -112,7 +112,7 @@ impl Whereabouts {
 /// Keeps what the endpoint says of its addresses and links true, until it ends.
 pub(super) async fn follow(endpoint: Endpoint) {
     let whereabouts = &endpoint.0.whereabouts;
-    let mut changes = Changes::open();
+    let mut changes = Changes::of_interfaces();
     if let Err(error) = &changes {
         tracing::debug!(%error, "the kernel does not tell when addresses change; looking now and then");
     }

@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use futures::FutureExt as _;
+use futures::{FutureExt as _, future::select_all};
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
@@ -16,12 +16,19 @@ use netlink_packet_route::{
     link::{InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
-use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, Socket, TokioSocket, protocols::NETLINK_ROUTE};
+use netlink_sys::{
+    AsyncSocket as _, AsyncSocketExt as _, Socket, TokioSocket,
+    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+};
 
 use super::{Address, Interface, Interfaces, Kind, Route};
 
 /// Routes of one family that are read. A router may have a million; the default ones come first.
 pub const ROUTES_MAX: usize = 4096;
+/// RTNLGRP_IPV4_NETCONF: `net.ipv4.ip_forward` and the like.
+const SWITCHES_GROUP: u32 = 24;
+/// NFNLGRP_NFTABLES.
+const RULES_GROUP: u32 = 7;
 /// The table that repeats the machine's own addresses.
 const LOCAL_TABLE: u32 = 255;
 
@@ -225,11 +232,11 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
 }
 
 /// The kernel's word that something changed; what, is looked up afterwards.
-pub struct Changes(TokioSocket);
+pub struct Changes(Vec<TokioSocket>);
 
 impl Changes {
     /// Of interfaces, addresses and routes. Needs a tokio runtime.
-    pub fn open() -> io::Result<Changes> {
+    pub fn of_interfaces() -> io::Result<Changes> {
         let groups = libc::RTMGRP_LINK
             | libc::RTMGRP_IPV4_IFADDR
             | libc::RTMGRP_IPV6_IFADDR
@@ -237,21 +244,45 @@ impl Changes {
             | libc::RTMGRP_IPV6_ROUTE;
         let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
         socket.socket_mut().bind(&netlink_sys::SocketAddr::new(0, groups.unsigned_abs()))?;
-        Ok(Changes(socket))
+        Ok(Changes(vec![socket]))
+    }
+
+    /// Of what lets packets pass from one interface to another: the switches, and rules of nftables, as
+    /// `iptables` sets them too. Rules of `iptables-legacy` change without a word. Needs a tokio runtime.
+    ///
+    /// Errors: neither can be heard of.
+    pub fn of_forwarding() -> io::Result<Changes> {
+        let member = |protocol, group| {
+            let mut socket = TokioSocket::new(protocol)?;
+            socket.socket_mut().bind_auto()?;
+            socket.socket_mut().add_membership(group)?;
+            Ok(socket)
+        };
+        let switches = member(NETLINK_ROUTE, SWITCHES_GROUP);
+        match (switches, member(NETLINK_NETFILTER, RULES_GROUP)) {
+            (Ok(switches), Ok(rules)) => Ok(Changes(vec![switches, rules])),
+            (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(Changes(vec![one])),
+            (Err(error), Err(_)) => Err(error),
+        }
     }
 
     /// Waits for the next one; all that were told by then count as one.
     pub async fn next(&mut self) {
-        // An error means that the kernel had more to tell than it could keep: a change all the same.
-        let mut told = Vec::with_capacity(8192);
-        let _ = self.0.recv(&mut told).await;
-        for _ in 0..1024 {
-            told.clear();
-            if self.0.recv(&mut told).now_or_never().is_none() {
-                break;
+        let first = self.0.iter_mut().map(|socket| Box::pin(hear(socket)));
+        select_all(first).await;
+        for socket in &mut self.0 {
+            for _ in 0..1024 {
+                if hear(socket).now_or_never().is_none() {
+                    break;
+                }
             }
         }
     }
+}
+
+/// Waits for one message. An error means that the kernel had more to tell than it could keep: a change all the same.
+async fn hear(socket: &mut TokioSocket) {
+    let _ = socket.recv(&mut Vec::with_capacity(8192)).await;
 }
 
 #[cfg(test)]

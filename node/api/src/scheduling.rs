@@ -18,6 +18,8 @@ pub const DISK_PRESSURE: &str = "node.kubernetes.io/disk-pressure";
 pub const MEMORY_PRESSURE: &str = "node.kubernetes.io/memory-pressure";
 /// The taint of a node that can take few processes more.
 pub const PID_PRESSURE: &str = "node.kubernetes.io/pid-pressure";
+/// The taint of a node whose pods reach nobody.
+pub const NETWORK_UNAVAILABLE: &str = "node.kubernetes.io/network-unavailable";
 
 /// Whether the toleration accepts the taint. For how long is another question.
 pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {

@@ -33,6 +33,7 @@ mod meta;
 pub mod container;
 pub mod homecoming;
 pub mod pod;
+pub mod pod_network;
 pub mod pressure;
 
 // Who is there, and who votes.

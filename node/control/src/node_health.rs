@@ -5,7 +5,8 @@ use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, PodCondition, PodStat
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use skein_api::pod::RESCHEDULE_ANNOTATION;
 use skein_api::scheduling::{
-    DISK_PRESSURE, MEMORY_PRESSURE, PID_PRESSURE, UNREACHABLE, UNSCHEDULABLE, toleration_seconds,
+    DISK_PRESSURE, MEMORY_PRESSURE, NETWORK_UNAVAILABLE, PID_PRESSURE, UNREACHABLE, UNSCHEDULABLE,
+    toleration_seconds,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,8 +29,12 @@ pub enum Verdict {
 
 const WHO: &str = "node-controller";
 /// Conditions that keep new pods away, and the taint that says so.
-const PRESSURES: [(&str, &str); 3] =
-    [("MemoryPressure", MEMORY_PRESSURE), ("DiskPressure", DISK_PRESSURE), ("PIDPressure", PID_PRESSURE)];
+const PRESSURES: [(&str, &str); 4] = [
+    ("MemoryPressure", MEMORY_PRESSURE),
+    ("DiskPressure", DISK_PRESSURE),
+    ("PIDPressure", PID_PRESSURE),
+    ("NetworkUnavailable", NETWORK_UNAVAILABLE),
+];
 
 /// Marks nodes by their verdict. What is marked in the map stays to be emptied, whoever leads by then.
 pub(crate) fn mark(draft: &mut Draft<'_>, verdicts: &BTreeMap<String, Verdict>) {

@@ -1,9 +1,9 @@
 //! The veth pair of one pod.
 
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::Path;
 
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
@@ -29,26 +29,25 @@ const HOST_MAC: [u8; 6] = [0x0a, 0x58, 0xa9, 0xfe, 0x01, 0x01];
 /// In a network namespace that was just made, `lo` is 1 and the first device is 2.
 const POD_INDEX: u32 = 2;
 
-/// Gives the network namespace at `netns` an `eth0` with `address` and a default route, its other end
+/// Gives the network namespace `netns` an `eth0` with `address` and a default route, its other end
 /// as `host_end` in the caller's namespace, and routes `address` there. A leftover `host_end` goes first.
 ///
 /// The peer is created inside the pod's namespace: moving a device there later waits for two RCU grace
 /// periods and queues behind every other move on the machine.
 pub(crate) fn attach(
     netlink: &mut Netlink,
-    netns: &Path,
+    netns: &File,
     host_end: &str,
     address: Ipv4Addr,
 ) -> io::Result<()> {
     detach(netlink, host_end)?;
-    let namespace = std::fs::File::open(netns)?;
 
     let mut peer = LinkMessage::default();
     peer.header.index = POD_INDEX;
     peer.attributes = vec![
         LinkAttribute::IfName("eth0".into()),
         LinkAttribute::Mtu(MTU),
-        LinkAttribute::NetNsFd(namespace.as_raw_fd()),
+        LinkAttribute::NetNsFd(netns.as_raw_fd()),
     ];
     let mut pair = LinkMessage::default();
     pair.header.flags = LinkFlags::Up;
@@ -64,7 +63,7 @@ pub(crate) fn attach(
     ];
     netlink.batch(vec![(RouteNetlinkMessage::NewLink(pair), Mode::Create)])?;
 
-    let mut inside = in_namespace(&namespace, Netlink::open)?;
+    let mut inside = in_namespace(netns, Netlink::open)?;
     inside.batch(vec![
         (up(POD_INDEX), Mode::Plain),
         (address_of(POD_INDEX, address, 32), Mode::Replace),
@@ -73,7 +72,27 @@ pub(crate) fn attach(
         (default_route(), Mode::Replace),
     ])?;
     let index = index_of(netlink, host_end)?.ok_or(io::ErrorKind::NotFound)?;
-    netlink.batch(vec![(host_route(address, index), Mode::Replace)])
+    if !has_ipv4(netlink)? {
+        // Without an address of its own this machine could not talk to its pods: it is their gateway then.
+        netlink.batch(vec![(address_of(index, GATEWAY, 32), Mode::Create)])?;
+    }
+    netlink.batch(vec![(host_route(address, index), Mode::Create)])
+}
+
+/// Whether this machine has an IPv4 address that others could answer to. The gateway's is none.
+fn has_ipv4(netlink: &mut Netlink) -> io::Result<bool> {
+    let mut all = AddressMessage::default();
+    all.header.family = AddressFamily::Inet;
+    let addresses = netlink.dump(RouteNetlinkMessage::GetAddress(all))?;
+    Ok(addresses.into_iter().any(|message| match message {
+        RouteNetlinkMessage::NewAddress(address) => {
+            address.attributes.iter().any(|attribute| match attribute {
+                AddressAttribute::Local(IpAddr::V4(ip)) => !ip.is_loopback() && *ip != GATEWAY,
+                _ => false,
+            })
+        }
+        _ => false,
+    }))
 }
 
 /// Deletes `host_end` and with it the pod's end and the route; nothing to do if it is not there.
@@ -90,20 +109,36 @@ pub(crate) fn detach(netlink: &mut Netlink, host_end: &str) -> io::Result<()> {
 
 /// Every link of the caller's namespace by name.
 pub(crate) fn names(netlink: &mut Netlink) -> io::Result<Vec<(String, u32)>> {
-    let links = netlink.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-    Ok(links
-        .into_iter()
-        .filter_map(|message| match message {
-            RouteNetlinkMessage::NewLink(link) => {
-                let index = link.header.index;
-                link.attributes.into_iter().find_map(|attribute| match attribute {
-                    LinkAttribute::IfName(name) => Some((name, index)),
-                    _ => None,
-                })
-            }
-            _ => None,
+    Ok(links(netlink)?.into_iter().filter_map(name_of).collect())
+}
+
+/// Every link of the caller's namespace that is one end of a pair, by name.
+pub(crate) fn pairs(netlink: &mut Netlink) -> io::Result<Vec<String>> {
+    let is_pair = |link: &LinkMessage| {
+        link.attributes.iter().any(|attribute| match attribute {
+            LinkAttribute::LinkInfo(about) => about.contains(&LinkInfo::Kind(InfoKind::Veth)),
+            _ => false,
         })
-        .collect())
+    };
+    let links = links(netlink)?.into_iter().filter(is_pair);
+    Ok(links.filter_map(name_of).map(|(name, _)| name).collect())
+}
+
+fn links(netlink: &mut Netlink) -> io::Result<Vec<LinkMessage>> {
+    let links = netlink.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    let link = |message| match message {
+        RouteNetlinkMessage::NewLink(link) => Some(link),
+        _ => None,
+    };
+    Ok(links.into_iter().filter_map(link).collect())
+}
+
+fn name_of(link: LinkMessage) -> Option<(String, u32)> {
+    let index = link.header.index;
+    link.attributes.into_iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some((name, index)),
+        _ => None,
+    })
 }
 
 fn index_of(netlink: &mut Netlink, name: &str) -> io::Result<Option<u32>> {
@@ -112,7 +147,7 @@ fn index_of(netlink: &mut Netlink, name: &str) -> io::Result<Option<u32>> {
 
 /// Runs `work` in another network namespace, on a thread of its own that ends with it: a thread that
 /// has changed its namespace must never go back to a pool.
-fn in_namespace<T: Send>(
+pub(crate) fn in_namespace<T: Send>(
     namespace: impl AsFd + Sync,
     work: impl FnOnce() -> io::Result<T> + Send,
 ) -> io::Result<T> {

@@ -4,7 +4,7 @@ use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -31,7 +31,9 @@ pub fn ask_again(address: IpAddr) -> io::Result<()> {
     });
     for known in netlink.dump(RouteNetlinkMessage::GetNeighbour(everything))? {
         let RouteNetlinkMessage::NewNeighbour(known) = known else { continue };
-        let by_hand = matches!(known.header.state, NeighbourState::Permanent | NeighbourState::Noarp);
+        // Neither what somebody wrote down nor what other software has learnt for the kernel (EVPN).
+        let by_hand = matches!(known.header.state, NeighbourState::Permanent | NeighbourState::Noarp)
+            || known.header.flags.contains(NeighbourFlags::ExtLearned);
         if by_hand || !known.attributes.contains(&wanted) {
             continue;
         }

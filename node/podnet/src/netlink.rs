@@ -3,8 +3,8 @@
 use std::io;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
@@ -14,8 +14,10 @@ use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 pub(crate) enum Mode {
     /// Fail with `EEXIST`.
     Create,
-    /// Put the new one in its place.
+    /// Put the new one in its place, whoever made the old one: only where everything is ours.
     Replace,
+    /// Let the new one stand behind it; fail with `EEXIST` if they are the same.
+    Append,
     /// A request that creates nothing (delete, set).
     Plain,
 }
@@ -45,6 +47,7 @@ impl Netlink {
             let flags = match mode {
                 Mode::Create => NLM_F_CREATE | NLM_F_EXCL,
                 Mode::Replace => NLM_F_CREATE | NLM_F_REPLACE,
+                Mode::Append => NLM_F_CREATE | NLM_F_APPEND,
                 Mode::Plain => 0,
             };
             self.append(&mut bytes, payload, NLM_F_REQUEST | NLM_F_ACK | flags);

@@ -1,6 +1,7 @@
 //! The pod network of one node, as its agent uses it.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use tracing::debug;
 use crate::ipam::Ipam;
 use crate::netlink::Netlink;
 use crate::routes::{self, Peer};
-use crate::{Subnet, link};
+use crate::{Subnet, forwarding, link};
 
 /// What [`Network::open`] needs.
 #[derive(Debug, Clone)]
@@ -53,6 +54,9 @@ pub enum Error {
     /// Some of the routes may be set.
     #[error("could not set the routes to other nodes' pods; they need a link shared with this node")]
     Routes(#[source] io::Error),
+    /// Nothing is left of it.
+    #[error("could not make the two ends between which packets of pods are tried")]
+    Probe(#[source] io::Error),
     /// Nothing was changed.
     #[error(
         "cannot use the pod network; it needs rights over this network namespace (run as root, or in a user namespace)"
@@ -68,11 +72,10 @@ pub struct Network {
 }
 
 impl Network {
-    /// Opens the table of addresses and lets the kernel forward packets between pods. Forwarding stays
-    /// on afterwards: other software may have come to rely on it.
+    /// Opens the table of addresses. Nothing changes in the kernel before there is a pod.
     pub fn open(config: Config) -> Result<Network, Error> {
         let netlink = Netlink::open().map_err(Error::Unusable)?;
-        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").map_err(Error::Unusable)?;
+        forwarding::check().map_err(Error::Unusable)?;
         let ipam = Ipam::open(&config.dir.join("addresses.json"), config.subnet);
         Ok(Network { config, ipam, netlink })
     }
@@ -86,11 +89,10 @@ impl Network {
             .map_err(Error::Table)?
             .ok_or(Error::Full { subnet: self.config.subnet })?;
         let host_end = self.link_name(pod);
-        link::attach(&mut self.netlink, netns, &host_end, address).map_err(|source| Error::Link {
-            action: "attach",
-            pod: pod.to_owned(),
-            source,
-        })?;
+        let attached = File::open(netns)
+            .and_then(|netns| link::attach(&mut self.netlink, &netns, &host_end, address))
+            .and_then(|()| forwarding::switch_on());
+        attached.map_err(|source| Error::Link { action: "attach", pod: pod.to_owned(), source })?;
         debug!(pod, %address, link = host_end, "pod attached");
         Ok(address)
     }
@@ -121,7 +123,7 @@ impl Network {
         }
         let kept: BTreeSet<String> = live.iter().map(|pod| self.link_name(pod)).collect();
         let prefix = self.prefix();
-        for (name, _) in link::names(&mut self.netlink).map_err(Error::Unusable)? {
+        for name in link::pairs(&mut self.netlink).map_err(Error::Unusable)? {
             if name.starts_with(&prefix) && !kept.contains(&name) {
                 link::detach(&mut self.netlink, &name).map_err(|source| Error::Link {
                     action: "detach",
@@ -133,10 +135,19 @@ impl Network {
         Ok(())
     }
 
-    /// Makes the routes to other nodes equal to `peers`.
-    pub fn set_peers(&mut self, peers: &BTreeSet<Peer>) -> Result<(), Error> {
-        routes::reconcile(&mut self.netlink, self.config.cluster, Some(self.config.subnet), peers)
-            .map_err(Error::Routes)
+    /// Whether any pod has an address here.
+    pub fn has_pods(&self) -> bool {
+        self.ipam.pods().next().is_some()
+    }
+
+    /// Makes the routes to other nodes equal to `peers`, but for those whose pods have addresses of a network
+    /// that is this machine's own, of which `taken` are all.
+    pub fn set_peers(&mut self, peers: &BTreeSet<Peer>, taken: &BTreeSet<Subnet>) -> Result<(), Error> {
+        let is_taken = |subnet: Subnet| taken.iter().any(|taken| taken.overlaps(&subnet));
+        let wanted = peers.iter().copied();
+        let wanted =
+            wanted.filter(|peer| peer.subnet != self.config.subnet && !is_taken(peer.subnet)).collect();
+        routes::reconcile(&mut self.netlink, self.config.cluster, &wanted).map_err(Error::Routes)
     }
 
     /// Takes every pod off the network and removes our links and routes: what a node does that has left.

@@ -6,6 +6,7 @@
 
 mod container;
 mod events;
+mod forwarding;
 mod images;
 mod logs;
 mod node;
@@ -14,7 +15,7 @@ mod probes;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,11 +23,12 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use skein_control::event::Notice;
 use skein_control::homecoming::{self, Homecoming};
+use skein_control::pod_network::Trouble;
 use skein_control::pressure::Pressures;
 use skein_net::endpoint::Endpoint;
 use skein_net::gossip::service::Members as Gossiped;
 use skein_net::interfaces::Interfaces;
-use skein_podnet::{Network, Peer};
+use skein_podnet::{Network, Peer, Subnet};
 use skein_raft_store::log::Health;
 use skein_raft_store::{Handle, TokioRuntime};
 use skein_runtime::{Engine, PodUid, Sandbox};
@@ -38,6 +40,7 @@ use tracing::{info, warn};
 use crate::clock;
 use crate::members::Members;
 use crate::picture::Picture;
+use crate::surroundings;
 
 pub(crate) use images::ClusterImages;
 pub(crate) use logs::Logs;
@@ -76,6 +79,12 @@ pub(crate) struct Agent {
     pub(crate) offer: Offer,
     pub(crate) disk: watch::Receiver<Health>,
     pub(crate) pressures: watch::Receiver<Pressures>,
+    /// Five characters of the node's id.
+    pub(crate) tag: String,
+    /// Its pods' addresses.
+    pub(crate) subnet: Subnet,
+    /// Told of what keeps pods from the network.
+    pub(crate) troubles: watch::Sender<Vec<Trouble>>,
 }
 
 impl Agent {
@@ -106,8 +115,20 @@ impl Agent {
             self.offer,
             self.disk,
             self.pressures,
+            self.troubles.subscribe(),
             stopping.clone(),
         ));
+        let forwarding = forwarding::Forwarding {
+            node: tools.node.clone(),
+            tag: self.tag,
+            subnet: self.subnet,
+            network: tools.network.clone(),
+            endpoint: self.endpoint.clone(),
+            picture: self.picture.clone(),
+            events: tools.events.clone(),
+            troubles: self.troubles,
+        };
+        tasks.spawn(forwarding.keep(stopping.clone()));
         tasks.spawn(routes(
             tools.network.clone(),
             self.endpoint,
@@ -322,7 +343,7 @@ async fn routes(
     mut gossiped: watch::Receiver<Arc<Gossiped>>,
     stopping: CancellationToken,
 ) {
-    let mut set = BTreeSet::new();
+    let mut set = None;
     let mut addresses = endpoint.addresses();
     let machine = endpoint.machine();
     // Members come by the map, addresses by gossip: whichever is later, a second later all is known.
@@ -333,7 +354,7 @@ async fn routes(
             changed = gossiped.changed() => if changed.is_err() { return },
             // The kernel drops routes with the last address of their link, and refuses those to a network
             // that this machine has no address in yet.
-            Ok(()) = addresses.changed() => set.clear(),
+            Ok(()) = addresses.changed() => set = None,
             _ = timer.tick() => {}
         }
         let peers: BTreeSet<Peer> = members
@@ -347,19 +368,24 @@ async fn routes(
                 Some(Peer { subnet: record.subnet, via })
             })
             .collect();
-        if peers == set {
+        // Around the cluster's range every pod would lie in it: only what is inside is somebody's own.
+        let overlaps = surroundings::overlaps(&machine.borrow());
+        let inside = overlaps.iter().filter(|overlap| overlap.is_inside());
+        let taken: BTreeSet<Subnet> = inside.map(|overlap| overlap.present.network).collect();
+        let wanted = (peers, taken);
+        if set.as_ref() == Some(&wanted) {
             continue;
         }
-        let (network, wanted) = (network.clone(), peers.clone());
+        // Trying the same again every second would say the same, should the kernel refuse some of it.
+        set = Some(wanted.clone());
+        let (network, (peers, taken)) = (network.clone(), wanted);
         let done = tokio::task::spawn_blocking(move || {
-            network.lock().expect("nobody panics holding it").set_peers(&wanted)
+            network.lock().expect("nobody panics holding it").set_peers(&peers, &taken)
         });
         match done.await {
-            Ok(Ok(())) => set = peers,
+            Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 warn!(error = %crate::report::Chain(&error), "pods of some nodes cannot be reached");
-                // Trying the same again every second would say the same.
-                set = peers;
             }
             Err(_) => return,
         }
@@ -367,12 +393,8 @@ async fn routes(
 }
 
 /// Where packets for the pods of a node at these addresses go: to the first that is on a link of this machine.
-fn gateway(machine: &Interfaces, addresses: &[SocketAddr]) -> Option<Ipv4Addr> {
-    let v4 = addresses.iter().filter_map(|address| match address.ip() {
-        IpAddr::V4(ip) if !machine.has(address.ip()) => Some(ip),
-        _ => None,
-    });
-    let on_link = v4.clone().find(|ip| machine.is_on_link((*ip).into()));
+fn gateway(machine: &Interfaces, addresses: &[SocketAddr]) -> Option<IpAddr> {
+    let theirs = || addresses.iter().map(SocketAddr::ip).filter(|ip| !machine.has(*ip));
     // The kernel says what is wrong with another one.
-    on_link.or(v4.into_iter().next())
+    theirs().find(|ip| machine.is_on_link(*ip)).or_else(|| theirs().next())
 }

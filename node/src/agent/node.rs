@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use skein_api::write::{Change, Expect, Write};
 use skein_control::node::roster::as_member;
 use skein_control::places::NODE_ID;
+use skein_control::pod_network::Trouble;
 use skein_control::pressure::Pressures;
 use skein_net::endpoint::Endpoint;
 use skein_raft_store::log::Health;
@@ -56,6 +57,7 @@ pub(crate) async fn keep(
     offer: Offer,
     mut disk: watch::Receiver<Health>,
     mut pressures: watch::Receiver<Pressures>,
+    mut troubles: watch::Receiver<Vec<Trouble>>,
     stopping: CancellationToken,
 ) {
     let mut pause = RETRY;
@@ -74,7 +76,8 @@ pub(crate) async fn keep(
         let before = object.and_then(|object| serde_json::from_slice::<Value>(&object.value).ok());
         let (health, pressed) = (disk.borrow_and_update().clone(), *pressures.borrow_and_update());
         let ips = internal_ips(&addresses.borrow_and_update());
-        let after = offer.node(before.as_ref(), &ips, &health, pressed);
+        let trouble = troubles.borrow_and_update().first().cloned();
+        let after = offer.node(before.as_ref(), &ips, &health, pressed, trouble.as_ref());
         let write = Write {
             key: key.clone(),
             expect: object.map_or(Expect::Absent, |object| Expect::Revision(object.mod_rev)),
@@ -118,6 +121,7 @@ pub(crate) async fn keep(
                 Ok(()) = addresses.changed() => break,
                 Ok(()) = disk.changed() => break,
                 Ok(()) = pressures.changed() => break,
+                Ok(()) = troubles.changed() => break,
             }
             let now = store.state();
             let revision = |state: &State, key: &str| state.get(key).map(|object| object.mod_rev);
@@ -130,7 +134,14 @@ pub(crate) async fn keep(
 
 impl Offer {
     /// The object as it should be, given what is there: spec, labels and taints are others' to change.
-    fn node(&self, before: Option<&Value>, ips: &[IpAddr], disk: &Health, pressures: Pressures) -> Value {
+    fn node(
+        &self,
+        before: Option<&Value>,
+        ips: &[IpAddr],
+        disk: &Health,
+        pressures: Pressures,
+        trouble: Option<&Trouble>,
+    ) -> Value {
         let mut node = before.cloned().unwrap_or_else(|| self.new_node());
         let labels = [
             ("kubernetes.io/hostname", self.name.as_str()),
@@ -152,7 +163,7 @@ impl Offer {
         node["status"]["addresses"] = ips.chain([name]).collect();
         node["status"]["daemonEndpoints"] = json!({ "kubeletEndpoint": { "Port": self.api_port } });
         node["status"]["nodeInfo"] = node_info();
-        set_conditions(&mut node, disk, pressures);
+        set_conditions(&mut node, disk, pressures, trouble);
         node
     }
 
@@ -199,7 +210,7 @@ fn internal_ips(told: &[SocketAddr]) -> Vec<IpAddr> {
 
 /// The conditions that `kubectl` shows. Ready is taken back by the judge's verdict only, and given
 /// back here once the taint of that verdict is gone.
-fn set_conditions(node: &mut Value, disk: &Health, pressures: Pressures) {
+fn set_conditions(node: &mut Value, disk: &Health, pressures: Pressures, trouble: Option<&Trouble>) {
     let unreachable = node["spec"]["taints"]
         .as_array()
         .is_some_and(|taints| taints.iter().any(|taint| taint["key"] == skein_api::scheduling::UNREACHABLE));
@@ -218,7 +229,13 @@ fn set_conditions(node: &mut Value, disk: &Health, pressures: Pressures) {
         Some(why) => (kind, "True", pressed, why),
         None => (kind, "False", calm, enough),
     };
+    let network = trouble.map(|trouble| (trouble.reason.to_string(), &*trouble.message));
+    let network = network.as_ref().map_or(
+        ("NetworkUnavailable", "False", "PodNetworkIsUp", "packets of pods pass this machine"),
+        |(reason, message)| ("NetworkUnavailable", "True", reason, message),
+    );
     let wanted = [
+        network,
         told(
             "MemoryPressure",
             memory,

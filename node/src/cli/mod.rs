@@ -2,6 +2,7 @@
 
 mod advertise;
 mod demo;
+mod networks;
 mod run;
 mod talk;
 mod verbs;

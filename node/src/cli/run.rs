@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use super::{NodeArgs, advertise};
+use super::{NodeArgs, advertise, networks};
 use crate::clock::WallTime;
 use crate::daemon::{self, Config, Failure, Node};
 use crate::home::{Home, Membership};
@@ -35,6 +35,9 @@ pub(super) fn up(dir: &Path, args: NodeArgs, cluster: &str, new_cluster: bool) -
     // Whatever is in use is in use by that one.
     if std::os::unix::net::UnixStream::connect(home.socket()).is_ok() {
         return Err(format!("the node of {} runs already; see: skein status", dir.display()).into());
+    }
+    if membership.is_none() {
+        networks::check()?;
     }
     if membership.is_none() && !new_cluster {
         // Before anything is made: a machine that lost its disk must not found a second cluster by accident.
@@ -86,6 +89,7 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
         )
         .into());
     }
+    networks::check()?;
     let name = node_name(args.name.as_deref())?;
     check_machine()?;
     let identity = Identity::load_or_create(dir)?;

@@ -239,7 +239,7 @@ fn pods_leave_a_node_whose_taint_they_do_not_tolerate() {
 
 #[test]
 fn a_node_that_is_short_of_something_keeps_its_pods_and_takes_no_new_ones() {
-    for condition in ["MemoryPressure", "DiskPressure", "PIDPressure"] {
+    for condition in ["MemoryPressure", "DiskPressure", "PIDPressure", "NetworkUnavailable"] {
         a_short_node_keeps_its_pods_and_takes_no_new_ones(condition);
     }
 }
