@@ -22,6 +22,12 @@ pub enum Mutation {
     MasksOfTheMachine,
     /// Standard input is the machine's own null device.
     InputOfTheMachine,
+    /// Nothing of `/proc` and `/sys` is hidden.
+    NothingHidden,
+    /// The settings of the kernel can be written.
+    SettingsWritable,
+    /// `/sys` can be written.
+    SysWritable,
     /// Shims and helpers execute the machine's own file.
     ProgramOfTheMachine,
     /// The program of shims and helpers can be executed by whoever finds it.
@@ -38,6 +44,30 @@ pub enum Mutation {
     NoDeviceFilter,
     /// Containers may open all devices.
     AllDevices,
+    /// A link in the image leads a mount to wherever it leads on the machine.
+    LinksOutOfImages,
+    /// A link in a volume leads a part of it to wherever it leads on the machine.
+    LinksOutOfVolumes,
+    /// A mount forgets what was forbidden where it comes from.
+    MountFlagsLost,
+    /// What a container mounts is mounted on the machine, too.
+    MountsShared,
+    /// The machine's files stay mounted beneath the container's.
+    OldRootKept,
+    /// A program may start in any directory that a descriptor is open on.
+    DirectoryAnywhere,
+    /// A program gets the descriptors that its daemon happened to have.
+    DescriptorsKept,
+    /// A program keeps the groups of its daemon.
+    GroupsKept,
+    /// A program may get back all capabilities.
+    BoundingSetKept,
+    /// What becomes a program keeps all capabilities until then.
+    CapabilitiesKept,
+    /// Programs gain by set-uid bits although the manifest forbids it.
+    NewPrivileges,
+    /// All system calls are let through.
+    AllSystemCalls,
 }
 
 impl Mutation {

@@ -18,6 +18,7 @@ use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use crate::broken;
 use crate::oci;
 use crate::sys::mount::{Attributes, add_attributes, open_at};
 use hidden::Cover;
@@ -43,8 +44,10 @@ impl<T, E: std::fmt::Display> Step<T> for Result<T, E> {
 pub(crate) fn enter(spec: &oci::Spec, layers: &overlay::Layers) -> Result<Option<OwnedFd>, Failure> {
     // Nothing we mount may appear on the machine, nothing the machine mounts later may appear here.
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
-        .step(|| "make mounts private".to_owned())?;
+    if !broken!(MountsShared) {
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
+            .step(|| "make mounts private".to_owned())?;
+    }
     let cover = Cover::below(&spec.root.path).step(|| "make what hides files".to_owned())?;
     let root = overlay::mount_at(layers, &spec.root.path)?;
     let mut null = None;
@@ -74,7 +77,9 @@ fn pivot(root: &OwnedFd) -> io::Result<()> {
     // Both may be the same directory: the old root then lies on top of the new one until it is detached.
     nix::unistd::fchdir(root)?;
     nix::unistd::pivot_root(".", ".")?;
-    umount2(".", MntFlags::MNT_DETACH)?;
+    if !broken!(OldRootKept) {
+        umount2(".", MntFlags::MNT_DETACH)?;
+    }
     Ok(nix::unistd::chdir("/")?)
 }
 

@@ -29,6 +29,8 @@ pub(crate) enum Links {
 impl Links {
     fn resolve(self) -> u64 {
         match self {
+            Self::Inside if broken!(LinksOutOfImages) => 0,
+            Self::Refused if broken!(LinksOutOfVolumes) => 0,
             Self::Inside => libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS,
             Self::Refused => libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS,
         }
@@ -73,6 +75,9 @@ pub(crate) fn mount_point(root: BorrowedFd<'_>, path: &Path, kind: Kind) -> io::
     }
     let place_of_root = place_of(root)?;
     let stays_outside = |here: BorrowedFd<'_>| {
+        if broken!(LinksOutOfImages) {
+            return Ok(());
+        }
         let place = place_of(here)?;
         let inside = place.strip_prefix(&place_of_root).map_err(io::Error::other)?;
         if is_kernels(inside) && !broken!(VolumesOverKernelFiles) && !broken!(LinksToKernelFiles) {

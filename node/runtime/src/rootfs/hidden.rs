@@ -61,14 +61,14 @@ impl Cover {
 
 /// Hides `path` in the root file system `root`.
 pub(super) fn hide(root: BorrowedFd<'_>, path: &Path, cover: &Cover) -> io::Result<()> {
-    let Some(target) = open(root, path)? else { return Ok(()) };
+    let Some(target) = open(root, path)?.filter(|_| !broken!(NothingHidden)) else { return Ok(()) };
     let mount = cover.mount(kind_of(target.as_fd())?)?;
     attach(mount.as_fd(), target.as_fd())
 }
 
 /// Mounts `path` over itself, read-only with everything below.
 pub(super) fn make_read_only(root: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
-    let Some(target) = open(root, path)? else { return Ok(()) };
+    let Some(target) = open(root, path)?.filter(|_| !broken!(SettingsWritable)) else { return Ok(()) };
     let copy = clone_tree_of(target.as_fd(), true)?;
     add_attributes(copy.as_fd(), Attributes::READ_ONLY, true)?;
     attach(copy.as_fd(), target.as_fd())

@@ -8,14 +8,18 @@ use std::path::Path;
 use nix::sys::stat::{SFlag, fstat};
 
 use super::destination::{self, Kind};
+use crate::broken;
 use crate::oci;
-use crate::sys::mount::{Attributes, NewFileSystem, add_attributes, attach, clone_tree, clone_tree_of};
+use crate::sys::mount::{
+    Attributes, NewFileSystem, add_attributes, attach, change_attributes, clone_tree, clone_tree_of,
+};
 
 /// Adds one mount to the tree at `root`; returns a descriptor of it.
 pub(super) fn add(root: BorrowedFd<'_>, entry: &oci::Mount) -> io::Result<OwnedFd> {
     let options = Options::parse(&entry.options);
     let (mount, kind) = match entry.kind.as_str() {
         "bind" => bind(entry, &options)?,
+        "sysfs" if broken!(SysWritable) => (new_file_system("sysfs", &Options::parse(&[]))?, Kind::Directory),
         "sysfs" => (system_files(&options)?, Kind::Directory),
         kind => (new_file_system(kind, &options)?, Kind::Directory),
     };
@@ -61,7 +65,10 @@ fn bind(entry: &oci::Mount, options: &Options<'_>) -> io::Result<(OwnedFd, Kind)
         }
         None => clone_tree(&entry.source, options.recursive)?,
     };
-    if options.attributes != Attributes::default() {
+    if broken!(MountFlagsLost) {
+        let all = Attributes::NO_SUID.with(Attributes::NO_DEV).with(Attributes::NO_EXEC);
+        change_attributes(mount.as_fd(), options.attributes, all, options.recursive)?;
+    } else if options.attributes != Attributes::default() {
         add_attributes(mount.as_fd(), options.attributes, options.recursive)?;
     }
     let kind = kind_of(mount.as_fd())?;

@@ -22,6 +22,7 @@ use crate::broken;
 use crate::capability;
 use crate::cgroup;
 use crate::oci;
+use crate::rootfs::destination::{self, Kind, Links};
 use crate::rootfs::passwd::ID_MAX;
 use crate::rootfs::{self, Failure, Step};
 use crate::seccomp::Filters;
@@ -112,7 +113,9 @@ pub(super) fn settle(process: &oci::Process, filters: &[u8]) -> Result<CString, 
     }
     umask(Mode::from_bits_truncate(0o022));
     enter_directory(&process.cwd).step(|| format!("change to directory {}", process.cwd))?;
-    process::close_on_exec_from(3).step(|| "close the shim's files".to_owned())?;
+    if !broken!(DescriptorsKept) {
+        process::close_on_exec_from(3).step(|| "close the shim's files".to_owned())?;
+    }
     process::reset_signals().step(|| "reset signals".to_owned())?;
     give_up_rights(process, filters)?;
     find_program(process)
@@ -137,20 +140,26 @@ fn set_limits(limits: &[oci::Rlimit]) {
     }
 }
 
+/// Steps into the program's directory, making it where it is absent. No descriptor that leads out of the image,
+/// by a link of `/proc`, counts as a directory in it.
 fn enter_directory(path: &str) -> io::Result<()> {
-    if let Err(error) = std::env::set_current_dir(path) {
-        if error.kind() != io::ErrorKind::NotFound {
-            return Err(error);
+    if broken!(DirectoryAnywhere) {
+        return std::env::set_current_dir(path);
+    }
+    let root = rootfs::open_root(Path::new("/"))?;
+    let resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
+    let found = sys::mount::open_at(root.as_fd(), Path::new(path), libc::O_PATH | libc::O_DIRECTORY, resolve);
+    let directory = found.or_else(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            destination::open_or_make(root.as_fd(), Path::new(path), Kind::Directory, Links::Inside)
         }
-        fs::create_dir_all(path)?;
-        std::env::set_current_dir(path)?;
-    }
-    // A directory that lies outside of the root, through a leaked descriptor, has no absolute name.
-    if std::env::current_dir()?.starts_with("/") {
-        Ok(())
-    } else {
-        Err(io::Error::other("it lies outside of the image"))
-    }
+        _ => Err(error),
+    });
+    let directory = directory.map_err(|error| match error.raw_os_error() {
+        Some(libc::ELOOP) => io::Error::other("a link leads out of the image"),
+        _ => error,
+    })?;
+    Ok(nix::unistd::fchdir(directory)?)
 }
 
 fn give_up_rights(process: &oci::Process, filters: &[u8]) -> Result<(), Failure> {
@@ -159,16 +168,22 @@ fn give_up_rights(process: &oci::Process, filters: &[u8]) -> Result<(), Failure>
         // Loading a filter then takes CAP_SYS_ADMIN, which is about to go.
         load_filters(filters)?;
     }
-    sys::capability::limit_bounding(mask(&process.capabilities.bounding))
-        .step(|| "limit capabilities".to_owned())?;
+    if !broken!(BoundingSetKept) {
+        sys::capability::limit_bounding(mask(&process.capabilities.bounding))
+            .step(|| "limit capabilities".to_owned())?;
+    }
     process::set_keep_capabilities(true).step(|| "keep capabilities".to_owned())?;
     set_user(&process.user)?;
     let allowed = sys::capability::permitted().step(|| "read capabilities".to_owned())?;
     let permitted = mask(&process.capabilities.permitted) & allowed;
-    sys::capability::set(permitted).step(|| "set capabilities".to_owned())?;
+    if !broken!(CapabilitiesKept) {
+        sys::capability::set(permitted).step(|| "set capabilities".to_owned())?;
+    }
     process::set_keep_capabilities(false).step(|| "keep capabilities".to_owned())?;
     if process.no_new_privileges {
-        process::set_no_new_privileges().step(|| "set no_new_privs".to_owned())?;
+        if !broken!(NewPrivileges) {
+            process::set_no_new_privileges().step(|| "set no_new_privs".to_owned())?;
+        }
         load_filters(filters)?;
     }
     Ok(())
@@ -177,6 +192,7 @@ fn give_up_rights(process: &oci::Process, filters: &[u8]) -> Result<(), Failure>
 fn load_filters(filters: &[u8]) -> Result<(), Failure> {
     let filters =
         Filters::split(filters).ok_or_else(|| Failure("the system call filter is damaged".to_owned()))?;
+    let filters = if broken!(AllSystemCalls) { &[] } else { &filters[..] };
     filters
         .iter()
         .try_for_each(|filter| sys::seccomp::load(filter))
@@ -189,7 +205,7 @@ fn set_user(user: &oci::User) -> Result<(), Failure> {
         return Err(Failure(format!("set user or group {id}: there is none beyond {ID_MAX}")));
     }
     let groups: Vec<_> = user.additional_gids.iter().map(|gid| Gid::from_raw(*gid)).collect();
-    match setgroups(&groups) {
+    match if broken!(GroupsKept) { Ok(()) } else { setgroups(&groups) } {
         // A user namespace made by an ordinary user has no say over groups; then there are none to give up.
         Err(nix::Error::EPERM) if groups.is_empty() => {}
         other => other.step(|| format!("set groups {:?}", user.additional_gids))?,

@@ -70,13 +70,23 @@ pub(crate) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Resul
     check(result).map(drop)
 }
 
-/// `mount_setattr`: adds attributes to a mount, to all below it if `recursive`.
+/// `mount_setattr`: adds attributes to a mount, to all below it if `recursive`. What it has it keeps.
 pub(crate) fn add_attributes(
     mount: BorrowedFd<'_>,
     attributes: Attributes,
     recursive: bool,
 ) -> io::Result<()> {
-    let attr = libc::mount_attr { attr_set: attributes.0, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    change_attributes(mount, attributes, Attributes::default(), recursive)
+}
+
+/// The same, with attributes that are taken away.
+pub(crate) fn change_attributes(
+    mount: BorrowedFd<'_>,
+    add: Attributes,
+    remove: Attributes,
+    recursive: bool,
+) -> io::Result<()> {
+    let attr = libc::mount_attr { attr_set: add.0, attr_clr: remove.0, propagation: 0, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     let attr_bytes = std::mem::size_of::<libc::mount_attr>();
     let fd = mount.as_raw_fd();

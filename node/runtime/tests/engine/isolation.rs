@@ -23,8 +23,6 @@ crate::tests![
     files_of_a_volume_are_seen_and_read_only_ones_refuse,
     a_part_of_a_volume_or_of_the_machine_is_seen_and_made_where_it_is_absent,
     the_manifest_says_the_stop_signal_the_groups_and_what_is_hidden,
-    a_link_in_the_image_never_leads_a_mount_out_of_it,
-    a_link_in_a_volume_never_leads_a_sub_path_out_of_it,
     last_words_are_kept,
     a_specification_that_cannot_be_done_is_refused_untouched,
     processes_left_behind_by_a_program_are_killed,
@@ -316,43 +314,6 @@ fn the_manifest_says_the_stop_signal_the_groups_and_what_is_hidden(world: &World
     let mut spec = world.container(&pod, "unmasked", &script);
     spec.security.unmasked_proc = true;
     assert_eq!(world.output(spec), "renamed\n");
-}
-
-fn a_link_in_the_image_never_leads_a_mount_out_of_it(world: &World) {
-    let pod = world.pod("a");
-    let outside = world.dir.path().join("outside");
-    fs::create_dir(&outside).expect("a directory");
-    let top = world.dir.path().join("image/top");
-    symlink(&outside, top.join("absolute")).expect("a link");
-    symlink("../../../../../../../../../../../tmp", top.join("relative")).expect("a link");
-    symlink("/proc/1/root/tmp", top.join("magic")).expect("a link");
-    world.run(world.engine().put_volume(&pod, "v", Volume::Directory)).expect("a volume");
-    for (name, destination) in [
-        ("absolute", "/absolute/in"),
-        ("relative", "/relative/skein-hostile"),
-        ("magic", "/magic/skein-hostile"),
-    ] {
-        let mut spec = world.container(&pod, name, &["write", &format!("{destination}/x"), "1"]);
-        spec.mounts = vec![volume("v", None, destination, false)];
-        // Made inside of the image's own root, or refused with a reason.
-        match world.run(world.engine().start(spec.clone())) {
-            Ok(_) => drop(world.end(&spec.id)),
-            Err(Error::Start { reason, .. }) => assert!(reason.contains("mount"), "{reason}"),
-            Err(other) => panic!("{other}"),
-        }
-        assert_eq!(fs::read_dir(&outside).expect("a listing").count(), 0, "{name}");
-        assert!(!std::path::Path::new("/tmp/skein-hostile").exists(), "{name}");
-    }
-}
-
-fn a_link_in_a_volume_never_leads_a_sub_path_out_of_it(world: &World) {
-    let pod = world.pod("a");
-    let dir = world.run(world.engine().put_volume(&pod, "v", Volume::Directory)).expect("a volume");
-    symlink("/etc", dir.join("way-out")).expect("a link");
-    let mut spec = world.container(&pod, "main", &["list", "/seen"]);
-    spec.mounts = vec![volume("v", Some("way-out"), "/seen", false)];
-    let refused = world.run(world.engine().start(spec)).expect_err("a refusal");
-    assert!(matches!(refused, Error::Io { .. } | Error::Start { .. }), "{refused}");
 }
 
 fn last_words_are_kept(world: &World) {

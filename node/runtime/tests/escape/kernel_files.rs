@@ -17,6 +17,9 @@ ways![
     a_path_that_a_neighbour_swaps_leads_no_volume_over_the_kernels_files: VolumesOverKernelFiles,
     a_manifest_mounts_nothing_over_proc: VolumesAtProc,
     what_is_hidden_is_not_hidden_by_a_device_of_the_machine: MasksOfTheMachine,
+    what_the_kernel_says_of_the_machine_is_hidden: NothingHidden,
+    the_settings_of_the_kernel_are_only_read: SettingsWritable,
+    the_devices_of_the_kernel_are_only_read: SysWritable,
     standard_input_is_no_device_of_the_machine: InputOfTheMachine,
 ];
 
@@ -156,6 +159,33 @@ fn standard_input_is_no_device_of_the_machine(world: &World) -> Result<(), Strin
         assert_eq!(String::from_utf8_lossy(&ran.output), "done\ndone\n");
         Ok(())
     })
+}
+
+fn what_the_kernel_says_of_the_machine_is_hidden(world: &World) -> Result<(), String> {
+    let pod = world.pod("a");
+    let text = printed(outcome(
+        world,
+        world.container(&pod, "main", &words("cat /proc/interrupts ; list /sys/firmware")),
+    ));
+    ensure(text == "\n\n", || text)
+}
+
+fn the_settings_of_the_kernel_are_only_read(world: &World) -> Result<(), String> {
+    // Its own host's name: what is beside it would be the machine's.
+    only_reads(world, "/proc/sys/kernel/hostname")
+}
+
+fn the_devices_of_the_kernel_are_only_read(world: &World) -> Result<(), String> {
+    only_reads(world, "/sys/module/none")
+}
+
+fn only_reads(world: &World, path: &str) -> Result<(), String> {
+    let pod = world.pod("a");
+    match outcome(world, world.container(&pod, "main", &["refuses-write", path])) {
+        Outcome::Ran(0, text) if text == "read-only filesystem or storage medium\n" => Ok(()),
+        Outcome::Ran(_, text) => Err(text),
+        Outcome::Refused(reason) => panic!("{reason}"),
+    }
 }
 
 /// Says it if the machine's null device is not what it was, and makes it so again.

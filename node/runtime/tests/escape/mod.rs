@@ -7,12 +7,16 @@ mod devices;
 mod images;
 mod kernel_files;
 mod own_program;
+mod paths;
+mod rights;
 mod users;
 
 use std::io::Write;
 use std::process::{Command, ExitCode};
 
 use libtest_mimic::{Failed, Trial};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use skein_runtime::mutation::{Mutation, VARIABLE};
 use skein_runtime::{ContainerSpec, End, Engine, Error, LogOptions};
 
@@ -49,10 +53,18 @@ macro_rules! ways {
 use ways;
 
 fn all() -> impl Iterator<Item = Way> {
-    [devices::WAYS, images::WAYS, kernel_files::WAYS, own_program::WAYS, users::WAYS]
-        .into_iter()
-        .flatten()
-        .copied()
+    [
+        devices::WAYS,
+        images::WAYS,
+        kernel_files::WAYS,
+        own_program::WAYS,
+        paths::WAYS,
+        rights::WAYS,
+        users::WAYS,
+    ]
+    .into_iter()
+    .flatten()
+    .copied()
 }
 
 /// Plays the daemon of one try.
@@ -63,6 +75,7 @@ pub(crate) fn main_if_try() -> Option<ExitCode> {
     let mut arguments = std::env::args().skip(1);
     let name = arguments.next().filter(|first| first == TRY).and_then(|_| arguments.next())?;
     let way = all().find(|way| way.name == name).expect("a way out");
+    mounts_of_its_own().expect("a mount namespace");
     let world = World::new();
     Some(match (way.run)(&world) {
         Ok(()) => {
@@ -74,6 +87,16 @@ pub(crate) fn main_if_try() -> Option<ExitCode> {
             ExitCode::from(OUT)
         }
     })
+}
+
+/// What is mounted in a try is seen by nobody else. Its mounts are shared, as those of most machines are: what
+/// is made in a copy of them, and not kept to it, appears here.
+fn mounts_of_its_own() -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    for kind in [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED] {
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | kind, None::<&str>)?;
+    }
+    Ok(())
 }
 
 pub(crate) fn trials() -> Vec<Trial> {

@@ -73,7 +73,7 @@ fn a_helper_is_seen_in_a_container_without_the_machines_rights(world: &World) ->
 const SEEN_ENOUGH: usize = 10;
 
 /// Lets a container look at the helpers that run programs in it, and makes sure that each time it sees `what`.
-fn look(world: &World, what: &str, change: impl FnOnce(&mut ContainerSpec)) -> Result<(), String> {
+pub(super) fn look(world: &World, what: &str, change: impl FnOnce(&mut ContainerSpec)) -> Result<(), String> {
     let pod = world.pod("a");
     let mut spec = world.container(&pod, "looker", &["look-at-helpers", "0777"]);
     change(&mut spec);
