@@ -219,14 +219,18 @@ impl Places {
     }
 }
 
+/// Whether the kernel can stack the layers of the image.
+pub(super) fn check_layers(lower: &[PathBuf]) -> Result<(), Error> {
+    if (1..=500).contains(&lower.len()) {
+        return Ok(());
+    }
+    Err(refused(format!("an image of {} layers", lower.len()), "the kernel stacks 1 to 500"))
+}
+
 /// What can be wrong with a specification apart from names that are looked up later.
 fn check(spec: &ContainerSpec) -> Result<(), Error> {
     crate::engine::check_name(&spec.id.name)
         .map_err(|error| refused(format!("container name {:?}", spec.id.name), &error.to_string()))?;
-    if spec.rootfs.lower.is_empty() || spec.rootfs.lower.len() > 500 {
-        let what = format!("an image of {} layers", spec.rootfs.lower.len());
-        return Err(refused(what, "the kernel stacks 1 to 500"));
-    }
     let paths = spec.mounts.iter().map(|mount| &mount.destination).chain(&spec.termination_message_path);
     for path in paths {
         let plain = path.starts_with('/') && Path::new(path).components().count() > 1;

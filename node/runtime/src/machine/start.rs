@@ -47,8 +47,9 @@ pub(super) fn start(inner: &Inner, spec: ContainerSpec) -> Result<Started, Error
     if !inner.user_namespace && !inner.cgroups.filters_devices() && !broken!(NoDeviceFilter) {
         return Err(Error::Start { id, reason: no_device_filter(&inner.config.cgroup_mount) });
     }
-    let accounts =
-        Accounts::read(&spec.rootfs.lower).doing(|| format!("read the image of container {id}"))?;
+    bundle::check_layers(&spec.rootfs.lower)?;
+    let accounts = Accounts::read(&spec.rootfs.lower, inner.user_namespace)
+        .doing(|| format!("read the image of container {id}"))?;
     let bundle = bundle::Bundle::new(inner, &sandbox, &spec, &accounts)?;
     match fs::create_dir(&dir) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(Error::Exists(id)),

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 
 use super::{Failure, Step, open_root};
@@ -36,6 +37,52 @@ pub(crate) fn mount_at(layers: &Layers, target: &Path) -> Result<OwnedFd, Failur
         made.step(|| "mount the layers of the image".to_owned())?;
     }
     open_root(target).step(|| "open the root file system".to_owned())
+}
+
+/// Read-only layers, the topmost first, as one file system that is attached nowhere: it goes with the descriptor.
+pub(crate) fn union(lower: &[PathBuf], user_attributes: bool) -> io::Result<OwnedFd> {
+    // The kernel stacks two at least.
+    if let [only] = lower {
+        return open_root(only);
+    }
+    let made = union_by_descriptor(lower, user_attributes);
+    if made.as_ref().is_err_and(is_unknown_option) {
+        return union_by_text(lower, user_attributes);
+    }
+    made
+}
+
+fn union_by_descriptor(lower: &[PathBuf], user_attributes: bool) -> io::Result<OwnedFd> {
+    let overlay = NewFileSystem::open("overlay")?;
+    for lower in lower {
+        overlay.set("lowerdir+", &c_path(lower)?)?;
+    }
+    if user_attributes {
+        overlay.set_flag("userxattr")?;
+    }
+    overlay.mount(Attributes::READ_ONLY.with(Attributes::NO_SUID).with(Attributes::NO_DEV))
+}
+
+/// The same by one text. It is attached to the first layer, for a thread of its own only, and falls off with it.
+fn union_by_text(lower: &[PathBuf], user_attributes: bool) -> io::Result<OwnedFd> {
+    let at = lower.first().ok_or(io::ErrorKind::InvalidInput)?;
+    let mounted = || {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        // Numbers of descriptors are short names: 500 layers fit into a page.
+        let roots = lower.iter().map(|layer| open_root(layer)).collect::<io::Result<Vec<_>>>()?;
+        std::env::set_current_dir("/proc/thread-self/fd")?;
+        let names: Vec<_> = roots.iter().map(|root| root.as_raw_fd().to_string()).collect();
+        let user = if user_attributes { ",userxattr" } else { "" };
+        let text = format!("lowerdir={}{user}", names.join(":"));
+        let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        mount(Some("overlay"), at, Some("overlay"), flags, Some(text.as_str()))?;
+        open_root(at)
+    };
+    std::thread::scope(|scope| {
+        let done = scope.spawn(mounted).join();
+        done.unwrap_or_else(|_| Err(io::Error::other("stacking the layers failed")))
+    })
 }
 
 fn mount_by_descriptor(layers: &Layers, target: &Path) -> io::Result<()> {
@@ -90,6 +137,28 @@ fn is_unknown_option(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_ways_to_stack_layers_show_the_same() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: stacking layers needs rights to mount");
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        let layers = ["upper", "lower"].map(|name| dir.path().join(name));
+        for layer in &layers {
+            fs::create_dir(layer).expect("a directory");
+            fs::write(layer.join("file"), layer.as_os_str().as_encoded_bytes()).expect("a file");
+        }
+        for union in [union_by_descriptor, union_by_text] {
+            let root = union(&layers, false).expect("a stack");
+            let inside = Path::new("/proc/self/fd").join(root.as_raw_fd().to_string());
+            let content = fs::read(inside.join("file")).expect("a file");
+            assert_eq!(content, layers[0].as_os_str().as_encoded_bytes());
+            assert!(fs::write(inside.join("new"), "").is_err(), "it is read-only");
+            assert!(!layers[0].join("new").exists());
+        }
+    }
 
     #[test]
     fn many_layers_fit_into_the_page_the_kernel_gives_their_names() {

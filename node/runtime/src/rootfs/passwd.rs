@@ -1,15 +1,15 @@
 //! Who `user:group` of an image is, by the image's own `/etc/passwd` and `/etc/group`.
 //!
-//! Read by the daemon from the layers, without mounting them.
+//! Read by the daemon from a mount of the layers that is attached nowhere: what hides a file of a lower layer, and
+//! where a link leads, is for the kernel to say.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use super::open_root;
+use super::overlay;
 use crate::broken;
 use crate::opening;
 
@@ -40,15 +40,21 @@ pub(crate) struct Accounts {
 
 impl Accounts {
     /// Reads them from the layers, the topmost first.
-    pub(crate) fn read(lower: &[PathBuf]) -> io::Result<Self> {
-        Ok(Self { passwd: read_topmost(lower, "etc/passwd")?, group: read_topmost(lower, "etc/group")? })
+    ///
+    /// * `user_attributes`: as in [`overlay::Layers`].
+    pub(crate) fn read(lower: &[PathBuf], user_attributes: bool) -> io::Result<Self> {
+        let root = overlay::union(lower, user_attributes)?;
+        let read = |path| read_inside(root.as_fd(), Path::new(path));
+        Ok(Self { passwd: read("etc/passwd")?, group: read("etc/group")? })
     }
 
     /// Who `user` (the image's `name`, `uid`, `name:group`, `uid:gid`) is, with the manifest's numbers on top.
+    /// As Docker has it, each half may be empty (root, and the user's own group), and a number is never a name.
     ///
     /// The error names what is unknown.
     pub(crate) fn resolve(&self, user: &str, uid: Option<u32>, gid: Option<u32>) -> Result<Identity, String> {
         let (user, group) = user.split_once(':').map_or((user, None), |(user, group)| (user, Some(group)));
+        let group = group.filter(|group| !group.is_empty());
         let user = if user.is_empty() { "0" } else { user };
         let uid_text = uid.map(|uid| uid.to_string());
         let wanted = uid_text.as_deref().unwrap_or(user);
@@ -64,7 +70,7 @@ impl Accounts {
         let gid = match (gid, group.filter(|_| uid_text.is_none())) {
             (Some(gid), _) => gid,
             (None, Some(group)) => {
-                let found = self.group(group).or_else(|| group.parse().ok());
+                let found = group.parse().ok().or_else(|| self.group(group));
                 found.ok_or_else(|| match is_number(group) {
                     true => out_of_range("group", group),
                     false => format!("group {group:?} is not in the image's /etc/group"),
@@ -84,11 +90,13 @@ impl Accounts {
         Ok(Identity { uid, gid, groups, home: home.unwrap_or_else(|| "/".to_owned()) })
     }
 
-    /// By name, else by number.
+    /// The first of that number, or of that name if it is none.
     fn user(&self, wanted: &str) -> Option<User> {
-        let users = || self.passwd.lines().filter_map(User::parse);
-        let by_number = || wanted.parse().ok().and_then(|uid: u32| users().find(|user| user.uid == uid));
-        users().find(|user| user.name == wanted).or_else(by_number)
+        let mut users = self.passwd.lines().filter_map(User::parse);
+        match wanted.parse::<u32>() {
+            Ok(uid) => users.find(|user| user.uid == uid),
+            Err(_) => users.find(|user| user.name == wanted),
+        }
     }
 
     fn group(&self, name: &str) -> Option<u32> {
@@ -139,19 +147,18 @@ fn parse_group(line: &str) -> Option<(&str, u32, &str)> {
     Some((name, gid, fields.next().unwrap_or_default()))
 }
 
-/// The file as the stack of layers shows it: the topmost layer that has it, or has deleted it, decides.
-fn read_topmost(lower: &[PathBuf], path: &str) -> io::Result<String> {
-    for layer in lower {
-        let root = open_root(layer)?;
-        let resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
-        match opening::plain_file(root.as_fd(), Path::new(path), resolve) {
-            Ok(Some(file)) => return read_text(file),
-            Ok(None) => return Ok(String::new()),
-            Err(_) if is_deleted(&layer.join(path)) => return Ok(String::new()),
-            Err(_) => {}
-        }
+/// What is in a plain file; nothing if it is absent or anything else. No link leads out of `root`.
+fn read_inside(root: BorrowedFd<'_>, path: &Path) -> io::Result<String> {
+    let resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
+    match opening::plain_file(root, path, resolve) {
+        Ok(Some(file)) => read_text(file),
+        Ok(None) => Ok(String::new()),
+        // Also a loop of links: whoever it was to name is unknown.
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP) => Ok(String::new()),
+            _ => Err(error),
+        },
     }
-    Ok(String::new())
 }
 
 fn read_text(file: File) -> io::Result<String> {
@@ -160,13 +167,13 @@ fn read_text(file: File) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Overlayfs marks a deleted file by a character device 0:0, which nobody can open.
-fn is_deleted(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_char_device() && found.rdev() == 0)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use nix::sys::stat::{Mode, SFlag, mknod};
+
     use super::*;
 
     fn accounts() -> Accounts {
@@ -207,6 +214,20 @@ mod tests {
     }
 
     #[test]
+    fn half_a_user_and_a_number_mean_what_docker_means_by_them() {
+        check("1000:", None, None, Ok((1000, 0, &[], "/")));
+        check("web:", None, None, Ok((33, 34, &[4], "/srv")));
+        check(":staff", None, None, Ok((0, 50, &[], "/root")));
+        check(":", None, None, Ok((0, 0, &[], "/root")));
+        let accounts = Accounts {
+            passwd: "33:x:7:7::/seven:\nweb:x:33:34::/srv:\n".to_owned(),
+            group: "34:x:8:\n".to_owned(),
+        };
+        let user = accounts.resolve("33:34", None, None).expect("a user");
+        assert_eq!((user.uid, user.gid, user.home.as_str()), (33, 34, "/srv"));
+    }
+
+    #[test]
     fn no_number_means_that_nothing_is_changed() {
         for user in
             ["2147483648", "4294967295", "4294967296", "1000:4294967295", "1000:99999999999", "0:4294967295"]
@@ -233,16 +254,84 @@ mod tests {
         }
     }
 
+    /// Two layers, each with its own idea of who `web` is: 1 in the lower one, 2 in the upper one.
+    struct Two {
+        dir: tempfile::TempDir,
+    }
+
+    impl Two {
+        /// What `upper` makes of the upper layer, which has no `/etc` yet; `None` if nothing may be mounted here.
+        fn uid(lower: impl FnOnce(&Path), upper: impl FnOnce(&Path)) -> Option<Result<u32, ()>> {
+            if !nix::unistd::geteuid().is_root() {
+                eprintln!("skipped: stacking layers needs rights to mount");
+                return None;
+            }
+            let two = Two { dir: tempfile::tempdir().expect("a directory") };
+            let layers = ["upper", "lower"].map(|name| two.dir.path().join(name));
+            layers.iter().for_each(|layer| fs::create_dir(layer).expect("a directory"));
+            fs::create_dir(layers[1].join("etc")).expect("a directory");
+            fs::write(layers[1].join("etc/passwd"), "web:x:1:1::/:\n").expect("a write");
+            lower(&layers[1]);
+            upper(&layers[0]);
+            let accounts = Accounts::read(&layers, false).expect("readable");
+            Some(accounts.resolve("web", None, None).map(|user| user.uid).map_err(drop))
+        }
+    }
+
+    #[track_caller]
+    fn check_uid(found: Option<Result<u32, ()>>, expect: Result<u32, ()>) {
+        assert_eq!(found.unwrap_or(expect), expect);
+    }
+
+    fn passwd_at(path: &Path) {
+        fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+        fs::write(path, "web:x:2:2::/:\n").expect("a write");
+    }
+
+    fn whiteout(path: &Path) {
+        mknod(path, SFlag::S_IFCHR, Mode::empty(), 0).expect("a whiteout");
+    }
+
     #[test]
-    fn the_topmost_layer_decides() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let layers = ["top", "base"].map(|name| dir.path().join(name));
-        layers.iter().for_each(|layer| fs::create_dir_all(layer.join("etc")).expect("a directory"));
-        fs::write(layers[1].join("etc/passwd"), "web:x:1:1::/:\n").expect("a write");
-        let resolve =
-            || Accounts::read(&layers).expect("readable").resolve("web", None, None).map(|user| user.uid);
-        assert_eq!(resolve(), Ok(1));
-        fs::write(layers[0].join("etc/passwd"), "web:x:2:2::/:\n").expect("a write");
-        assert_eq!(resolve(), Ok(2));
+    fn the_topmost_layer_decides_who_a_user_is() {
+        check_uid(Two::uid(|_| {}, |_| {}), Ok(1));
+        check_uid(Two::uid(|_| {}, |upper| passwd_at(&upper.join("etc/passwd"))), Ok(2));
+    }
+
+    #[test]
+    fn a_user_that_an_upper_layer_hides_is_unknown() {
+        check_uid(Two::uid(|_| {}, |upper| whiteout(&upper.join("etc"))), Err(()));
+        let whiteout_of_file = |upper: &Path| {
+            fs::create_dir(upper.join("etc")).expect("a directory");
+            whiteout(&upper.join("etc/passwd"));
+        };
+        check_uid(Two::uid(|_| {}, whiteout_of_file), Err(()));
+        let opaque = |upper: &Path| {
+            fs::create_dir(upper.join("etc")).expect("a directory");
+            let flags = rustix::fs::XattrFlags::empty();
+            rustix::fs::setxattr(upper.join("etc"), "trusted.overlay.opaque", b"y", flags).expect("opaque");
+        };
+        check_uid(Two::uid(|_| {}, opaque), Err(()));
+    }
+
+    #[test]
+    fn links_on_the_way_to_the_users_lead_within_all_layers() {
+        // `/etc` became a link to a directory of the other layer.
+        let linked_etc = |upper: &Path| symlink("/usr/etc", upper.join("etc")).expect("a link");
+        check_uid(Two::uid(|lower| passwd_at(&lower.join("usr/etc/passwd")), linked_etc), Ok(2));
+        let linked_file = |upper: &Path| {
+            passwd_at(&upper.join("usr/share/passwd"));
+            fs::create_dir(upper.join("etc")).expect("a directory");
+            symlink("../../../usr/share/passwd", upper.join("etc/passwd")).expect("a link");
+        };
+        check_uid(Two::uid(|_| {}, linked_file), Ok(2));
+        // Nothing of the machine: it has the first one of these, and this process the second one.
+        for outside in ["/etc/hostname", "/proc/self/environ", "passwd"] {
+            let upper = |upper: &Path| {
+                fs::create_dir(upper.join("etc")).expect("a directory");
+                symlink(outside, upper.join("etc/passwd")).expect("a link");
+            };
+            check_uid(Two::uid(|_| {}, upper), Err(()));
+        }
     }
 }

@@ -13,11 +13,16 @@ ways![what_is_no_file_is_not_opened_as_one: DevicesOfImages];
 /// To open a device does something to the machine, and to open a FIFO waits for whoever opens its other end, which
 /// nobody can before.
 fn what_is_no_file_is_not_opened_as_one(world: &World) -> Result<(), String> {
-    let etc = world.dir.path().join("image/top/etc");
-    let fifos = ["passwd", "group"].map(|name| etc.join(name));
-    fifos.iter().for_each(|fifo| nix::unistd::mkfifo(fifo, Mode::S_IRWXU).expect("a fifo"));
+    let base = world.dir.path().join("image/base");
+    let fifos = ["passwd", "group"].map(|name| base.join("etc").join(name));
+    for fifo in &fifos {
+        std::fs::remove_file(fifo).expect("a file");
+        nix::unistd::mkfifo(fifo, Mode::S_IRWXU).expect("a fifo");
+    }
     let pod = world.pod("a");
-    let spec = world.container(&pod, "main", &["print", "ran"]);
+    let mut spec = world.container(&pod, "main", &["print", "ran"]);
+    // An image of one layer is read as it lies there; a FIFO in a stack of several has ends of its own.
+    spec.rootfs.lower = vec![base];
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let listener = scope.spawn(|| {
