@@ -22,8 +22,9 @@ use skein_control::node_health::successor;
 use skein_net::endpoint::Endpoint;
 use skein_net::gossip;
 use skein_net::identity::NodeId;
-use skein_raft_store::{Change, Expect, Handle, Op, Options, TokioRuntime};
+use skein_raft_store::{Change, Expect, Handle, Op, Options, TokioRuntime, VoterId};
 use tokio::net::UnixListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -38,6 +39,7 @@ use crate::picture::Picture;
 use crate::pieces;
 use crate::quorum;
 use crate::surroundings::Surroundings;
+use crate::voting::Voting;
 use crate::watchfulness;
 use crate::wire::{self, Answer, Ask, Client};
 
@@ -47,6 +49,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(60);
 const DEFAULT_TTL: Duration = Duration::from_secs(15 * 60);
 /// Bodies of our own verbs but for images, which are bounded by the image store.
 const BODY_BYTES_MAX: usize = 64 << 10;
+/// How long `status` waits for the leader's word.
+const VOTING_MAX: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Clone)]
@@ -63,6 +67,7 @@ pub(crate) struct Admin {
     pub(crate) clients: Clients,
     pub(crate) watchful: watchfulness::Inbox,
     pub(crate) surroundings: Surroundings,
+    pub(crate) voting: watch::Receiver<Option<Voting>>,
     pub(crate) membership: Membership,
     pub(crate) server: Server,
     /// What this machine lacks for containers, a sentence each.
@@ -153,7 +158,7 @@ impl Admin {
     async fn verb(&self, verb: &str, request: Request<Incoming>) -> Reply {
         let method = request.method().clone();
         match (method, verb.split_once('/').unwrap_or((verb, ""))) {
-            (Method::GET, ("status", "")) => Ok(self.status()),
+            (Method::GET, ("status", "")) => Ok(self.status().await),
             (Method::POST, ("tokens", "")) => self.create_token(body(request).await?).await,
             (Method::GET, ("tokens", "")) => Ok(self.tokens()),
             (Method::DELETE, ("tokens", id)) => self.revoke(id).await,
@@ -175,8 +180,23 @@ impl Admin {
         }
     }
 
-    /// From this node's own memory: it answers without a quorum too.
-    pub(crate) fn status(&self) -> Value {
+    /// How the voters stand: by the leader's word, else by what this node sees.
+    async fn voting(&self) -> Voting {
+        if let Some(voting) = self.voting.borrow().clone() {
+            return voting;
+        }
+        let asked = async {
+            let leader =
+                self.store.metrics().leader.filter(|leader| leader.node != self.endpoint.node().0)?;
+            let asking = wire::ask::<Answer<Voting>>(&self.endpoint, NodeId(leader.node), &Ask::Voting);
+            tokio::time::timeout(VOTING_MAX, asking).await.ok()?.ok()?.ok()
+        };
+        asked.await.unwrap_or_else(|| quorum::voting(&self.store, &self.gossip))
+    }
+
+    /// From this node's own memory, all but how the voters stand: it answers without a quorum too.
+    pub(crate) async fn status(&self) -> Value {
+        let voting = self.voting().await;
         let metrics = self.store.metrics();
         let view = self.picture.view();
         let gossiped = self.gossip.members().borrow().clone();
@@ -204,6 +224,10 @@ impl Admin {
                 });
                 let running = view.pods_on(&record.name).count();
                 let voter = members::voter(&record);
+                let of_node = |store: &&VoterId| store.node == record.node.0;
+                let store_lost = metrics.voters.iter().filter(of_node).any(|store| {
+                    *store != voter || quorum::is_lost(*store, metrics.voter, &self.gossip)
+                });
                 // Of a log in entries; of a node without one in revisions, by its own word.
                 let behind = |shown: u64| metrics.revision.saturating_sub(shown);
                 let lag = match metrics.matched.get(&voter) {
@@ -219,8 +243,9 @@ impl Admin {
                     "addresses": addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
                     "api": member.and_then(|member| member.metadata.as_ref()).and_then(|data| data.api_address),
                     "state": state,
-                    "voter": metrics.voters.contains(&voter),
+                    "voter": metrics.voters.contains(&voter) && !store_lost,
                     "learner": metrics.learners.contains(&voter),
+                    "storeLost": store_lost,
                     "ready": ready,
                     "disk": disk,
                     "pods": running,
@@ -233,6 +258,9 @@ impl Admin {
             json!({ "id": node.to_string(), "name": name_of(node.0), "reason": reason.to_string() })
         }).collect();
         let voters = metrics.voters.len();
+        let name = |node: NodeId| name_of(node.0).unwrap_or_else(|| node.short());
+        let waiting: Vec<Value> =
+            voting.waits.iter().map(|wait| wait.shown(SystemTime::now(), name)).collect();
         json!({
             "cluster": self.membership.public.cluster.name,
             "fingerprint": self.membership.public.cluster.id.fingerprint(),
@@ -245,7 +273,8 @@ impl Admin {
             "term": metrics.term,
             "revision": metrics.revision,
             "voters": voters,
-            "failuresSurvived": quorum::failures_survived(&self.store, &self.gossip),
+            "failuresSurvived": voting.failures_survived,
+            "waiting": waiting,
             "failed": metrics.failed,
             "certificateUntil": self.home.certificate().ok().flatten().map(|chain| seconds(chain.validity().until)),
             "podTrafficEncrypted": false,

@@ -24,6 +24,7 @@ use skein_raft_store::{Change, DiskFiles, Expect, Handle, Op, Options, TokioRunt
 use skein_runtime::images::{self, Images};
 use skein_runtime::{Engine, Machine, Probe};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
@@ -42,8 +43,10 @@ use crate::members::{self, Members, Record};
 use crate::picture::Picture;
 use crate::planner::{Desk, Planner};
 use crate::pressure;
+use crate::quorum;
 use crate::report::Chain as ErrorChain;
 use crate::surroundings::Surroundings;
+use crate::voting::Voting;
 use crate::watchfulness::{self, WATCH_DATAGRAM, Watch};
 use crate::wire::{self, Answer, Ask};
 
@@ -246,7 +249,7 @@ impl Node {
                 api_address: Some(api_address),
                 version: env!("CARGO_PKG_VERSION").into(),
                 level: 1,
-                labels: Default::default(),
+                labels: [(quorum::STORE_LABEL.to_owned(), quorum::store_label(voter))].into(),
             },
             follow_interfaces: config.listen.ip().is_unspecified(),
             api_follows,
@@ -281,6 +284,7 @@ impl Node {
             gossip.members(),
             book.clone(),
         );
+        let voting = watch::Sender::new(None);
         endpoint.serve(Arc::new(Dispatch {
             members: members.clone(),
             store: store.clone(),
@@ -290,6 +294,7 @@ impl Node {
             authority: authority.clone(),
             logs: Logs(engine.clone()),
             images: images.clone(),
+            voting: voting.subscribe(),
             tasks: tasks.clone(),
         }));
 
@@ -339,15 +344,17 @@ impl Node {
             store: store.clone(),
             endpoint: endpoint.clone(),
             members: members.clone(),
+            picture: picture.clone(),
             authority: authority.clone(),
             gossiped: gossip.members(),
+            voting: voting.clone(),
         };
         tasks.spawn(voters.run(stopping.clone()));
 
         // What follows needs this node's own record: a machine that was just let in waits for its replica.
         let record = own_record(&members, &picture, me, &stopping).await?;
         if record.store.0 != voter.store {
-            tasks.spawn(rename_voter(store.clone(), record.clone(), stopping.clone()));
+            tasks.spawn(rename_voter(store.clone(), me, stopping.clone()));
         }
         let offer = Offer {
             name: membership.name.clone(),
@@ -455,6 +462,7 @@ impl Node {
                 is_advertised: !config.advertise.is_empty(),
                 troubles: troubled,
             },
+            voting: voting.subscribe(),
             membership: membership.clone(),
             server,
             warnings: [missing, weaker].concat(),
@@ -602,19 +610,23 @@ async fn part_with_removed(
     }
 }
 
-/// Tells the cluster that this node's store was lost and made anew: its old name as a voter is dead, and
-/// the new one has to earn its vote.
-async fn rename_voter(store: Handle<TokioRuntime>, record: Record, stopping: CancellationToken) {
-    let key = Record::key(record.node);
-    let renamed = Record { store: StoreId(store.voter().store), fresh: false, ..record };
+/// Tells the cluster that this node's store was lost and made anew. Its old one keeps its place among the voters until
+/// the new one has copied the log and takes it.
+async fn rename_voter(store: Handle<TokioRuntime>, node: NodeId, stopping: CancellationToken) {
+    let (key, own) = (Record::key(node), StoreId(store.voter().store));
     warn!(voter = %store.voter(), "the store of this node is new; it votes under a new name from now on");
     while !stopping.is_cancelled() {
         let state = store.state();
+        // As it is now: what else is written into it meanwhile stays.
         let Some(object) = state.get(&key) else { return };
+        let Ok(record) = serde_json::from_slice::<Record>(&object.value) else { return };
+        if record.removed || record.store == own {
+            return;
+        }
         let op = Op {
             key: key.as_str().into(),
             expect: Expect::Revision(object.mod_rev),
-            change: Change::Put(renamed.to_bytes().into()),
+            change: Change::Put(Record { store: own, ..record }.to_bytes().into()),
         };
         match store.propose(vec![op], Options::default()).await {
             Ok(answer) if all_done(&answer) => return,
@@ -672,6 +684,7 @@ struct Dispatch {
     authority: Authority,
     logs: Logs,
     images: ClusterImages,
+    voting: watch::Receiver<Option<Voting>>,
     tasks: TaskTracker,
 }
 
@@ -694,6 +707,7 @@ impl Service for Dispatch {
                 authority: self.authority.clone(),
                 logs: self.logs.clone(),
                 images: self.images.clone(),
+                voting: self.voting.clone(),
             };
             // Not tracked: a log that is followed must not hold up the end of the daemon.
             tokio::spawn(answer.serve(peer, stream));
@@ -721,6 +735,7 @@ struct Answering {
     authority: Authority,
     logs: Logs,
     images: ClusterImages,
+    voting: watch::Receiver<Option<Voting>>,
 }
 
 impl Answering {
@@ -755,6 +770,10 @@ impl Answering {
                 });
                 let out: Answer<bool> = Ok(out);
                 wire::encode(&out)
+            }
+            Ask::Voting => {
+                let voting: Answer<Voting> = self.voting.borrow().clone().ok_or("it does not lead".into());
+                wire::encode(&voting)
             }
             Ask::Restarting => {
                 self.watchful.announced(peer);

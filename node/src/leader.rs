@@ -1,29 +1,35 @@
 //! Who votes, chosen by the leader. Every node runs it; but for the authorities, which each voter holds, it does nothing
 //! while another one leads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use skein_control::voters::{self, Membership, Memory, Sighting};
+use skein_control::node::roster::PREFIX;
+use skein_control::voters::{self, Logs, Member, Membership, Memory, Seen, Waiting};
 use skein_net::endpoint::Endpoint;
 use skein_net::gossip::service::Members as Gossiped;
 use skein_net::identity::NodeId;
-use skein_raft_store::{Change, Expect, Handle, MemberChange, Op, Options, TokioRuntime, VoterId};
+use skein_raft_store::{Change, Expect, Handle, MemberChange, Metrics, Op, Options, TokioRuntime, VoterId};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::authority::Authority;
 use crate::clock;
 use crate::disk;
 use crate::members::{self, Members, Record};
+use crate::picture::Picture;
+use crate::quorum;
+use crate::voting::{Voting, Wait};
 
 /// How often the leader looks at the voters.
 const VOTERS_EVERY: Duration = Duration::from_millis(250);
 /// How often the others look whether they have all that a voter holds, beside each change of who votes.
 const HOLD_EVERY: Duration = Duration::from_secs(2);
+/// How long a new leader tries at once to learn what was answered before.
+const OFFICE_MAX: Duration = Duration::from_secs(5);
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Chooses the voters.
@@ -31,8 +37,11 @@ pub(crate) struct Voters {
     pub(crate) store: Handle<TokioRuntime>,
     pub(crate) endpoint: Endpoint,
     pub(crate) members: Members,
+    pub(crate) picture: Picture,
     pub(crate) authority: Authority,
     pub(crate) gossiped: watch::Receiver<Arc<Gossiped>>,
+    /// What the leader says of the voters; `None` while another node leads.
+    pub(crate) voting: watch::Sender<Option<Voting>>,
 }
 
 impl Voters {
@@ -40,14 +49,22 @@ impl Voters {
     pub(crate) async fn run(self, stopping: CancellationToken) {
         let mut memory = Memory::default();
         let mut changes = self.store.on_change();
+        // The term in which this node leads and has seen all that was answered before.
+        let mut office = None;
         loop {
             self.authority.hold_if_voter(&self.store, &self.endpoint).await;
-            let leads = self.store.metrics().leads();
-            if leads {
-                self.look(&mut memory).await;
-            } else {
-                // Another leader's clock and memory are its own.
-                memory = Memory::default();
+            let metrics = self.store.metrics();
+            let leads = metrics.leads();
+            if leads && office != Some(metrics.term) {
+                office = tokio::select! {
+                    biased;
+                    () = stopping.cancelled() => return,
+                    office = self.take_office(metrics.term) => office,
+                };
+            }
+            match office.filter(|term| leads && *term == metrics.term) {
+                Some(_) => self.look(&mut memory).await,
+                None => drop(self.see(&mut memory, &metrics)),
             }
             tokio::select! {
                 () = stopping.cancelled() => return,
@@ -55,6 +72,20 @@ impl Voters {
                 changed = changes.changed(), if !leads => if !changed { return },
             }
         }
+    }
+
+    /// Waits until this node has seen all that was answered before its `term`: a record that is older than the
+    /// membership would name a store that is gone, or one that is not there yet.
+    async fn take_office(&self, term: u64) -> Option<u64> {
+        match self.store.read_index(OFFICE_MAX).await {
+            Ok(revision) => self.picture.reach(revision).await,
+            Err(error) => {
+                debug!(term, %error, "the voters are not looked at yet");
+                return None;
+            }
+        }
+        let metrics = self.store.metrics();
+        (metrics.leads() && metrics.term == term).then_some(term)
     }
 
     /// Ends the membership of those who asked to leave, are out, and went away before they could say so.
@@ -89,91 +120,101 @@ impl Voters {
         }
     }
 
+    /// How every store stands as this node sees it, and since when.
+    fn see(&self, memory: &mut Memory<VoterId>, metrics: &Metrics) -> BTreeMap<VoterId, Member<VoterId>> {
+        let gossiped = self.gossiped.borrow().clone();
+        let record = |record: Record| voters::Record {
+            store: members::voter(&record),
+            fresh: record.fresh,
+            removals: record.removals_ms.iter().filter(|at| **at + DAY_MS > wall_ms()).count() as u32,
+            leaving: record.leaving || record.removed,
+            domain: String::new(),
+        };
+        let records = self.members.all().into_iter().map(|(node, known)| (node, record(known))).collect();
+        let seen = |store: &VoterId| {
+            let member = gossiped.get(&NodeId(store.node)).filter(|member| member.state.is_active());
+            let said = member.and_then(|member| member.metadata.as_deref());
+            let alive = member.is_some() && quorum::has_store(said, *store);
+            Seen { alive, disk_failed: disk::has_failed(said) }
+        };
+        let sightings = voters::sightings(&membership(metrics), &records, |store| NodeId(store.node), seen);
+        let logs = Logs { term: metrics.term, last: metrics.last_log, matched: &metrics.matched };
+        let leads = metrics.leads();
+        self.voting.send_if_modified(|voting| !leads && voting.take().is_some());
+        memory.look(clock::boot(), metrics.voter, sightings, leads.then_some(logs))
+    }
+
     async fn look(&self, memory: &mut Memory<VoterId>) {
         let metrics = self.store.metrics();
-        let now = clock::boot();
         self.let_go(&metrics).await;
-        let records = self.members.present();
-        let gossiped = self.gossiped.borrow().clone();
-        let sightings = records.values().map(|record| {
-            let id = members::voter(record);
-            let removals = record.removals_ms.iter().filter(|at| **at + DAY_MS > wall_ms()).count();
-            let member = gossiped.get(&record.node).filter(|member| member.state.is_active());
-            let sighting = Sighting {
-                alive: member.is_some(),
-                disk_failed: disk::has_failed(member.and_then(|member| member.metadata.as_deref())),
-                matched: metrics.matched.get(&id).copied().unwrap_or(0),
-                fresh: record.fresh,
-                removals: removals as u32,
-                leaving: record.leaving,
-                domain: String::new(),
-            };
-            (id, sighting)
-        });
-        let members = memory.look(now, metrics.voter, metrics.last_log, sightings);
-        let membership = Membership {
-            voters: metrics.voters.clone(),
-            learners: metrics.learners.clone(),
-            joint: metrics.joint,
-        };
-        let change = voters::plan(
-            now,
-            metrics.voter,
-            &members,
-            &membership,
-            voters::LEARNERS_MAX,
-            memory.last_voluntary,
-        );
+        let members = self.see(memory, &metrics);
+        if !metrics.leads() {
+            return;
+        }
+        let (now, me, membership) = (clock::boot(), metrics.voter, membership(&metrics));
+        let last_voluntary = memory.last_voluntary();
+        self.say(&voters::waiting(now, me, &members, &membership, last_voluntary), &members, now);
+        let change = voters::plan(now, me, &members, &membership, voters::LEARNERS_MAX, last_voluntary);
         let Some(change) = change else { return };
+        let on = metrics.membership;
         let result = match &change {
             voters::Change::AddLearner(id) => self.store.add_learner(*id).await,
             voters::Change::RemoveLearner(id) => {
-                self.store.change_members(MemberChange::RemoveLearner(*id), metrics.membership).await
+                self.store.change_members(MemberChange::RemoveLearner(*id), on).await
             }
             voters::Change::Voters { .. } if metrics.joint => {
-                self.store.change_members(MemberChange::FinishJoint, metrics.membership).await
+                self.store.change_members(MemberChange::FinishJoint, on).await
             }
             voters::Change::Voters { voters, .. } => {
-                self.store.change_members(MemberChange::Voters(voters.clone()), metrics.membership).await
+                self.store.change_members(MemberChange::Voters(voters.clone()), on).await
             }
         };
         match result {
             Ok(()) => {
                 info!(?change, term = metrics.term, "changed who votes");
-                if let voters::Change::Voters { voters, voluntary } = &change {
+                if let voters::Change::Voters { voters, voluntary, replaced } = &change {
                     if *voluntary {
-                        memory.last_voluntary = Some(now);
+                        memory.changed_voluntarily(now);
                     }
-                    self.note(&metrics.voters, voters, &records).await;
+                    self.note(voters, replaced).await;
                 }
             }
             Err(error) => warn!(?change, %error, "could not change who votes"),
         }
     }
 
-    /// Writes into the records who has voted now and who was removed: what later choices depend on.
-    async fn note(
+    /// Lets this node and others show how the voters stand.
+    fn say(
         &self,
-        before: &std::collections::BTreeSet<VoterId>,
-        after: &std::collections::BTreeSet<VoterId>,
-        records: &BTreeMap<NodeId, Record>,
+        waiting: &[Waiting<VoterId>],
+        members: &BTreeMap<VoterId, Member<VoterId>>,
+        now: skein_control::time::Instant,
     ) {
+        let is_healthy = |store: &VoterId| members.get(store).is_some_and(Member::is_healthy);
+        let failures_survived = voters::failures_survived(&self.store.voter_sets(), is_healthy) as u64;
+        let waits = waiting.iter().map(|waiting| Wait::new(waiting, now)).collect();
+        self.voting.send_replace(Some(Voting { failures_survived, waits }));
+    }
+
+    /// Writes into the records who has voted now and who was replaced: what later choices depend on.
+    async fn note(&self, after: &BTreeSet<VoterId>, replaced: &BTreeSet<VoterId>) {
         let state = self.store.state();
         let mut ops = Vec::new();
-        for record in records.values() {
+        for (key, object) in state.range(PREFIX, None) {
+            let Ok(record) = serde_json::from_slice::<Record>(&object.value) else { continue };
             let mut next = record.clone();
-            let id = members::voter(record);
-            if after.contains(&id) {
+            if after.contains(&members::voter(&record)) {
                 next.fresh = false;
             }
-            if before.contains(&id) && !after.contains(&id) {
+            if replaced.iter().any(|store| store.node == record.node.0) {
                 next.removals_ms.retain(|at| at + DAY_MS > wall_ms());
                 next.removals_ms.push(wall_ms());
             }
-            let key = Record::key(record.node);
-            let Some(object) = state.get(&key).filter(|_| next != *record) else { continue };
-            let expect = Expect::Revision(object.mod_rev);
-            ops.push(Op { key: key.into(), expect, change: Change::Put(next.to_bytes().into()) });
+            if next != record {
+                let (expect, change) =
+                    (Expect::Revision(object.mod_rev), Change::Put(next.to_bytes().into()));
+                ops.push(Op { key: key.clone(), expect, change });
+            }
         }
         if ops.is_empty() {
             return;
@@ -184,6 +225,11 @@ impl Voters {
             warn!(%error, "could not note who votes");
         }
     }
+}
+
+fn membership(metrics: &Metrics) -> Membership<VoterId> {
+    let (voters, learners) = (metrics.voters.clone(), metrics.learners.clone());
+    Membership { voters, learners, joint: metrics.joint }
 }
 
 fn wall_ms() -> u64 {

@@ -26,6 +26,7 @@ mod quorum;
 mod report;
 mod surroundings;
 mod tiny;
+mod voting;
 mod watchfulness;
 mod wire;
 

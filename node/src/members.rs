@@ -51,6 +51,11 @@ impl Members {
             .collect()
     }
 
+    /// Everybody who is a member or was one, by id.
+    pub(crate) fn all(&self) -> BTreeMap<NodeId, Record> {
+        self.records.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(crate) fn get(&self, node: NodeId) -> Option<Record> {
         let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
         records.get(&node).filter(|record| !record.removed).cloned()

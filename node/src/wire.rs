@@ -49,6 +49,8 @@ pub(crate) enum Ask {
     /// Whether the asker, which wants to leave, is out: no vote and no log any more. It learns that from
     /// others only, because nothing is sent to it any more.
     HaveLeft,
+    /// How the voters stand, as the leader sees them. To the leader.
+    Voting,
 }
 
 /// Which output of which container.

@@ -18,6 +18,7 @@ mod kubectl;
 mod neighbours;
 mod pods;
 mod user;
+mod voters;
 mod watching;
 
 use std::process::ExitCode;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         disk::TESTS,
         follow::TESTS,
         watching::TESTS,
+        voters::TESTS,
     ]
     .into_iter()
     .flatten()

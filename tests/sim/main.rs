@@ -148,7 +148,7 @@ fn no_fault_breaks_an_invariant() {
 const SEEDS: u64 = 200;
 
 /// What 200 seeds must have seen at least, or they prove little: about half of what was measured.
-const LEAST: [(&str, u64); 34] = [
+const LEAST: [(&str, u64); 35] = [
     ("all off", 60),
     ("bytes lost", 360),
     ("changes of members failed", 20),
@@ -179,6 +179,7 @@ const LEAST: [(&str, u64); 34] = [
     ("read index refused", 60),
     ("rejoined gossip", 400),
     ("snapshot installed", 160),
+    ("stores lost", 40),
     ("strays removed", 350),
     ("torn tails", 120),
     ("voters changed", 270),
@@ -299,6 +300,24 @@ fn the_checks_see_a_judge_that_believes_one_observer() {
 #[test]
 fn the_checks_see_plans_committed_unconditionally() {
     assert!(caught(Mutation::UnconditionalPlan, Aim::LeadersAtWork, "I14", 1..40));
+}
+
+/// The successor of a lost store takes its place; the count of voters never falls meanwhile.
+#[test]
+fn a_lost_store_costs_no_vote_for_long() {
+    let stores = Mutex::new(0);
+    spread(1..7, |seed| {
+        let outcomes = check(Plan { aim: Aim::LostStores, ..Plan::new(seed) });
+        *stores.lock().unwrap_or_else(PoisonError::into_inner) += outcomes.counts["stores lost"];
+        true
+    });
+    let stores = stores.into_inner().unwrap_or_else(PoisonError::into_inner);
+    assert!(stores >= 20, "only {stores} stores were lost in six runs");
+}
+
+#[test]
+fn the_checks_see_absence_that_counts_as_leaving() {
+    assert!(caught(Mutation::AbsenceIsLeaving, Aim::LostStores, "I22", 1..4));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use skein_control::node::roster;
 use skein_net::identity::{NodeId, StoreId};
+use skein_raft_store::State;
 
 use crate::world::{node_id, node_name, voter_id};
 
@@ -12,11 +13,17 @@ pub(crate) fn key(number: usize) -> String {
     Record::key(node_id(number))
 }
 
+/// What a node's replica says of a member, and its revision.
+pub(crate) fn read(state: &State, number: usize) -> Option<(u64, Record)> {
+    let object = state.get(&key(number))?;
+    Some((object.mod_rev, serde_json::from_slice(&object.value).ok()?))
+}
+
 /// Of a machine that has just been let in.
 pub(crate) fn record(number: usize) -> Record {
     Record {
         node: node_id(number),
-        store: StoreId(voter_id(number).store),
+        store: StoreId(voter_id(number, 1).store),
         name: node_name(number),
         addresses: Vec::new(),
         subnet: String::new(),

@@ -17,6 +17,10 @@ pub(crate) enum Mutation {
     OneObserver,
     /// Plans are committed whatever has changed since they were made.
     UnconditionalPlan,
+    /// A voter whose node has another store, or that no record knows, is let go as if it had left.
+    AbsenceIsLeaving,
+    /// A new leader looks at the voters before it has seen what was answered before.
+    VotersUnread,
     /// Gossip tells members that refuted in time that they are down.
     NoGossipGuard,
     /// One of the store's own.
@@ -38,6 +42,8 @@ pub(crate) enum Aim {
     PowerCuts,
     /// Nodes alone for so long that the log they miss is gone when they are back.
     LongAbsence,
+    /// Stores emptied under their daemons, one after another.
+    LostStores,
     /// Pairs that do not reach each other, for so long that a leader gives way.
     LongPairCuts,
     /// Machines lost for good, one after another, until two are left. In a cluster with spares they have been there
@@ -95,6 +101,8 @@ pub(crate) enum Kind {
         node: usize,
         writes: bool,
     },
+    /// Its daemon is killed, and what lay in its store is gone when it starts again: it has another one.
+    LostStore(Victim),
     /// Its wall clock is set to another time, and right again afterwards.
     ClockJump {
         node: usize,
@@ -128,7 +136,7 @@ impl Plan {
     pub(crate) fn faults(&self) -> Vec<Fault> {
         let mut faults = self.frequent();
         if self.aim == Aim::Everything {
-            faults.extend((0..4).filter_map(|which| self.rare(which)));
+            faults.extend((0..5).filter_map(|which| self.rare(which)));
             faults.sort_by_key(|fault| fault.at);
         }
         faults
@@ -151,6 +159,7 @@ impl Plan {
                 Kind::ClockJump { node, hours: if back { -hours } else { hours } }
             }
             2 => Kind::Duplicates(chance.random_range(0.02..0.3)),
+            4 => Kind::LostStore(Victim::Node(node)),
             // Of three, the two others could lose nobody else.
             _ if self.nodes < 5 => return None,
             _ => Kind::Gone(Victim::Node(node)),
@@ -169,6 +178,7 @@ impl Plan {
                 Aim::OneBlindObserver => 8000..12_000,
                 Aim::LeadersAtWork | Aim::PowerCuts => 1000..3000,
                 Aim::LongAbsence => 7000..9000,
+                Aim::LostStores => 5000..9000,
                 Aim::LongPairCuts => 13_000..15_000,
                 Aim::Loss => {
                     let kind = Kind::Loss(0.2);
@@ -224,6 +234,10 @@ impl Plan {
             Aim::LongAbsence => {
                 lasts = Duration::from_secs(6);
                 Kind::Isolate { victim: Victim::Node(node), hears: false, is_heard: false }
+            }
+            Aim::LostStores => {
+                lasts = Duration::from_millis(chance.random_range(100..3000));
+                Kind::LostStore(victim)
             }
             Aim::LongPairCuts => {
                 lasts = Duration::from_secs(11);

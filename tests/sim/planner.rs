@@ -1,5 +1,6 @@
 //! The leader's work: plans for the objects, and the voters.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -9,15 +10,17 @@ use rand::{RngExt, SeedableRng};
 use skein_api::write::{self, Write};
 use skein_control::chance::Chance;
 use skein_control::plan::{Agenda, Fate, Next, Round};
-use skein_control::voters::{self, Membership, Memory, Sighting};
+use skein_control::voters::{self, Logs, Member, Membership, Memory, Seen, Standing};
+use skein_net::identity::{NodeId, StoreId};
 use skein_raft_store::sim::SimRt;
 use skein_raft_store::{
     Change, Expect, MemberChange, Metrics, Op, Options, Outcome, ProposeError, ReadError, VoterId,
 };
 
 use crate::gossip::has_failed;
+use crate::members;
 use crate::plan::Mutation;
-use crate::world::{Site, node_id, voter_id};
+use crate::world::{Site, number_of_voter};
 
 const VOTERS_EVERY: Duration = Duration::from_millis(250);
 
@@ -174,15 +177,22 @@ pub(crate) fn op(write: Write) -> Op {
 /// Chooses the voters whenever this node leads. All nodes of the plan are members from the beginning.
 pub(crate) async fn choose_voters(site: Site) {
     let mut memory = Memory::default();
+    let mut office = None;
     loop {
         SimRt::sleep(VOTERS_EVERY).await;
         let metrics = site.store.metrics();
-        if !metrics.leads() {
-            memory = Memory::default();
+        if metrics.leads() && office != Some(metrics.term) {
+            office = take_office(&site, metrics.term).await;
+        }
+        let metrics = site.store.metrics();
+        let members = see(&site, &metrics, &mut memory);
+        if !metrics.leads() || office != Some(metrics.term) {
             continue;
         }
-        let Some(change) = look(&site, &metrics, &mut memory) else { continue };
-        let on = metrics.membership;
+        let (now, on) = (site.clock.boot(), metrics.membership);
+        let (members, membership, last) = (members, membership(&metrics), memory.last_voluntary());
+        let change = voters::plan(now, metrics.voter, &members, &membership, voters::LEARNERS_MAX, last);
+        let Some(change) = change else { continue };
         let done = match &change {
             voters::Change::AddLearner(id) => site.store.add_learner(*id).await,
             voters::Change::RemoveLearner(id) => {
@@ -201,35 +211,78 @@ pub(crate) async fn choose_voters(site: Site) {
             (voters::Change::Voters { .. }, Ok(())) => "voters changed",
             (_, Ok(())) => "learners changed",
         });
-        if let (Ok(()), voters::Change::Voters { voters, voluntary }) = (&done, &change) {
+        if let (Ok(()), voters::Change::Voters { voters, voluntary, .. }) = (&done, &change) {
             site.world.note_voters(voters);
             if *voluntary {
-                memory.last_voluntary = Some(site.clock.boot());
+                memory.changed_voluntarily(now);
             }
         }
     }
 }
 
-fn look(site: &Site, metrics: &Metrics, memory: &mut Memory<VoterId>) -> Option<voters::Change<VoterId>> {
-    let now = site.clock.boot();
-    let gossiped = site.members.lock().unwrap().clone();
-    let sightings = (0..site.world.plan.nodes).map(|number| {
-        let id = voter_id(number);
-        let member = gossiped.get(&node_id(number)).filter(|member| member.state.is_active());
-        let metadata = member.and_then(|member| member.metadata.as_deref());
-        let sighting = Sighting {
-            alive: member.is_some(),
-            disk_failed: metadata.is_some_and(has_failed),
-            matched: metrics.matched.get(&id).copied().unwrap_or(0),
-            fresh: site.world.is_fresh(number),
+/// Waits until this node has seen all that was answered before its term.
+async fn take_office(site: &Site, term: u64) -> Option<u64> {
+    if site.world.plan.mutation != Some(Mutation::VotersUnread) {
+        let revision = site.store.read_index(Duration::from_secs(5)).await.ok()?;
+        site.picture.reach(revision).await;
+    }
+    Some(term)
+}
+
+fn see(site: &Site, metrics: &Metrics, memory: &mut Memory<VoterId>) -> BTreeMap<VoterId, Member<VoterId>> {
+    let world = &site.world;
+    let state = site.store.state();
+    let records = (0..world.plan.nodes).filter_map(|number| {
+        let (_, record) = members::read(&state, number)?;
+        let record = voters::Record {
+            store: VoterId { node: record.node.0, store: record.store.0 },
+            fresh: world.is_fresh(number),
             removals: 0,
-            leaving: site.world.is_leaving(number),
+            leaving: world.is_leaving(number),
             domain: String::new(),
         };
-        (id, sighting)
+        Some((number, record))
     });
-    let members = memory.look(now, metrics.voter, metrics.last_log, sightings);
+    let gossiped = site.members.lock().unwrap().clone();
+    let seen = |store: &VoterId| {
+        let member = gossiped.get(&NodeId(store.node)).filter(|member| member.state.is_active());
+        let metadata = member.and_then(|member| member.metadata.as_deref());
+        Seen { alive: member.is_some(), disk_failed: metadata.is_some_and(has_failed) }
+    };
+    let mut sightings = voters::sightings(&membership(metrics), &records.collect(), number_of_voter, seen);
+    if world.plan.mutation == Some(Mutation::AbsenceIsLeaving) {
+        for sighting in sightings.values_mut().filter(|sighting| sighting.standing != Standing::Member) {
+            sighting.standing = Standing::Leaving;
+        }
+    }
+    let logs = Logs { term: metrics.term, last: metrics.last_log, matched: &metrics.matched };
+    memory.look(site.clock.boot(), metrics.voter, sightings, metrics.leads().then_some(logs))
+}
+
+fn membership(metrics: &Metrics) -> Membership<VoterId> {
     let (voters, learners) = (metrics.voters.clone(), metrics.learners.clone());
-    let membership = Membership { voters, learners, joint: metrics.joint };
-    voters::plan(now, metrics.voter, &members, &membership, voters::LEARNERS_MAX, memory.last_voluntary)
+    Membership { voters, learners, joint: metrics.joint }
+}
+
+/// Tells the cluster that this node's store was lost and made anew.
+pub(crate) async fn name_store(site: Site) {
+    let own = StoreId(site.store.voter().store);
+    loop {
+        if site.store.read_index(Duration::from_secs(10)).await == Err(ReadError::Stopped) {
+            return;
+        }
+        let Some((revision, record)) = members::read(&site.store.state(), site.number) else {
+            // The cluster is not founded yet.
+            SimRt::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        if record.store == own {
+            return;
+        }
+        let change = Change::Put(members::Record { store: own, ..record }.to_bytes().into());
+        let op = Op { key: members::key(site.number).into(), expect: Expect::Revision(revision), change };
+        if let Ok(answer) = site.store.propose(vec![op], Options::default()).await {
+            site.picture.reach(answer.revision).await;
+        }
+    }
 }

@@ -1,12 +1,13 @@
 //! What really became of each node, looked at from outside: I8, I9 and I10.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::AsyncRuntime;
 use skein_net::gossip::State;
 use skein_raft_store::sim::{SimRt, Weather};
+use skein_raft_store::{LogId, VoterId};
 
 use crate::world::{World, node_id};
 
@@ -35,6 +36,10 @@ pub(crate) struct Truth {
     /// Looks since the network was last disturbed.
     calm: u32,
     leader_of: BTreeMap<u64, (usize, u64)>,
+    /// The voters by the entry of each committed membership that was seen.
+    voters: BTreeMap<LogId, BTreeSet<VoterId>>,
+    /// Entries of the memberships before which somebody was leaving.
+    left: bool,
     /// Deaths that everybody has noticed and that are not to be counted again.
     noticed: BTreeMap<usize, bool>,
 }
@@ -50,6 +55,7 @@ pub(crate) async fn observe(world: Arc<World>) {
 fn look(world: &World) {
     let healths: Vec<Health> = (0..world.plan.nodes).map(|number| world.health(number)).collect();
     watch_leaders(world);
+    watch_voters(world);
     let mut truth = world.truth.lock().unwrap();
     let truth = &mut *truth;
     truth.looks.resize_with(healths.len(), VecDeque::new);
@@ -113,7 +119,39 @@ fn watch_leaders(world: &World) {
     }
 }
 
+/// Voters become fewer only where a member leaves, or where five have lost two: never by accident.
+fn watch_voters(world: &World) {
+    let somebody_leaves = world.somebody_leaves();
+    for number in 0..world.plan.nodes {
+        let Some(site) = world.site(number) else { continue };
+        let metrics = site.store.metrics();
+        let Some(entry) = metrics.membership.filter(|_| metrics.membership_committed && !metrics.joint)
+        else {
+            continue;
+        };
+        let mut truth = world.truth.lock().unwrap();
+        truth.left |= somebody_leaves;
+        let is_newest = truth.voters.last_key_value().is_none_or(|(newest, _)| *newest < entry);
+        if !is_newest {
+            continue;
+        }
+        let before = truth.voters.last_key_value().map_or(0, |(_, voters)| voters.len());
+        let now = metrics.voters.len();
+        truth.voters.insert(entry, metrics.voters);
+        let left = std::mem::replace(&mut truth.left, somebody_leaves);
+        drop(truth);
+        if now < before && !left && (before, now) != (5, 3) {
+            world.wrong(format!("I22: {before} voters became {now}, and nobody left"));
+        }
+    }
+}
+
 impl Truth {
+    /// Who votes by the newest membership that was seen.
+    pub(crate) fn voters(&self) -> impl Iterator<Item = &VoterId> {
+        self.voters.last_key_value().into_iter().flat_map(|(_, voters)| voters)
+    }
+
     /// How many terms had a leader.
     pub(crate) fn terms(&self) -> u64 {
         self.leader_of.len() as u64

@@ -22,7 +22,7 @@ use skein_raft_store::sim::SimRt;
 
 use crate::air::Post;
 use crate::plan::Mutation;
-use crate::world::{Now, Site, node_id, node_name, number_of_voter, voter_id};
+use crate::world::{Now, Site, node_id, node_name, number_of_voter};
 
 /// What nodes tell each other.
 pub(crate) type Message = vigil::Message<usize>;
@@ -188,8 +188,9 @@ impl Watch {
     fn hand_over(&self, node: usize) {
         let (world, store) = (self.site.world.clone(), self.site.store.clone());
         world.note(&format!("node {} lets node {node} lead", self.site.number));
+        let to = world.voter_of(node);
         drop(SimRt::spawn(async move {
-            let moved = store.transfer_leader(Some(voter_id(node))).await;
+            let moved = store.transfer_leader(Some(to)).await;
             world.count(if moved { "leadership handed over" } else { "leadership not handed over" });
         }));
     }

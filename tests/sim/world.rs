@@ -79,6 +79,8 @@ pub(crate) struct World {
 /// One place for a node: what stays when its process ends.
 struct Slot {
     disk: SimDisk,
+    /// How many stores it has had, the present one included.
+    stores: u8,
     clock: Clock,
     generation: u64,
     powered: bool,
@@ -122,8 +124,9 @@ pub(crate) fn number_of(node: NodeId) -> usize {
     usize::from(node.0[0]) - 1
 }
 
-pub(crate) fn voter_id(number: usize) -> VoterId {
-    VoterId { node: node_id(number).0, store: [1; 8] }
+/// The `nth` store of a node, from 1 on.
+pub(crate) fn voter_id(number: usize, nth: u8) -> VoterId {
+    VoterId { node: node_id(number).0, store: [nth; 8] }
 }
 
 pub(crate) fn number_of_voter(voter: &VoterId) -> usize {
@@ -159,7 +162,8 @@ async fn live(plan: Plan) -> Outcomes {
         disk.set_sync_time(SYNC_MIN, SYNC_MAX);
         let clock = Clock::draw(began, &mut chance);
         let (process, running) = (None, None);
-        Mutex::new(Slot { disk, clock, generation: 0, powered: true, paused: false, process, running })
+        let (stores, generation, powered, paused) = (1, 0, true, false);
+        Mutex::new(Slot { disk, stores, clock, generation, powered, paused, process, running })
     });
     let world = Arc::new(World {
         plan,
@@ -257,6 +261,10 @@ impl World {
         self.voted.lock().unwrap().extend(voters.iter().map(number_of_voter));
     }
 
+    pub(crate) fn somebody_leaves(&self) -> bool {
+        !self.leaving.lock().unwrap().is_empty()
+    }
+
     fn leave(&self, number: usize) {
         self.count("leaves");
         self.leaving.lock().unwrap().insert(number);
@@ -269,6 +277,17 @@ impl World {
     /// Those that are there, or will be again.
     fn present(&self) -> Vec<usize> {
         (0..self.plan.nodes).filter(|number| !self.is_gone(*number)).collect()
+    }
+
+    /// The store that a node has now.
+    pub(crate) fn voter_of(&self, number: usize) -> VoterId {
+        voter_id(number, self.slots[number].lock().unwrap().stores)
+    }
+
+    /// Whether a node's vote is gone with its store: its present one does not vote yet.
+    fn has_lost_vote(&self, number: usize) -> bool {
+        let (own, truth) = (self.voter_of(number), self.truth.lock().unwrap());
+        truth.voters().any(|voter| number_of_voter(voter) == number && *voter != own)
     }
 
     fn join_again(&self, number: usize) {
@@ -316,10 +335,11 @@ impl World {
         let store_clock = clock.clone();
         let process = Process::new(format!("node {number}, start {generation}"));
         slot.process = Some(process.clone());
-        let (transport, mut incoming) = self.network.connect(voter_id(number));
+        let voter = voter_id(number, slot.stores);
+        let (transport, mut incoming) = self.network.connect(voter);
         let files = slot.disk.files::<SimRt>();
         drop(slot);
-        let mut config = Config::new(voter_id(number), ClusterTag::default(), generation);
+        let mut config = Config::new(voter, ClusterTag::default(), generation);
         config.compaction = Compaction { every_entries: 100, keep_entries: 30 };
         config.clock = Arc::new(move || store_clock.wall_ms());
         let world = self.clone();
@@ -352,6 +372,7 @@ impl World {
             drop(SimRt::spawn(Watch::new(site.clone(), watched, watch.clone()).run()));
             drop(SimRt::spawn(planner::run(site.clone(), chance.random())));
             drop(SimRt::spawn(planner::choose_voters(site.clone())));
+            drop(SimRt::spawn(planner::name_store(site.clone())));
             drop(SimRt::spawn(agent::run(site.clone(), chance.random())));
             world.slots[number].lock().unwrap().running = Some(Running { site, gossip, watch });
             while let Some((from, lane, pipe)) = incoming.next().await {

@@ -1,14 +1,25 @@
 //! Who votes: 1, 3 or 5 of the members, chosen, replaced and spread by the leader alone.
 //!
-//! [`plan`] is a function of what the leader sees now; all that must be remembered (when a node was
-//! removed, when the set last changed) comes in as an argument. It proposes one change at a time, and
-//! none that would need a majority which is not up: neither of the old set nor of the new one.
+//! What a node sees becomes [`sightings`]; its [`Memory`] of them says since when each store is as it is. From that
+//! [`plan`] makes the next change, one at a time, and none that would need a majority which is not up: neither of
+//! the old set nor of the new one. [`waiting`] says why a set that is not as it should be is left as it is, and
+//! until when.
+//!
+//! A store leaves the set because somebody said so (its member leaves or was removed), because another one takes
+//! its place in the same change, or because five become three. Its absence is no reason: a store that nobody knows,
+//! or whose node has a new one, keeps its place until then, so that the set never shrinks by accident.
 //!
 //! Source: Ongaro's thesis §4 (membership changes); the numbers: RELIABILITY §5, from 20,000 simulated
 //! sequences of losses.
 
+mod memory;
+mod waiting;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+pub use memory::{ACKNOWLEDGED_WITHIN, Logs, Memory, Record, Seen, Sighting, sightings};
+pub use waiting::{Reason, Waiting, standstill, waiting};
 
 use crate::time::Instant;
 
@@ -26,9 +37,27 @@ pub const LEARNERS_MAX: usize = 2;
 /// Time between two changes that nobody's death asked for.
 pub const VOLUNTARY_EVERY: Duration = Duration::from_secs(10 * 60);
 
-/// What the leader knows of one member. `Id` orders equal candidates, so that two plans agree.
+/// Whose store it is, by the map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing<Id> {
+    /// That of a member.
+    Member,
+    /// That of one that asked to leave, or was removed.
+    Leaving,
+    /// The node of this store has another one now: what this one knew is gone, and it never answers again.
+    Lost {
+        /// The store that the node has now.
+        successor: Id,
+    },
+    /// No record names its node. That is absence, and not leaving.
+    Unknown,
+}
+
+/// What the leader knows of one store. `Id` orders equal candidates, so that two plans agree.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
+pub struct Member<Id> {
+    /// Whose store it is.
+    pub standing: Standing<Id>,
     /// It is there and its log can grow (for a leader: always).
     pub up: bool,
     /// Since when `up` is as it is, on the leader's clock.
@@ -37,14 +66,21 @@ pub struct Member {
     pub progressed_at: Instant,
     /// It has the whole log, as far as a running leader can say.
     pub caught_up: bool,
-    /// It joined and was never a voter nor removed: growing with it is formation, not a change of mind.
+    /// What was in the leader's log for [`ACKNOWLEDGED_WITHIN`] it has not acknowledged, whatever else it answers.
+    pub behind: bool,
+    /// It joined and was never a voter nor removed: a vote for it is formation, not a change of mind.
     pub fresh: bool,
-    /// How often it was removed from the voters within the last day.
+    /// How often it was replaced because it was down, within the last day.
     pub removals: u32,
-    /// It asked to leave.
-    pub leaving: bool,
     /// Where it stands (rack, room, power strip); empty if nobody said.
     pub domain: String,
+}
+
+impl<Id> Member<Id> {
+    /// Whether a majority may count on it: it is there, and it has what was written.
+    pub fn is_healthy(&self) -> bool {
+        self.up && !self.behind
+    }
 }
 
 /// Who votes and who follows now.
@@ -71,6 +107,8 @@ pub enum Change<Id> {
         voters: BTreeSet<Id>,
         /// Nobody's death or leave asked for it: counts against [`VOLUNTARY_EVERY`].
         voluntary: bool,
+        /// Those that go because they were down: each has to stay up for longer before it votes again.
+        replaced: BTreeSet<Id>,
     },
 }
 
@@ -93,88 +131,9 @@ pub fn failures_survived<Id>(sets: &[BTreeSet<Id>], up: impl Fn(&Id) -> bool) ->
     sets.iter().map(left).min().unwrap_or(0)
 }
 
-/// Entries by which a member may lag and still count as caught up.
-const LAG_MAX: u64 = 64;
-
-/// What the leader sees of one member at one look.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sighting {
-    /// Gossip calls it alive or suspect; not looked at for the leader itself.
-    pub alive: bool,
-    /// It says that the disk under its log takes nothing more: its vote and its copy count for nothing then.
-    pub disk_failed: bool,
-    /// Up to which entry its log agrees with the leader's; 0 if that is not known.
-    pub matched: u64,
-    /// See [`Member::fresh`].
-    pub fresh: bool,
-    /// See [`Member::removals`].
-    pub removals: u32,
-    /// See [`Member::leaving`].
-    pub leaving: bool,
-    /// See [`Member::domain`].
-    pub domain: String,
-}
-
-/// What a leader remembers between two looks. It ends with its term: another leader's clock is its own.
-#[derive(Debug, Clone)]
-pub struct Memory<Id> {
-    seen: BTreeMap<Id, Seen>,
-    /// When the last voluntary change was made in this office.
-    pub last_voluntary: Option<Instant>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Seen {
-    up: bool,
-    since: Instant,
-    matched: u64,
-    progressed_at: Instant,
-}
-
-impl<Id: Copy + Ord> Default for Memory<Id> {
-    fn default() -> Self {
-        Memory { seen: BTreeMap::new(), last_voluntary: None }
-    }
-}
-
-impl<Id: Copy + Ord> Memory<Id> {
-    /// Takes what is seen at `now` and says since when each member is as it is.
-    ///
-    /// * `last_log`: the index of the leader's last entry.
-    pub fn look(
-        &mut self,
-        now: Instant,
-        leader: Id,
-        last_log: u64,
-        sightings: impl IntoIterator<Item = (Id, Sighting)>,
-    ) -> BTreeMap<Id, Member> {
-        let before = std::mem::take(&mut self.seen);
-        let mut members = BTreeMap::new();
-        for (id, sighting) in sightings {
-            let (up, matched) = match id == leader {
-                true => (true, last_log),
-                false => (sighting.alive && !sighting.disk_failed, sighting.matched),
-            };
-            let was =
-                before.get(&id).copied().unwrap_or(Seen { up, since: now, matched, progressed_at: now });
-            let is_complete = matched + LAG_MAX >= last_log;
-            // A log that has everything cannot move: being complete counts as moving.
-            let moves = matched > was.matched || (up && is_complete);
-            let since = if was.up == up { was.since } else { now };
-            let progressed_at = if moves { now } else { was.progressed_at };
-            self.seen.insert(id, Seen { up, since, matched, progressed_at });
-            let Sighting { fresh, removals, leaving, domain, .. } = sighting;
-            let caught_up = is_complete && matched > 0;
-            members
-                .insert(id, Member { up, since, progressed_at, caught_up, fresh, removals, leaving, domain });
-        }
-        members
-    }
-}
-
 /// The next change of the voters, if one is due.
 ///
-/// * `members`: everybody admitted and not removed, the leader included.
+/// * `members`: the store of everybody admitted and not removed, the leader's included, and every store of `membership`.
 /// * `learners_max`: how many members without a vote copy the log, so that one of them can take a lost
 ///   voter's place at once. While voters are missing there may be as many as are missing.
 /// * `last_voluntary`: when the last voluntary change was made.
@@ -183,22 +142,25 @@ impl<Id: Copy + Ord> Memory<Id> {
 pub fn plan<Id: Copy + Ord>(
     now: Instant,
     leader: Id,
-    members: &BTreeMap<Id, Member>,
+    members: &BTreeMap<Id, Member<Id>>,
     membership: &Membership<Id>,
     learners_max: usize,
     last_voluntary: Option<Instant>,
 ) -> Option<Change<Id>> {
     let picture = Picture { now, leader, members, membership };
-    if membership.joint {
-        let voters = membership.voters.clone();
-        return picture.allowed(Change::Voters { voters, voluntary: false });
+    if !picture.has_majority(&membership.voters) {
+        return None;
     }
-    if let Some(gone) = membership.learners.iter().find(|id| picture.is_leaving(id)) {
+    if membership.joint {
+        return picture.allowed(Change::to(membership.voters.clone()));
+    }
+    if let Some(gone) = membership.learners.iter().find(|id| picture.has_gone(id)) {
         return Some(Change::RemoveLearner(*gone));
     }
     let voluntary_now = last_voluntary.is_none_or(|at| now.since(at) >= VOLUNTARY_EVERY);
     picture
         .let_go()
+        .or_else(|| picture.succeed())
         .or_else(|| picture.replace())
         .or_else(|| picture.grow(voluntary_now))
         .or_else(|| picture.shrink())
@@ -206,15 +168,21 @@ pub fn plan<Id: Copy + Ord>(
         .or_else(|| picture.learn(picture.room(learners_max)))
 }
 
+impl<Id: Ord> Change<Id> {
+    fn to(voters: BTreeSet<Id>) -> Change<Id> {
+        Change::Voters { voters, voluntary: false, replaced: BTreeSet::new() }
+    }
+}
+
 struct Picture<'a, Id> {
     now: Instant,
     leader: Id,
-    members: &'a BTreeMap<Id, Member>,
+    members: &'a BTreeMap<Id, Member<Id>>,
     membership: &'a Membership<Id>,
 }
 
 impl<Id: Copy + Ord> Picture<'_, Id> {
-    /// Voters that leave, or were removed, go; the rest of the set is filled up or made smaller to fit
+    /// Voters whose members leave, or were removed, go; the rest of the set is filled up or made smaller to fit
     /// the members that stay.
     fn let_go(&self) -> Option<Change<Id>> {
         if !self.membership.voters.iter().any(|id| self.is_leaving(id)) {
@@ -222,22 +190,34 @@ impl<Id: Copy + Ord> Picture<'_, Id> {
         }
         let mut voters: BTreeSet<Id> =
             self.membership.voters.iter().copied().filter(|id| !self.is_leaving(id)).collect();
-        let staying = self.members.values().filter(|member| !member.leaving).count();
-        let wanted = target(staying);
-        for spare in self.spares(|_, member| member.up && member.caught_up) {
+        let wanted = target(self.staying());
+        for spare in self.spares(|member| member.up && member.caught_up) {
             if voters.len() < wanted {
                 voters.insert(spare);
             }
         }
         // An even set survives no more than the odd one below it and needs one more voter for a majority.
-        let size = wanted.min(voters.len()).max(1);
-        let size = if size.is_multiple_of(2) { size - 1 } else { size };
+        let size = odd(wanted.min(voters.len()).max(1));
         while voters.len() > size {
             let dispensable = voters.iter().copied().filter(|id| *id != self.leader);
-            let worst = dispensable.min_by_key(|id| (self.is_up(id), self.members[id].caught_up, *id))?;
+            let has_log = |id: &Id| self.members.get(id).is_some_and(|member| member.caught_up);
+            let worst = dispensable.min_by_key(|id| (self.is_up(id), has_log(id), *id))?;
             voters.remove(&worst);
         }
-        (!voters.is_empty()).then_some(Change::Voters { voters, voluntary: false })
+        (!voters.is_empty()).then_some(Change::to(voters))
+    }
+
+    /// A store that was lost by the one that its node has now, as soon as that has the log.
+    fn succeed(&self) -> Option<Change<Id>> {
+        let is_ready = |successor: &Id| {
+            let learnt = self.membership.learners.contains(successor);
+            learnt && self.members.get(successor).is_some_and(|member| member.up && member.caught_up)
+        };
+        let (lost, successor) = self.lost_stores().find(|(_, successor)| is_ready(successor))?;
+        let mut voters = self.membership.voters.clone();
+        voters.remove(&lost);
+        voters.insert(successor);
+        Some(Change::to(voters))
     }
 
     /// One voter that is down by a spare.
@@ -245,29 +225,30 @@ impl<Id: Copy + Ord> Picture<'_, Id> {
         let down = self.membership.voters.iter().copied().find(|id| self.is_lost(id))?;
         let mut voters = self.membership.voters.clone();
         voters.remove(&down);
-        let spare = self.spares(|_, member| self.is_trusted(member, SPARE_UP_MIN)).into_iter().next()?;
-        voters.insert(spare);
-        Some(Change::Voters { voters, voluntary: false })
+        voters.insert(self.spares(|member| self.may_replace(member)).into_iter().next()?);
+        Some(Change::Voters { voters, voluntary: false, replaced: [down].into() })
     }
 
-    /// Up to the target: at once with fresh members, later with returned ones. Only ever to an odd number.
+    /// Up to the target: at once when a new member has come, later with returned ones. Only ever to an odd number.
     fn grow(&self, voluntary_now: bool) -> Option<Change<Id>> {
-        let voters = &self.membership.voters;
-        let members = self.members.values().filter(|member| !member.leaving).count();
-        let wanted = target(members);
-        let to = |candidates: Vec<Id>| {
-            let reachable = wanted.min(voters.len() + candidates.len());
-            let size = if reachable.is_multiple_of(2) { reachable - 1 } else { reachable };
-            let missing = size.checked_sub(voters.len()).filter(|missing| *missing > 0)?;
-            Some(voters.iter().copied().chain(candidates.into_iter().take(missing)).collect())
-        };
-        let formation = self.spares(|_, member| member.up && member.caught_up && member.fresh);
-        if let Some(voters) = to(formation) {
-            return Some(Change::Voters { voters, voluntary: false });
+        let has_come = |id: &Id| self.members[id].fresh;
+        let formation = self.spares(|member| self.may_replace(member));
+        if formation.iter().any(has_come)
+            && let Some(voters) = self.grown_by(&formation)
+        {
+            return Some(Change::to(voters));
         }
-        let patient = self.spares(|_, member| self.is_trusted(member, REGROW_MIN));
-        let voters = to(patient).filter(|_| voluntary_now)?;
-        Some(Change::Voters { voters, voluntary: true })
+        let patient = self.spares(|member| self.is_trusted(member, REGROW_MIN));
+        let voters = self.grown_by(&patient).filter(|_| voluntary_now)?;
+        Some(Change::Voters { voters, voluntary: true, replaced: BTreeSet::new() })
+    }
+
+    /// The set with as many of the candidates, best first, as the target asks for and an odd number allows.
+    fn grown_by(&self, candidates: &[Id]) -> Option<BTreeSet<Id>> {
+        let voters = &self.membership.voters;
+        let size = odd(target(self.staying()).min(voters.len() + candidates.len()));
+        let missing = size.checked_sub(voters.len()).filter(|missing| *missing > 0)?;
+        Some(voters.iter().chain(candidates.iter().take(missing)).copied().collect())
     }
 
     /// Five to three, when just three are left and nobody can take the places: the next loss would end
@@ -275,19 +256,31 @@ impl<Id: Copy + Ord> Picture<'_, Id> {
     fn shrink(&self) -> Option<Change<Id>> {
         let voters = &self.membership.voters;
         let up: BTreeSet<Id> = voters.iter().copied().filter(|id| self.is_up(id)).collect();
-        let rest_is_lost = voters.difference(&up).all(|id| self.is_lost(id));
-        // Who only has to copy the log first is a spare as well.
-        let copied =
-            |member: &Member| self.is_trusted(&Member { caught_up: true, ..member.clone() }, SPARE_UP_MIN);
-        let nobody_waits = !self.waiting().iter().any(|id| copied(&self.members[id]));
-        let five_to_three = voters.len() == 5 && up.len() == 3 && rest_is_lost && nobody_waits;
-        five_to_three.then_some(Change::Voters { voters: up, voluntary: false })
+        let down: BTreeSet<Id> = voters.difference(&up).copied().collect();
+        let rest_is_lost = down.iter().all(|id| self.is_lost(id));
+        let nobody_comes = !self.members.iter().any(|(id, member)| self.comes(id, member));
+        let five_to_three = voters.len() == 5 && up.len() == 3 && rest_is_lost && nobody_comes;
+        five_to_three.then_some(Change::Voters { voters: up, voluntary: false, replaced: down })
     }
 
-    /// How many may copy the log now. In a formation all missing voters learn at once.
+    /// Whether the store only has to copy the log to take a lost one's place.
+    fn comes(&self, id: &Id, member: &Member<Id>) -> bool {
+        let Membership { voters, learners, .. } = self.membership;
+        let stands_still = learners.contains(id) && self.now.since(member.progressed_at) >= DOWN_MIN;
+        let copied = Member { caught_up: true, ..member.clone() };
+        let succeeds = member.up && self.lost_stores().any(|(_, successor)| successor == *id);
+        !voters.contains(id)
+            && member.standing == Standing::Member
+            && !stands_still
+            && (self.may_replace(&copied) || succeeds)
+    }
+
+    /// How many may copy the log now. In a formation all missing voters learn at once, and the successor of a
+    /// lost store always does.
     fn room(&self, learners_max: usize) -> usize {
-        let members = self.members.values().filter(|member| !member.leaving).count();
-        learners_max.max(target(members).saturating_sub(self.membership.voters.len()))
+        let missing = target(self.staying()).saturating_sub(self.membership.voters.len());
+        let succeeding = self.lost_stores().filter(|(_, successor)| self.is_up(successor)).count();
+        learners_max.max(missing) + succeeding
     }
 
     /// The best member that copies nothing yet, if there is room; dead learners make room. Learners beyond
@@ -296,7 +289,7 @@ impl<Id: Copy + Ord> Picture<'_, Id> {
         let learners = &self.membership.learners;
         let lost = learners.iter().find(|learner| self.is_lost(learner)).copied();
         if learners.len() > room {
-            let worst = || self.spares(|_, _| true).pop();
+            let worst = || self.spares(|_| true).pop();
             return lost.or_else(worst).map(Change::RemoveLearner);
         }
         let best = self.waiting().first().copied()?;
@@ -310,18 +303,17 @@ impl<Id: Copy + Ord> Picture<'_, Id> {
     fn waiting(&self) -> Vec<Id> {
         let Membership { voters, learners, .. } = self.membership;
         let idle = |id: &Id| !voters.contains(id) && !learners.contains(id);
-        self.best_first(|id, member| member.up && !member.leaving && idle(id))
+        self.best_first(|id, member| member.up && idle(id))
     }
 
     /// Learners that may become voters, best first.
-    fn spares(&self, may: impl Fn(&Id, &Member) -> bool) -> Vec<Id> {
-        self.best_first(|id, member| {
-            self.membership.learners.contains(id) && !member.leaving && may(id, member)
-        })
+    fn spares(&self, may: impl Fn(&Member<Id>) -> bool) -> Vec<Id> {
+        self.best_first(|id, member| self.membership.learners.contains(id) && may(member))
     }
 
-    /// Up before down, another failure domain than the voters', seldom removed, longest so.
-    fn best_first(&self, may: impl Fn(&Id, &Member) -> bool) -> Vec<Id> {
+    /// Members' stores: up before down, the successors of lost ones first, another failure domain than the voters',
+    /// seldom removed, longest so.
+    fn best_first(&self, may: impl Fn(&Id, &Member<Id>) -> bool) -> Vec<Id> {
         let taken: BTreeSet<&str> = self
             .membership
             .voters
@@ -330,19 +322,39 @@ impl<Id: Copy + Ord> Picture<'_, Id> {
             .map(|member| member.domain.as_str())
             .filter(|domain| !domain.is_empty())
             .collect();
-        let mut found: Vec<(&Id, &Member)> =
-            self.members.iter().filter(|(id, member)| may(id, member)).collect();
+        let successors: BTreeSet<Id> = self.lost_stores().map(|(_, successor)| successor).collect();
+        let is_candidate =
+            |(id, member): &(&Id, &Member<Id>)| member.standing == Standing::Member && may(id, member);
+        let mut found: Vec<_> = self.members.iter().filter(is_candidate).collect();
         found.sort_by_key(|(id, member)| {
-            (!member.up, taken.contains(member.domain.as_str()), member.removals, member.since, **id)
+            let (is_none, is_near) = (!successors.contains(id), taken.contains(member.domain.as_str()));
+            (!member.up, is_none, is_near, member.removals, member.since, **id)
         });
         found.into_iter().map(|(id, _)| *id).collect()
     }
 
+    /// Voters whose stores were lost, each with the store that its node has now. Never the leader's own.
+    fn lost_stores(&self) -> impl Iterator<Item = (Id, Id)> {
+        let voters = &self.membership.voters;
+        voters.iter().filter(|id| **id != self.leader).filter_map(|id| match self.members.get(id)?.standing {
+            Standing::Lost { successor } => (!voters.contains(&successor)).then_some((*id, successor)),
+            Standing::Member | Standing::Leaving | Standing::Unknown => None,
+        })
+    }
+
+    /// Members that do not leave.
+    fn staying(&self) -> usize {
+        self.members.values().filter(|member| member.standing == Standing::Member).count()
+    }
+
+    /// Whether it may take a lost voter's place: one that is new at once, one that was away after a while.
+    fn may_replace(&self, member: &Member<Id>) -> bool {
+        (member.fresh && member.up && member.caught_up) || self.is_trusted(member, SPARE_UP_MIN)
+    }
+
     /// Up for `hold`, doubled by each removal of the last day, and in possession of the log.
-    fn is_trusted(&self, member: &Member, hold: Duration) -> bool {
-        let doubled = hold.saturating_mul(1 << member.removals.min(10));
-        let hold = doubled.min(SPARE_UP_MAX.max(hold));
-        member.up && member.caught_up && self.now.since(member.since) >= hold
+    fn is_trusted(&self, member: &Member<Id>, hold: Duration) -> bool {
+        member.up && member.caught_up && self.now >= trusted_at(member, hold)
     }
 
     fn is_up(&self, id: &Id) -> bool {
@@ -351,28 +363,48 @@ impl<Id: Copy + Ord> Picture<'_, Id> {
 
     /// Down for long enough by gossip *and* by its log: either alone may be wrong.
     fn is_lost(&self, id: &Id) -> bool {
-        self.members.get(id).is_none_or(|member| {
-            *id != self.leader
-                && !member.up
-                && self.now.since(member.since) >= DOWN_MIN
-                && self.now.since(member.progressed_at) >= DOWN_MIN
-        })
+        let is_over = |member: &Member<Id>| !member.up && self.now >= lost_at(member);
+        *id != self.leader && self.members.get(id).is_some_and(is_over)
     }
 
     fn is_leaving(&self, id: &Id) -> bool {
-        self.members.get(id).is_none_or(|member| member.leaving)
+        self.members.get(id).is_some_and(|member| member.standing == Standing::Leaving)
+    }
+
+    /// Whether nobody will ever copy the log to this learner again.
+    fn has_gone(&self, id: &Id) -> bool {
+        let standing = self.members.get(id).map(|member| member.standing);
+        matches!(standing, Some(Standing::Leaving | Standing::Lost { .. }))
     }
 
     /// A change of the voters needs a majority of both sets; without one it would hang half done.
     fn allowed(&self, change: Change<Id>) -> Option<Change<Id>> {
-        let majority_up =
-            |voters: &BTreeSet<Id>| 2 * voters.iter().filter(|id| self.is_up(id)).count() > voters.len();
         match &change {
-            Change::Voters { voters, .. } if !majority_up(voters) => None,
-            Change::Voters { .. } if !majority_up(&self.membership.voters) => None,
+            Change::Voters { voters, .. } if !self.has_majority(voters) => None,
+            Change::Voters { .. } if !self.has_majority(&self.membership.voters) => None,
             _ => Some(change),
         }
     }
+
+    fn has_majority(&self, voters: &BTreeSet<Id>) -> bool {
+        2 * voters.iter().filter(|id| self.is_up(id)).count() > voters.len()
+    }
+}
+
+/// When a store that is down counts as lost.
+fn lost_at<Id>(member: &Member<Id>) -> Instant {
+    member.since.max(member.progressed_at).after(DOWN_MIN)
+}
+
+/// When a store that stays up is trusted with a vote.
+fn trusted_at<Id>(member: &Member<Id>, hold: Duration) -> Instant {
+    let doubled = hold.saturating_mul(1 << member.removals.min(10));
+    member.since.after(doubled.min(SPARE_UP_MAX.max(hold)))
+}
+
+/// The largest odd number that is not above `size`.
+fn odd(size: usize) -> usize {
+    if size.is_multiple_of(2) { size.saturating_sub(1) } else { size }
 }
 
 #[cfg(test)]

@@ -49,6 +49,9 @@ pub(super) fn status(dir: &Path, output: Output) -> Result<(), Failure> {
         format!("certificate  until {}", or(&status["certificateUntil"], "unknown")),
         "pod traffic  not encrypted between nodes".to_owned(),
     ];
+    let waiting = status["waiting"].as_array().into_iter().flatten();
+    let waiting = waiting.map(|wait| format!("waits        {}", text(&wait["message"])));
+    out.splice(5..5, waiting);
     let warnings = status["warnings"].as_array().into_iter().flatten();
     out.extend(warnings.map(|warning| format!("warning      {}", text(warning))));
     let complaints = status["network"].as_array().into_iter().flatten();
@@ -78,6 +81,7 @@ pub(super) fn status(dir: &Path, output: Output) -> Result<(), Failure> {
         let role = match (node["voter"].as_bool(), node["learner"].as_bool()) {
             (Some(true), _) if node["name"] == status["leader"] => "leader",
             (Some(true), _) => "voter",
+            _ if node["storeLost"] == true => "store lost",
             (_, Some(true)) => "learner",
             _ => "follower",
         };

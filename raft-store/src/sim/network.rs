@@ -57,8 +57,8 @@ pub struct SimNetwork<Rt> {
 
 struct Inner {
     weather: Weather,
-    /// (from, to): nothing passes.
-    cut: BTreeSet<(VoterId, VoterId)>,
+    /// From one node to another, whichever of its stores is there: nothing passes.
+    cut: BTreeSet<([u8; 16], [u8; 16])>,
     listening: BTreeMap<VoterId, mpsc::Sender<Arrived>>,
 }
 
@@ -99,14 +99,14 @@ impl<Rt: AsyncRuntime> SimNetwork<Rt> {
         self.lock().weather = weather;
     }
 
-    /// Lets nothing pass from one to the other; the other direction is not touched.
+    /// Lets nothing pass from one's node to the other's; the other direction is not touched.
     pub fn cut(&self, from: VoterId, to: VoterId) {
-        self.lock().cut.insert((from, to));
+        self.lock().cut.insert((from.node, to.node));
     }
 
     /// Undoes [`cut`](Self::cut).
     pub fn heal(&self, from: VoterId, to: VoterId) {
-        self.lock().cut.remove(&(from, to));
+        self.lock().cut.remove(&(from.node, to.node));
     }
 
     /// Undoes every cut.
@@ -119,7 +119,7 @@ impl<Rt: AsyncRuntime> SimNetwork<Rt> {
     }
 
     fn is_cut(&self, from: VoterId, to: VoterId) -> bool {
-        self.lock().cut.contains(&(from, to))
+        self.lock().cut.contains(&(from.node, to.node))
     }
 
     /// A connection dies when either direction is cut: nothing is acknowledged any more.

@@ -76,6 +76,9 @@ impl World {
         if let Some(amiss) = self.voters_amiss(&sites[0].store.metrics().voters) {
             return Some(amiss);
         }
+        if let Some(number) = self.present().into_iter().find(|number| self.has_lost_vote(*number)) {
+            return Some(format!("the lost store of node {number} still has its vote"));
+        }
         self.states_differ(&sites)
             .or_else(|| sites.iter().find_map(|site| self.suspects(site)))
             .or_else(|| self.pods_amiss(&sites[0]))

@@ -12,6 +12,7 @@ use skein_raft_store::sim_files::Broken;
 
 use super::{Now, SYNC_MAX, SYNC_MIN, World, number_of_voter, voter_id};
 use crate::plan::{Fault, Kind, Victim};
+use skein_raft_store::sim_files::SimDisk;
 
 impl World {
     pub(super) async fn break_things(self: &Arc<Self>, until: Now) {
@@ -39,8 +40,9 @@ impl World {
     }
 
     fn is_down(&self, number: usize) -> bool {
+        let lost_vote = self.has_lost_vote(number);
         let slot = self.slots[number].lock().unwrap();
-        slot.running.is_none() || slot.paused || slot.disk.is_broken()
+        slot.running.is_none() || slot.paused || slot.disk.is_broken() || lost_vote
     }
 
     fn begin(self: &Arc<Self>, fault: Fault) {
@@ -130,6 +132,18 @@ impl World {
                 self.power_off(number);
                 self.gone.lock().unwrap().insert(number);
             }
+            Kind::LostStore(which) => {
+                let Some(number) = victim(which).filter(|number| self.may_take(*number)) else { return };
+                self.count("stores lost");
+                self.kill(number);
+                let mut slot = self.slots[number].lock().unwrap();
+                slot.stores += 1;
+                slot.disk =
+                    SimDisk::new(self.plan.seed ^ u64::from(slot.stores) << 24 ^ (number as u64) << 32);
+                slot.disk.set_sync_time(SYNC_MIN, SYNC_MAX);
+                drop(slot);
+                self.afterwards(fault.lasts, move |world| world.start(number));
+            }
             Kind::FailingDisk { node, writes } => {
                 if self.may_take(node) {
                     self.count(if self.leader() == Some(node) {
@@ -205,12 +219,12 @@ impl World {
     fn cut(self: &Arc<Self>, directions: BTreeSet<(usize, usize)>, lasts: Duration) {
         for (from, to) in &directions {
             self.air.cut(*from, *to);
-            self.network.cut(voter_id(*from), voter_id(*to));
+            self.network.cut(voter_id(*from, 1), voter_id(*to, 1));
         }
         self.afterwards(lasts, move |world| {
             for (from, to) in directions {
                 if world.air.mend(from, to) {
-                    world.network.heal(voter_id(from), voter_id(to));
+                    world.network.heal(voter_id(from, 1), voter_id(to, 1));
                 }
             }
         });

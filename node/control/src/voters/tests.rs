@@ -1,23 +1,30 @@
 use super::*;
 
-/// A cluster in virtual time: node 0.. of which some are up; the lowest voter that is up leads.
+/// A cluster in virtual time: node 0.. of which some are up; the lowest voter that is up leads. A store is named as
+/// its node, one that was made anew by [`NEXT`] more.
 struct Cluster {
     now: Instant,
-    members: BTreeMap<u8, Member>,
+    members: BTreeMap<u8, Member<u8>>,
     membership: Membership<u8>,
     last_voluntary: Option<Instant>,
     changes: usize,
 }
 
-fn member(now: Instant) -> Member {
+const NEXT: u8 = 50;
+
+/// A place that waits: why, whose it is, who takes it, and in how many seconds.
+type Told = (Reason, Option<u8>, Option<u8>, Option<u64>);
+
+fn member(now: Instant) -> Member<u8> {
     Member {
+        standing: Standing::Member,
         up: true,
         since: now,
         progressed_at: now,
         caught_up: true,
+        behind: false,
         fresh: true,
         removals: 0,
-        leaving: false,
         domain: String::new(),
     }
 }
@@ -51,6 +58,30 @@ impl Cluster {
         (node.up, node.since) = (false, self.now);
     }
 
+    /// Its node is there again at once, with another store.
+    fn lose_store(&mut self, id: u8) {
+        self.lose(id);
+        let successor = id + NEXT;
+        self.members.get_mut(&id).unwrap().standing = Standing::Lost { successor };
+        let anew = Member { caught_up: false, fresh: false, ..member(self.now) };
+        self.members.insert(successor, anew);
+    }
+
+    fn leave(&mut self, id: u8) {
+        self.members.get_mut(&id).unwrap().standing = Standing::Leaving;
+    }
+
+    fn waiting(&self) -> Vec<Told> {
+        let found = waiting(self.now, self.leader(), &self.members, &self.membership, self.last_voluntary);
+        let left = |until: Instant| until.since(self.now).as_secs();
+        found.into_iter().map(|it| (it.reason, it.voter, it.taker, it.until.map(left))).collect()
+    }
+
+    fn leader(&self) -> u8 {
+        let up = |id: &&u8| self.members.get(id).is_some_and(|member| member.up);
+        self.membership.voters.iter().find(up).copied().unwrap_or_default()
+    }
+
     fn bring_back(&mut self, id: u8) {
         let node = self.members.get_mut(&id).unwrap();
         (node.up, node.since) = (true, self.now);
@@ -66,6 +97,15 @@ impl Cluster {
         }
     }
 
+    /// Voters become fewer only because one leaves, or five were down to three.
+    fn check_count(&self, voters: &BTreeSet<u8>) {
+        let before = &self.membership.voters;
+        let leaves =
+            before.iter().any(|id| self.members.get(id).is_some_and(|m| m.standing == Standing::Leaving));
+        let is_rule_3 = (before.len(), voters.len()) == (5, 3);
+        assert!(voters.len() >= before.len() || leaves || is_rule_3, "{before:?} became {voters:?}");
+    }
+
     fn step(&mut self) {
         let up = |id: &&u8| self.members.get(id).is_some_and(|member| member.up);
         let Some(leader) = self.membership.voters.iter().find(up).copied() else { return };
@@ -77,14 +117,15 @@ impl Cluster {
             None => {}
             Some(Change::AddLearner(id)) => drop(self.membership.learners.insert(id)),
             Some(Change::RemoveLearner(id)) => drop(self.membership.learners.remove(&id)),
-            Some(Change::Voters { voters, voluntary }) => {
+            Some(Change::Voters { voters, voluntary, replaced }) => {
                 assert!(!voters.len().is_multiple_of(2), "{voters:?}");
-                for gone in self.membership.voters.difference(&voters) {
-                    if let Some(member) = self.members.get_mut(gone) {
-                        member.removals += 1;
+                for id in replaced.iter().chain(&voters) {
+                    if let Some(member) = self.members.get_mut(id) {
+                        member.removals += u32::from(replaced.contains(id));
                         member.fresh = false;
                     }
                 }
+                self.check_count(&voters);
                 self.membership.learners.retain(|id| !voters.contains(id));
                 self.membership.voters = voters;
                 self.changes += 1;
@@ -200,20 +241,20 @@ fn a_joint_set_is_finished_first() {
     cluster.membership.joint = true;
     let voters = cluster.membership.voters.clone();
     let change = plan(cluster.now, 0, &cluster.members, &cluster.membership, 2, None);
-    assert_eq!(change, Some(Change::Voters { voters, voluntary: false }));
+    assert_eq!(change, Some(Change::Voters { voters, voluntary: false, replaced: BTreeSet::new() }));
 }
 
 #[test]
 fn a_node_that_leaves_gives_its_vote_to_a_spare_or_the_set_becomes_smaller() {
     let mut four = Cluster::formed(4);
     let leaver = *four.membership.voters.last().unwrap();
-    four.members.get_mut(&leaver).unwrap().leaving = true;
+    four.leave(leaver);
     four.pass(2);
     assert_eq!(four.membership.voters.len(), 3);
     assert!(!four.membership.voters.contains(&leaver));
 
     let mut three = Cluster::formed(3);
-    three.members.get_mut(&2).unwrap().leaving = true;
+    three.leave(2);
     three.pass(2);
     assert_eq!(three.membership.voters, [0].into());
     three.members.remove(&2);
@@ -331,20 +372,280 @@ fn five_stay_five_while_somebody_can_still_learn() {
     assert!(cluster.membership.voters.contains(&7), "{:?}", cluster.membership);
 }
 
-fn sighting(alive: bool, matched: u64) -> Sighting {
-    let (disk_failed, fresh, leaving) = (false, false, false);
-    Sighting { alive, disk_failed, matched, fresh, removals: 0, leaving, domain: String::new() }
+#[test]
+fn a_store_that_was_lost_is_replaced_by_its_successor_in_one_change() {
+    for nodes in [3, 5] {
+        let mut cluster = Cluster::formed(nodes);
+        let voters = cluster.membership.voters.clone();
+        cluster.lose_store(1);
+        cluster.pass(10);
+        assert_eq!(cluster.membership.voters, voters, "it has not the log yet");
+        assert_eq!(cluster.membership.learners, [1 + NEXT].into());
+        assert_eq!(cluster.waiting(), [(Reason::CopiesLog, Some(1), Some(1 + NEXT), None)]);
+        cluster.members.get_mut(&(1 + NEXT)).unwrap().caught_up = true;
+        cluster.pass(1);
+        let expected: BTreeSet<u8> = voters.iter().copied().filter(|id| *id != 1).chain([1 + NEXT]).collect();
+        assert_eq!((&cluster.membership.voters, cluster.waiting()), (&expected, vec![]));
+        assert_eq!(cluster.members[&1].removals, 0);
+        cluster.pass(3600);
+        assert_eq!((cluster.membership.voters, cluster.changes), (expected, cluster.changes));
+    }
+}
+
+#[test]
+fn a_successor_that_does_not_come_is_outrun_by_a_spare() {
+    let mut cluster = Cluster::formed(4);
+    cluster.lose_store(1);
+    cluster.pass(29);
+    assert!(cluster.membership.voters.contains(&1));
+    cluster.pass(2);
+    assert_eq!(cluster.membership.voters, [0, 2, 3].into());
+    assert!(cluster.membership.learners.contains(&(1 + NEXT)));
+}
+
+#[test]
+fn the_successor_of_a_lost_store_learns_also_where_spares_took_all_the_room() {
+    let mut cluster = Cluster::formed(7);
+    assert_eq!(cluster.membership.learners.len(), LEARNERS_MAX);
+    cluster.lose_store(1);
+    cluster.pass(2);
+    assert!(cluster.membership.learners.contains(&(1 + NEXT)));
+    cluster.members.get_mut(&(1 + NEXT)).unwrap().caught_up = true;
+    cluster.pass(5);
+    assert!(cluster.membership.voters.contains(&(1 + NEXT)));
+    assert_eq!(cluster.membership.learners.len(), LEARNERS_MAX);
+}
+
+#[test]
+fn of_three_voters_that_lost_two_stores_nothing_changes_ever() {
+    let mut cluster = Cluster::formed(3);
+    let before = cluster.membership.clone();
+    cluster.lose_store(1);
+    cluster.lose_store(2);
+    for id in [1 + NEXT, 2 + NEXT] {
+        cluster.members.get_mut(&id).unwrap().caught_up = true;
+    }
+    // Whoever leads: it would not even be elected.
+    let change = plan(cluster.now.after(DOWN_MIN * 100), 0, &cluster.members, &before, 2, None);
+    assert_eq!(change, None);
+    assert_eq!(cluster.waiting(), [(Reason::MajorityLost, None, None, None)]);
+    let mut three = Cluster::formed(3);
+    (1..3).for_each(|id| three.lose(id));
+    assert_eq!(three.waiting(), [(Reason::NoMajority, None, None, None)]);
+}
+
+#[test]
+fn of_five_voters_two_lost_stores_are_replaced_one_after_the_other() {
+    let mut cluster = Cluster::formed(5);
+    cluster.lose_store(1);
+    cluster.lose_store(2);
+    cluster.pass(40);
+    for id in [1 + NEXT, 2 + NEXT] {
+        cluster.members.get_mut(&id).unwrap().caught_up = true;
+    }
+    cluster.pass(2);
+    assert_eq!(cluster.membership.voters, [0, 3, 4, 1 + NEXT, 2 + NEXT].into());
+}
+
+#[test]
+fn a_store_that_is_lost_again_and_again_keeps_its_place_until_one_has_the_log() {
+    let mut cluster = Cluster::formed(3);
+    for _ in 0..2 {
+        cluster.lose_store(1);
+        cluster.pass(5);
+        // Its record names the newest store only.
+        let anew = cluster.members.remove(&(1 + NEXT)).unwrap();
+        let lost = Member { up: false, standing: Standing::Lost { successor: 1 + 2 * NEXT }, ..anew.clone() };
+        cluster.members.insert(1 + NEXT, lost);
+        cluster.members.get_mut(&1).unwrap().standing = Standing::Lost { successor: 1 + 2 * NEXT };
+        cluster.members.insert(1 + 2 * NEXT, anew);
+        cluster.pass(5);
+        assert_eq!(cluster.membership.voters, [0, 1, 2].into());
+        assert_eq!(cluster.membership.learners, [1 + 2 * NEXT].into(), "nobody copies to what is gone");
+    }
+    cluster.members.get_mut(&(1 + 2 * NEXT)).unwrap().caught_up = true;
+    cluster.pass(1);
+    assert_eq!(cluster.membership.voters, [0, 2, 1 + 2 * NEXT].into());
+}
+
+#[test]
+fn a_voter_that_no_record_knows_is_absent_and_does_not_leave() {
+    let mut cluster = Cluster::formed(4);
+    let voters = cluster.membership.voters.clone();
+    let unknown = *voters.last().unwrap();
+    cluster.members.get_mut(&unknown).unwrap().standing = Standing::Unknown;
+    cluster.pass(3600);
+    assert_eq!(cluster.membership.voters, voters, "it is there");
+    cluster.lose(unknown);
+    cluster.pass(29);
+    assert_eq!(cluster.membership.voters, voters);
+    cluster.pass(2);
+    assert!(cluster.membership.voters.len() == 3 && !cluster.membership.voters.contains(&unknown));
+    // Not even the sight of it is needed.
+    let mut three = Cluster::formed(3);
+    three.members.remove(&2);
+    three.pass(3600);
+    assert_eq!(three.membership.voters, [0, 1, 2].into());
+}
+
+#[test]
+fn one_that_leaves_while_a_store_is_lost_takes_only_itself_out() {
+    let mut cluster = Cluster::formed(5);
+    cluster.lose_store(1);
+    cluster.leave(4);
+    cluster.pass(2);
+    assert_eq!(cluster.membership.voters.len(), 3, "of four members three vote");
+    cluster.members.remove(&4);
+    cluster.pass(10);
+    cluster.members.get_mut(&(1 + NEXT)).unwrap().caught_up = true;
+    cluster.pass(60);
+    let up = cluster.membership.voters.iter().filter(|id| cluster.members[id].up).count();
+    assert_eq!((cluster.membership.voters.len(), up), (3, 3));
+}
+
+#[test]
+fn a_new_machine_takes_a_lost_voters_place_as_soon_as_that_is_lost_and_it_has_the_log() {
+    let mut cluster = Cluster::formed(3);
+    cluster.lose(2);
+    cluster.pass(20);
+    assert_eq!(cluster.waiting(), [(Reason::NoSpare, Some(2), None, None)]);
+    cluster.members.insert(3, member(cluster.now));
+    cluster.pass(1);
+    assert_eq!(cluster.waiting(), [(Reason::VoterDown, Some(2), Some(3), Some(9))]);
+    cluster.pass(11);
+    assert_eq!(cluster.membership.voters, [0, 1, 3].into());
+    // One that comes later need not wait at all.
+    cluster.lose(1);
+    cluster.pass(300);
+    cluster.members.insert(4, member(cluster.now));
+    cluster.pass(2);
+    assert_eq!(cluster.membership.voters, [0, 3, 4].into());
+}
+
+#[test]
+fn a_spare_that_was_away_waits_until_it_was_up_for_five_minutes_and_that_is_said() {
+    let mut cluster = Cluster::formed(4);
+    cluster.members.get_mut(&3).unwrap().fresh = false;
+    cluster.lose(3);
+    cluster.pass(60);
+    cluster.bring_back(3);
+    cluster.lose(2);
+    cluster.pass(100);
+    assert_eq!(cluster.waiting(), [(Reason::SpareUp, Some(2), Some(3), Some(200))]);
+    cluster.pass(199);
+    assert!(cluster.membership.voters.contains(&2));
+    cluster.pass(2);
+    assert_eq!(cluster.membership.voters, [0, 1, 3].into());
+}
+
+/// One of three left, so that one votes; then another machine comes in its place.
+#[test]
+fn a_set_that_became_smaller_by_a_leave_grows_at_once_with_the_next_new_member() {
+    let mut cluster = Cluster::formed(3);
+    cluster.leave(2);
+    cluster.pass(2);
+    cluster.members.remove(&2);
+    assert_eq!((cluster.membership.voters.len(), cluster.members[&1].removals), (1, 0), "it was not down");
+    cluster.pass(600);
+    cluster.members.insert(3, member(cluster.now));
+    cluster.pass(3);
+    assert_eq!(cluster.membership.voters, [0, 1, 3].into());
+}
+
+#[test]
+fn what_missing_voters_wait_for_is_said() {
+    let mut cluster = Cluster::formed(5);
+    (3..5).for_each(|id| cluster.lose(id));
+    cluster.pass(40);
+    assert_eq!(cluster.membership.voters, [0, 1, 2].into());
+    assert_eq!(cluster.waiting(), [(Reason::NoSpare, None, None, None)]);
+    (3..5).for_each(|id| cluster.bring_back(id));
+    cluster.pass(10);
+    // Ten minutes, doubled because they were replaced.
+    assert_eq!(cluster.waiting(), [(Reason::SpareUp, None, Some(4), Some(1190))]);
+    cluster.last_voluntary = Some(cluster.now.after(Duration::from_secs(1000)));
+    assert_eq!(cluster.waiting(), [(Reason::ChangedLately, None, Some(4), Some(1600))]);
+    cluster.last_voluntary = None;
+    cluster.members.get_mut(&4).unwrap().caught_up = false;
+    assert_eq!(cluster.waiting(), [(Reason::CopiesLog, None, Some(4), None)]);
+}
+
+#[test]
+fn a_voter_that_acknowledges_nothing_is_named() {
+    let mut cluster = Cluster::formed(3);
+    assert_eq!(cluster.waiting(), []);
+    cluster.members.get_mut(&1).unwrap().behind = true;
+    assert_eq!(cluster.waiting(), [(Reason::VoterBehind, Some(1), None, None)]);
+    assert!(!cluster.members[&1].is_healthy() && cluster.members[&2].is_healthy());
+}
+
+/// Whatever happens: what has an end comes at it, and what has none does not come by time alone.
+#[test]
+fn what_is_waited_for_comes_when_it_was_said() {
+    let mut draw = 1_u64;
+    let mut chance = move |of: u64| {
+        draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (draw >> 33) % of
+    };
+    let (mut timed, mut endless) = (0, 0);
+    for _ in 0..60 {
+        let nodes = 3 + chance(5) as u8;
+        let mut cluster = Cluster::formed(nodes);
+        for _ in 0..12 {
+            let id = chance(u64::from(nodes)) as u8;
+            match chance(4) {
+                0 | 1
+                    if cluster.members[&id].up && cluster.members.values().filter(|m| !m.up).count() < 2 =>
+                {
+                    cluster.lose(id);
+                }
+                2 | 3 if !cluster.members[&id].up => cluster.bring_back(id),
+                _ => {}
+            }
+            cluster.pass(chance(200));
+            let Some(first) = cluster.waiting().into_iter().min_by_key(|it| it.3.unwrap_or(u64::MAX)) else {
+                continue;
+            };
+            let before = cluster.changes;
+            if let (reason, _, _, Some(seconds)) = first {
+                cluster.pass(seconds.saturating_sub(1));
+                assert_eq!(cluster.changes, before, "too early: {first:?}");
+                cluster.pass(2);
+                assert!(
+                    cluster.changes > before,
+                    "{first:?} {:?}: {:?}",
+                    cluster.waiting(),
+                    cluster.membership
+                );
+                timed += u32::from(reason != Reason::VoterDown);
+            } else {
+                cluster.pass(1000);
+                assert_eq!(cluster.changes, before, "{first:?}");
+                endless += 1;
+            }
+        }
+    }
+    assert!(timed > 20 && endless > 20, "{timed} {endless}");
+}
+
+fn sighting(alive: bool) -> Sighting<u8> {
+    let (standing, seen) = (Standing::Member, Seen { alive, disk_failed: false });
+    Sighting { standing, seen, fresh: false, removals: 0, domain: String::new() }
+}
+
+/// What the leader, node 0, sees of node 1, whose log has `matched` of its 1000 entries.
+fn look(memory: &mut Memory<u8>, at: u64, seen: Sighting<u8>, last: u64, matched: u64) -> Member<u8> {
+    let (sightings, matched) = ([(0, sighting(false)), (1, seen)].into(), [(1, matched)].into());
+    let logs = Logs { term: 1, last, matched: &matched };
+    let members = memory.look(Instant(at), 0, sightings, Some(logs));
+    assert!(members[&0].up && members[&0].caught_up && !members[&0].behind, "the leader sees itself");
+    members[&1].clone()
 }
 
 #[test]
 fn a_leader_remembers_since_when_a_member_is_down_and_when_its_log_last_moved() {
     let mut memory = Memory::default();
-    let mut look = |at: u64, up, matched| {
-        let sightings = [(0, sighting(false, 0)), (1, sighting(up, matched))];
-        let members = memory.look(Instant(at), 0, 1000, sightings);
-        assert!(members[&0].up && members[&0].caught_up, "the leader sees itself");
-        members[&1].clone()
-    };
+    let mut look = |at, up, matched| look(&mut memory, at, sighting(up), 1000, matched);
     look(1000, true, 200);
     let member = look(2000, true, 300);
     assert_eq!((member.since, member.progressed_at, member.caught_up), (Instant(1000), Instant(2000), false));
@@ -359,13 +660,107 @@ fn a_leader_remembers_since_when_a_member_is_down_and_when_its_log_last_moved() 
 #[test]
 fn a_voter_that_answers_and_whose_disk_has_failed_is_down() {
     let mut memory = Memory::default();
-    let mut look = |at: u64, disk_failed| {
-        let voter = Sighting { disk_failed, ..sighting(true, 300) };
-        memory.look(Instant(at), 0, 1000, [(0, sighting(true, 0)), (1, voter)])[&1].clone()
+    let mut look = |at, disk_failed| {
+        look(
+            &mut memory,
+            at,
+            Sighting { seen: Seen { alive: true, disk_failed }, ..sighting(true) },
+            1000,
+            300,
+        )
     };
     assert!(look(1000, false).up);
     let member = look(2000, true);
     assert_eq!((member.up, member.since), (false, Instant(2000)));
+}
+
+#[test]
+fn a_voter_whose_node_has_another_store_is_down_whatever_gossip_says() {
+    let mut memory = Memory::default();
+    let lost = Sighting { standing: Standing::Lost { successor: 9 }, ..sighting(true) };
+    assert!(!look(&mut memory, 1000, lost, 1000, 300).up);
+}
+
+/// Heartbeats pass, appends do not: gossip calls it alive, and it has nothing of what is written.
+#[test]
+fn a_voter_that_has_not_acknowledged_what_was_written_for_a_while_is_behind() {
+    let mut memory = Memory::default();
+    // Ten entries a second, and each of them acknowledged within the second.
+    let of = |second: u64| 1000 + 10 * second;
+    for second in 0..60 {
+        let member = look(&mut memory, 1000 * second, sighting(true), of(second), of(second) - 8);
+        assert!(!member.behind && member.caught_up, "at {second}");
+    }
+    let stuck = of(59) - 8;
+    for second in 60..110 {
+        let member = look(&mut memory, 1000 * second, sighting(true), of(second), stuck);
+        assert_eq!(member.behind, second > 63, "at {second}");
+    }
+    assert!(!look(&mut memory, 110_000, sighting(true), of(110), of(110)).behind, "it has all again");
+    // Where nothing is written, nothing can be missing.
+    assert!(!look(&mut memory, 900_000, sighting(true), of(110), of(110)).behind);
+}
+
+/// On a long way hundreds of entries are always under way.
+#[test]
+fn a_learner_that_is_a_moment_behind_has_caught_up() {
+    let mut memory = Memory::default();
+    let mut caught_up = false;
+    for quarter in 0..8 {
+        let last = 10_000 + 125 * quarter;
+        caught_up = look(&mut memory, 250 * quarter, sighting(true), last, last - 100).caught_up;
+    }
+    assert!(caught_up);
+    // The same distance, and it does not come nearer.
+    for quarter in 8..16 {
+        let last = 10_000 + 125 * quarter;
+        caught_up = look(&mut memory, 250 * quarter, sighting(true), last, 10_000 + 125 * 8 - 100).caught_up;
+    }
+    assert!(!caught_up);
+}
+
+#[test]
+fn a_new_leader_knows_since_when_the_others_are_up_and_nothing_of_their_logs() {
+    let mut memory = Memory::default();
+    let sightings = || BTreeMap::from([(0, sighting(true)), (1, sighting(true))]);
+    memory.look(Instant(1000), 0, sightings(), None);
+    let matched = [(1, 0)].into();
+    let logs = |term| Some(Logs { term, last: 1000, matched: &matched });
+    let member = memory.look(Instant(400_000), 0, sightings(), logs(3))[&1].clone();
+    assert_eq!((member.since, member.progressed_at), (Instant(1000), Instant(400_000)));
+    assert!(!member.caught_up && !member.behind);
+    memory.changed_voluntarily(Instant(400_000));
+    assert!(memory.last_voluntary().is_some());
+    let member = memory.look(Instant(500_000), 0, sightings(), logs(4))[&1].clone();
+    assert_eq!((member.progressed_at, member.behind), (Instant(500_000), false), "another office");
+    assert_eq!(memory.last_voluntary(), None);
+}
+
+#[test]
+fn each_store_is_seen_as_the_records_say_whose_it_is() {
+    let record = |store, leaving| Record { store, fresh: true, removals: 1, leaving, domain: String::new() };
+    let membership = Membership { voters: [0, 1, 2, 3].into(), learners: [4].into(), joint: false };
+    // Node 1 has another store now, 2 leaves, 3 and 4 are unknown, 5 is a member without a log, 6 was removed.
+    let records = [(0, record(0, false)), (1, record(1 + NEXT, false)), (2, record(2, true))];
+    let records = records.into_iter().chain([(5, record(5, false)), (6, record(6, true))]).collect();
+    let node_of = |id: &u8| id % NEXT;
+    let seen = |id: &u8| Seen { alive: *id != 3, disk_failed: false };
+    let found = sightings(&membership, &records, node_of, seen);
+    let standings: Vec<_> = found.iter().map(|(id, sighting)| (*id, sighting.standing)).collect();
+    let lost = Standing::Lost { successor: 1 + NEXT };
+    assert_eq!(
+        standings,
+        [
+            (0, Standing::Member),
+            (1, lost),
+            (2, Standing::Leaving),
+            (3, Standing::Unknown),
+            (4, Standing::Unknown),
+            (5, Standing::Member),
+            (1 + NEXT, Standing::Member),
+        ]
+    );
+    assert!(!found[&3].seen.alive && found[&4].seen.alive);
 }
 
 #[test]
