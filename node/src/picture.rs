@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use skein_control::view::{Changed, View};
-use skein_raft_store::{Event, Handle, TokioRuntime, WatchError};
+use skein_raft_store::{Difference, Event, Handle, Moved, State, TokioRuntime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -82,24 +82,37 @@ impl Picture {
         clients: Clients,
         stopping: CancellationToken,
     ) {
-        while !stopping.is_cancelled() {
-            let state = store.state();
-            self.restart(&state, &members, &clients);
-            let followed = tokio::select! {
-                followed = self.forward(&store, state.revision(), &members, &clients) => followed,
+        let Ok(mut tail) = store.tail() else { return };
+        members.load(tail.state());
+        clients.load(tail.state());
+        self.begin(tail.state());
+        loop {
+            let moved = tokio::select! {
+                moved = tail.next() => moved,
                 () = stopping.cancelled() => return,
             };
-            match followed {
-                // A snapshot was installed: begin anew from what there is.
-                WatchError::Compacted { floor } => debug!(floor, "the picture begins anew"),
-                WatchError::Stopped => return,
+            let Some(moved) = moved else { return };
+            let revision = tail.state().revision();
+            if let Moved::Jump(differences) = &moved {
+                // A snapshot was installed, or more was written than is kept while this was busy.
+                debug!(revision, keys = differences.len(), "the picture jumps");
             }
+            let changes: Vec<Changing<'_>> = match &moved {
+                Moved::Events(events) => events.iter().map(Changing::of).collect(),
+                Moved::Jump(differences) => {
+                    differences.iter().map(|difference| Changing::by(difference, revision)).collect()
+                }
+            };
+            for Changing { key, value, .. } in &changes {
+                members.apply(key, *value);
+                clients.apply(key, *value);
+            }
+            self.take(&changes, revision);
         }
     }
 
-    fn restart(&self, state: &skein_raft_store::State, members: &Members, clients: &Clients) {
-        members.load(state);
-        clients.load(state);
+    /// Shows `state` from its beginning.
+    fn begin(&self, state: &State) {
         let mut view = View::default();
         for (key, object) in state.range("", None) {
             view.apply(key, Some(&object.value), object.mod_rev);
@@ -116,36 +129,12 @@ impl Picture {
         self.revision.send_replace(state.revision());
     }
 
-    async fn forward(
-        &self,
-        store: &Handle<TokioRuntime>,
-        after: u64,
-        members: &Members,
-        clients: &Clients,
-    ) -> WatchError {
-        let mut watcher = match store.watch("", after) {
-            Ok(watcher) => watcher,
-            Err(error) => return error,
-        };
-        loop {
-            let batch = match watcher.next().await {
-                Ok(batch) => batch,
-                Err(error) => return error,
-            };
-            for event in &batch.events {
-                members.apply(&event.key, event.value.as_deref());
-                clients.apply(&event.key, event.value.as_deref());
-            }
-            self.take(&batch.events, batch.revision);
-        }
-    }
-
     /// Takes over what has changed until `revision`. Nobody but the one who follows does.
-    pub(crate) fn take(&self, events: &[Event], revision: u64) {
+    pub(crate) fn take(&self, changes: &[Changing<'_>], revision: u64) {
         // Decoding takes its time, and others want to look.
         let (mut view, mut changed) = (self.view(), Changed::default());
-        for event in events {
-            changed.add(view.apply(&event.key, event.value.as_deref(), event.revision));
+        for Changing { key, value, since } in changes {
+            changed.add(view.apply(key, *value, *since));
         }
         let mut inner = self.lock();
         inner.view = view;
@@ -165,5 +154,24 @@ impl Picture {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A key that is not as it was: what it is now, and since which revision.
+pub(crate) struct Changing<'a> {
+    key: &'a str,
+    value: Option<&'a [u8]>,
+    since: u64,
+}
+
+impl<'a> Changing<'a> {
+    pub(crate) fn of(event: &'a Event) -> Self {
+        Changing { key: &event.key, value: event.value.as_deref(), since: event.revision }
+    }
+
+    /// By a jump to `revision`: when exactly a key went is not known.
+    fn by(Difference { key, object }: &'a Difference, revision: u64) -> Self {
+        let value = object.as_ref().map(|object| &*object.value);
+        Changing { key, value, since: object.as_ref().map_or(revision, |object| object.mod_rev) }
     }
 }

@@ -382,7 +382,8 @@ mod tests {
             }
             let revision = inner.revision;
             drop(inner);
-            self.picture.take(&events, revision);
+            let changes: Vec<_> = events.iter().map(crate::picture::Changing::of).collect();
+            self.picture.take(&changes, revision);
             Answer { revision, outcomes }
         }
 

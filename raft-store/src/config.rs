@@ -32,20 +32,24 @@ pub struct Config {
     pub compaction: Compaction,
 }
 
-/// When a snapshot is taken, and how many entries stay behind it for others to catch up with. Both are
-/// bounded by bytes as well: 64 MiB and 32 MiB.
+/// When a snapshot is taken, and how much stays behind it for others to catch up with; whichever bound is met first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compaction {
     /// Entries since the last snapshot.
     pub every_entries: u64,
     /// Entries kept behind a snapshot.
     pub keep_entries: u64,
+    /// Bytes of commands since the last snapshot.
+    pub every_bytes: u64,
+    /// Bytes of commands kept behind a snapshot.
+    pub keep_bytes: u64,
 }
 
 impl Default for Compaction {
     fn default() -> Self {
-        // Replaying 50,000 small entries takes 0.2 s; 5,000 are the writes of a restart in a busy cluster.
-        Compaction { every_entries: 50_000, keep_entries: 5_000 }
+        // Replaying 50,000 small entries takes 0.2 s, and 64 MiB as long; 5,000 are the writes of a restart in a busy
+        // cluster.
+        Compaction { every_entries: 50_000, keep_entries: 5_000, every_bytes: 64 << 20, keep_bytes: 32 << 20 }
     }
 }
 
@@ -120,7 +124,7 @@ impl Timings {
         (self.rtt_max * 6 / 5).clamp(HEARTBEAT, self.election_min() / 2)
     }
 
-    pub(crate) fn raft(&self, compaction: Compaction) -> openraft::Config {
+    pub(crate) fn raft(&self) -> openraft::Config {
         let ms = |duration: Duration| duration.as_millis() as u64;
         let config = openraft::Config {
             cluster_name: "skein".into(),
@@ -129,9 +133,9 @@ impl Timings {
             election_timeout_max: ms(self.election_min() * 2),
             install_snapshot_timeout: ms(SNAPSHOT_TIMEOUT),
             max_payload_entries: 1024,
-            snapshot_policy: SnapshotPolicy::LogsSinceLast(compaction.every_entries),
-            max_in_snapshot_log_to_keep: compaction.keep_entries,
-            purge_batch_size: 256.min(compaction.keep_entries.max(1)),
+            // Both as the state machine says, by entries and by bytes.
+            snapshot_policy: SnapshotPolicy::Never,
+            max_in_snapshot_log_to_keep: u64::MAX,
             // The defaults reserve 65,536 places each: 25 MiB for nothing.
             api_channel_size: Some(2048),
             api_batch_capacity: 1024,
@@ -156,7 +160,7 @@ mod tests {
         let ms = Duration::from_millis;
         let timings = Timings { sync_p99: ms(sync_ms), rtt_max: ms(rtt_ms) };
         assert_eq!((timings.heartbeat(), timings.election_min()), (ms(heartbeat_ms), ms(election_ms)));
-        timings.raft(Compaction::default());
+        timings.raft();
     }
 
     #[test]

@@ -3,10 +3,14 @@
 //! On [`Lane::Follow`](crate::Lane) the follower says [`From`] which revision it goes on; the other end, a
 //! voter or learner, answers with [`Word`]s: how things stand, at once, on every change and once a second;
 //! a snapshot where the events after that revision are gone; then events, each revision once and in order.
-//! A follower that reads too slowly for the ring of events is dropped, and begins anew with a snapshot.
+//!
+//! A catch-up that has begun ends: while a snapshot is on its way the ring of events may pass it, as it may pass a
+//! follower that reads slowly. Then come the keys that are not as they were when it was made, which is less, and what
+//! changed meanwhile is less still. What a follower costs here is one picture of the map, of which it shares with the
+//! present one all that has not changed since.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,9 +22,10 @@ use serde::{Deserialize, Serialize};
 use crate::calls::frames;
 use crate::handle::Handle;
 use crate::standing::{self, Told, is_outside};
-use crate::state::Event;
+use crate::state::{Difference, Event, State};
+use crate::tail::{Moved, Tail};
 use crate::transport::{Broken, Pipe, PipeTx};
-use crate::watch::{WatchError, Watcher};
+use crate::watch::WatchError;
 use crate::wire::{frame, parse};
 
 /// Between two signs of life.
@@ -31,14 +36,26 @@ const LEADER_MAX: Duration = Duration::from_secs(3);
 const BEGIN_MAX: Duration = Duration::from_secs(5);
 /// Followers fed at once. A cluster has 256 nodes at most, shared among its voters and learners.
 const FOLLOWERS_MAX: usize = 256;
-/// Events gathered into one frame, beyond the first.
-const FRAME_BYTES: usize = 1 << 20;
+/// Snapshots sent at once. Each is a picture of the map of its own; who finds no place asks another store.
+const SNAPSHOTS_MAX: usize = 16;
+/// Events gathered into one frame, beyond the first: on a slow link each is a sign of life.
+const FRAME_BYTES: usize = 256 << 10;
 
 /// What a follower asks for. Append-only.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum From {
     /// The changes after this revision.
     Revision(u64),
+    /// The same, and it understands [`Word::Changed`].
+    Jumping(u64),
+}
+
+impl From {
+    pub(crate) fn revision(&self) -> u64 {
+        match self {
+            From::Revision(revision) | From::Jumping(revision) => *revision,
+        }
+    }
 }
 
 /// One frame for a follower. Append-only, and its parts are frozen.
@@ -54,6 +71,14 @@ pub(crate) enum Word {
     Events(Vec<Step>),
     /// The other end is no voter and no learner: it has told what it knows, ask one of those.
     Elsewhere,
+    /// Keys that are not as the follower has them, and what they are. More may come before it has arrived.
+    Changed(Vec<Difference>),
+    /// All that differed was told.
+    Arrived {
+        /// What the follower has now is the map at this revision.
+        revision: u64,
+        stamp_ms: u64,
+    },
 }
 
 /// One change of one key. What the key was before, the follower knows.
@@ -66,7 +91,7 @@ pub(crate) struct Step {
 }
 
 impl Step {
-    fn of(event: Event) -> Step {
+    pub(crate) fn of(event: Event) -> Step {
         Step { revision: event.revision, key: event.key, value: event.value, stamp_ms: event.stamp_ms }
     }
 
@@ -82,34 +107,45 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         let mut frames = frames(rx);
         let first =
             Rt::timeout(BEGIN_MAX, frames.next()).await.map_err(|_| "a follower that asks nothing")?;
-        let From::Revision(after) = parse(&first.ok_or("a follower that went away")?.map_err(why)?)?;
-        if !self.is_member() || self.shared.followers.load(Ordering::Relaxed) >= FOLLOWERS_MAX {
+        let from: From = parse(&first.ok_or("a follower that went away")?.map_err(why)?)?;
+        let (after, jumps) = (from.revision(), matches!(from, From::Jumping(_)));
+        let seat = Seat::take(&self.shared.followers, FOLLOWERS_MAX).filter(|_| self.is_member());
+        let Some(_seat) = seat else {
             tell(&mut *tx, &Word::Standing(self.word())).await?;
             tell(&mut *tx, &Word::Elsewhere).await?;
             tx.finish();
             return Ok(());
-        }
-        let _seat = Seat::take(self);
+        };
         if self.word().leader.is_none() {
             // Nobody has followed for a while, so nobody has asked.
             self.confirm_leader().await;
         }
         let mut told = self.word();
         tell(&mut *tx, &Word::Standing(told.clone())).await?;
-        let mut watcher = match self.watch("", after) {
-            Ok(watcher) => watcher,
-            Err(WatchError::Compacted { .. }) => self.feed_snapshot(&mut *tx).await?,
-            Err(WatchError::Stopped) => return Ok(()),
-        };
         let mut changes = self.on_change();
         let mut sign_at = Rt::Instant::now() + SIGN_EVERY;
+        // Nothing before this store has come as far as the follower.
+        let mut tail = None;
         loop {
-            let news = Rt::select2(watcher.next(), Rt::select2(changes.0.changed(), frames.next()));
+            if tail.is_none() && self.shared.replica.revision() >= after {
+                tail = match self.tail_after(after) {
+                    Ok(tail) => Some(tail),
+                    Err(WatchError::Compacted { .. }) => Some(self.feed_snapshot(&mut *tx).await?),
+                    Err(WatchError::Stopped) => return Ok(()),
+                };
+            }
+            let news = self.news(tail.as_mut(), after);
+            let news = Rt::select2(news, Rt::select2(changes.0.changed(), frames.next()));
             match Rt::timeout_at(sign_at, news).await {
-                Ok(Select2::First(batch)) => {
-                    feed_events(&mut *tx, batch.map_err(|error| error.to_string())?.events).await?;
+                Ok(Select2::First(Some(Moved::Events(events)))) => feed_events(&mut *tx, events).await?,
+                Ok(Select2::First(Some(Moved::Jump(differences))))
+                    if jumps && !crate::broken!(CatchUpBeginsAnew) =>
+                {
+                    let state = tail.as_ref().map(Tail::state).ok_or("a jump from nowhere")?;
+                    feed_jump(&mut *tx, differences, state).await?;
                 }
-                Ok(Select2::Second(Select2::First(_))) | Err(_) => {}
+                Ok(Select2::First(Some(Moved::Jump(_)))) => return Err("it reads too slowly".into()),
+                Ok(Select2::First(None) | Select2::Second(Select2::First(_))) | Err(_) => {}
                 // A follower says nothing more: this is its end, or none of ours.
                 Ok(Select2::Second(Select2::Second(_))) => return Ok(()),
             }
@@ -125,16 +161,26 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         }
     }
 
-    /// Sends the state as it is, and returns a watch of what comes after it.
-    async fn feed_snapshot(&self, tx: &mut dyn PipeTx) -> Result<Watcher, String> {
-        let state = self.state().for_followers();
-        // Before the records: it holds its place in the ring while they are on their way.
-        let watcher = self.watch("", state.revision()).map_err(|error| error.to_string())?;
-        for record in state.records() {
+    /// What comes next for a follower; `None` once this store has come as far as it, and when it has stopped.
+    async fn news(&self, tail: Option<&mut Tail>, after: u64) -> Option<Moved> {
+        match tail {
+            Some(tail) => tail.next().await,
+            None => {
+                self.shared.replica.wait(after).await;
+                None
+            }
+        }
+    }
+
+    /// Sends the state as it is, and returns what follows it.
+    async fn feed_snapshot(&self, tx: &mut dyn PipeTx) -> Result<Tail, String> {
+        let _seat = Seat::take(&self.shared.snapshots, SNAPSHOTS_MAX).ok_or("too many snapshots at once")?;
+        let tail = self.tail().map_err(|error| error.to_string())?;
+        for record in tail.state().for_followers().records() {
             tell(tx, &Word::Record(record.into())).await?;
         }
         tell(tx, &Word::Whole).await?;
-        Ok(watcher)
+        Ok(tail)
     }
 
     /// What this store tells its followers: a leader only while that is known to have a quorum.
@@ -180,23 +226,41 @@ pub(crate) struct Confirmed<I> {
     pub(crate) at: I,
 }
 
-/// One of the followers that are fed, until dropped.
-struct Seat<'a, Rt: AsyncRuntime>(&'a Handle<Rt>);
+/// One of a bounded number of things that go on at once, until dropped.
+struct Seat<'a>(&'a AtomicUsize);
 
-impl<'a, Rt: AsyncRuntime> Seat<'a, Rt> {
-    fn take(handle: &'a Handle<Rt>) -> Self {
-        handle.shared.followers.fetch_add(1, Ordering::Relaxed);
-        Seat(handle)
+impl<'a> Seat<'a> {
+    fn take(taken: &'a AtomicUsize, max: usize) -> Option<Self> {
+        let seat = Seat(taken);
+        (taken.fetch_add(1, Ordering::Relaxed) < max).then_some(seat)
     }
 }
 
-impl<Rt: AsyncRuntime> Drop for Seat<'_, Rt> {
+impl Drop for Seat<'_> {
     fn drop(&mut self) {
-        self.0.shared.followers.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Sends events in frames of about 1 MiB: a batch of the ring may hold hundreds of large values.
+/// Sends what differs in frames, and that it is all: the map is `state` then.
+async fn feed_jump(tx: &mut dyn PipeTx, differences: Vec<Difference>, state: &State) -> Result<(), String> {
+    crate::seen!("follower jumped");
+    let (mut changed, mut bytes) = (Vec::new(), 0);
+    for difference in differences {
+        bytes += difference.key.len() + difference.object.as_ref().map_or(0, |object| object.value.len());
+        changed.push(difference);
+        if bytes >= FRAME_BYTES {
+            tell(tx, &Word::Changed(std::mem::take(&mut changed))).await?;
+            bytes = 0;
+        }
+    }
+    if !changed.is_empty() {
+        tell(tx, &Word::Changed(changed)).await?;
+    }
+    tell(tx, &Word::Arrived { revision: state.revision(), stamp_ms: state.stamp_ms() }).await
+}
+
+/// Sends events in frames: a batch of the ring may hold hundreds of large values.
 async fn feed_events(tx: &mut dyn PipeTx, events: Vec<Event>) -> Result<(), String> {
     let (mut steps, mut bytes) = (Vec::new(), 0);
     for step in events.into_iter().map(Step::of) {
@@ -221,7 +285,7 @@ pub(crate) fn why(Broken(why): Broken) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{decode, encode};
+    use crate::{Object, decode, encode};
 
     /// If this fails, nodes of two builds no longer understand each other: add a variant instead.
     #[test]
@@ -229,17 +293,23 @@ mod tests {
         let step = Step { revision: 7, key: "k".into(), value: Some(Bytes::from_static(b"v")), stamp_ms: 9 };
         let deleted = Step { value: None, ..step.clone() };
         let told = Told { term: 3, leader: None, members: Default::default(), level: 1, stamp_ms: 2 };
-        let words: [(Word, &[u8]); 5] = [
+        let object = Object { value: Bytes::from_static(b"v"), create_rev: 3, mod_rev: 7 };
+        let changed =
+            [("k", Some(object)), ("l", None)].map(|(key, object)| Difference { key: key.into(), object });
+        let words: [(Word, &[u8]); 7] = [
             (Word::Standing(told), &[1, 0, 3, 0, 0, 0, 0, 1, 2]),
             (Word::Record(Bytes::from_static(b"r")), &[1, 1, 1, b'r']),
             (Word::Whole, &[1, 2]),
             (Word::Events(vec![step, deleted]), &[1, 3, 2, 7, 1, b'k', 1, 1, b'v', 9, 7, 1, b'k', 0, 9]),
             (Word::Elsewhere, &[1, 4]),
+            (Word::Changed(changed.into()), &[1, 5, 2, 1, b'k', 1, 1, b'v', 3, 7, 1, b'l', 0]),
+            (Word::Arrived { revision: 8, stamp_ms: 9 }, &[1, 6, 8, 9]),
         ];
         for (word, bytes) in words {
             assert_eq!(encode(&word), bytes);
             assert_eq!(decode::<Word>(bytes).unwrap(), word);
         }
         assert_eq!(encode(&From::Revision(300)), [1, 0, 251, 44, 1]);
+        assert_eq!(encode(&From::Jumping(300)), [1, 1, 251, 44, 1]);
     }
 }

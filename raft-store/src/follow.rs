@@ -6,6 +6,7 @@
 //! goes to readers and watchers of this node and never to Raft, whose log and sessions are its own: a store that becomes
 //! a learner starts from those. Readers see whichever of the two is ahead, so a revision never goes back.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::VoterId;
 use crate::calls::frames;
 use crate::feed::{From, SIGN_EVERY, Word, why};
 use crate::handle::Handle;
+use crate::replica::check;
 use crate::shelf::Copies;
 use crate::standing::{self, Told, is_outside};
 use crate::state::{Members, STORE_BYTES_MAX, State};
@@ -71,6 +73,8 @@ enum Left {
     Raft,
     /// The membership has changed, and another store is nearer to this one now.
     Moved,
+    /// It hung up without a word.
+    Speechless,
     /// It is silent, or speaks and is of no use.
     Unfit(String),
     Stopped,
@@ -81,6 +85,8 @@ enum Left {
 pub(crate) async fn run<Rt: AsyncRuntime>(handle: Handle<Rt>, copy: Arc<dyn Copies>) {
     let mut keeper = Keeper::<Rt>::new(copy, handle.state().revision());
     let (mut turn, mut pause) = (0_usize, PAUSE);
+    // Stores that did not understand what they were asked: those of an older build.
+    let mut older = BTreeSet::new();
     while !handle.shared.replica.is_stopped() {
         // That nothing was heard for a while changes how things stand, too.
         handle.look();
@@ -97,10 +103,23 @@ pub(crate) async fn run<Rt: AsyncRuntime>(handle: Handle<Rt>, copy: Arc<dyn Copi
             handle.rest(pause).await;
             continue;
         };
-        match handle.follow(source, &mut keeper).await {
+        let revision = handle.shared.replica.revision();
+        let from = match older.contains(&source) {
+            true => From::Revision(revision),
+            false => From::Jumping(revision),
+        };
+        let left = handle.follow(source, from, &mut keeper).await;
+        // It may have been the way to it; what it understands is asked anew next time.
+        let knew_better = older.remove(&source);
+        match left {
             Left::Raft => keeper.forget().await,
             Left::Stopped => break,
             Left::Moved => turn = 0,
+            Left::Speechless if !knew_better => drop(older.insert(source)),
+            Left::Speechless => {
+                turn += 1;
+                handle.rest(pause).await;
+            }
             Left::Unfit(why) => {
                 tracing::debug!(%source, why, "left a store that was followed");
                 turn += 1;
@@ -209,11 +228,11 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     }
 
     /// Follows `source` for as long as that is of use.
-    async fn follow(&self, source: VoterId, keeper: &mut Keeper<Rt>) -> Left {
+    async fn follow(&self, source: VoterId, from: From, keeper: &mut Keeper<Rt>) -> Left {
         let opening = async {
             let pipe = self.shared.links.open(source, Lane::Follow).await.map_err(|error| error.reason)?;
             let Pipe { mut tx, rx } = pipe;
-            tx.send(frame(&From::Revision(self.shared.replica.revision()))).await.map_err(why)?;
+            tx.send(frame(&from)).await.map_err(why)?;
             Ok::<_, String>((tx, rx))
         };
         let (_tx, rx) = match Rt::timeout(OPEN_MAX, opening).await {
@@ -224,8 +243,10 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         let mut frames = frames(rx);
         let mut feeding = Feeding::<Rt> {
             members: self.look().members,
-            records: None,
+            at: from.revision(),
+            coming: None,
             bytes: 0,
+            has_spoken: false,
             moved: Rt::Instant::now(),
             led: Rt::Instant::now(),
             heard: Rt::Instant::now(),
@@ -237,10 +258,11 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
                     if let Err(left) = self.take(source, &bytes, &mut feeding) {
                         break left;
                     }
-                    if feeding.records.is_none() {
+                    if feeding.coming.is_none() {
                         keeper.keep(self);
                     }
                 }
+                Ok(Select2::First(Some(Err(_)) | None)) if !feeding.has_spoken => break Left::Speechless,
                 Ok(Select2::First(Some(Err(Broken(why))))) => break Left::Unfit(why),
                 Ok(Select2::First(None)) => break Left::Unfit("it feeds us no more".into()),
                 Ok(Select2::Second(_)) => break Left::Stopped,
@@ -258,6 +280,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     /// Takes one frame of `source`.
     fn take(&self, source: VoterId, bytes: &Bytes, feeding: &mut Feeding<Rt>) -> Result<(), Left> {
         feeding.heard = Rt::Instant::now();
+        feeding.has_spoken = true;
         match parse(bytes).map_err(Left::Unfit)? {
             Word::Standing(told) => {
                 let leads = told.leader.is_some();
@@ -266,32 +289,65 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
                 }
             }
             Word::Record(record) => {
-                feeding.bytes += record.len() as u64;
-                if feeding.bytes > 2 * STORE_BYTES_MAX {
-                    return Err(Left::Unfit("a snapshot larger than any store".into()));
-                }
-                let state = feeding.records.get_or_insert_default();
+                feeding.add(record.len())?;
+                let state = feeding.coming.get_or_insert_default();
                 state.add_record(&record).map_err(|error| Left::Unfit(error.to_string()))?;
             }
             Word::Whole => {
-                let state = feeding.records.take().ok_or(Left::Unfit("a snapshot without records".into()))?;
-                feeding.bytes = 0;
-                feeding.moved = feeding.heard;
-                self.shared.replica.show_snapshot(state);
+                let state = feeding.coming.take().ok_or(Left::Unfit("a snapshot without records".into()))?;
+                self.arrive(state, feeding);
             }
             Word::Events(steps) => {
+                let last = steps.last().map_or(0, |step| step.revision);
                 self.shared.replica.show(steps).map_err(Left::Unfit)?;
+                feeding.at = feeding.at.max(last);
                 feeding.moved = feeding.heard;
+            }
+            Word::Changed(differences) => {
+                let mut state = self.coming(feeding)?;
+                for difference in differences {
+                    let value = difference.object.as_ref().map(|object| &object.value);
+                    feeding.add(difference.key.len() + value.map_or(0, Bytes::len))?;
+                    check(&difference.key, value, &state).map_err(Left::Unfit)?;
+                    state.change(difference);
+                }
+                feeding.coming = Some(state);
+            }
+            Word::Arrived { revision, stamp_ms } => {
+                let mut state = self.coming(feeding)?;
+                if revision < state.revision() {
+                    return Err(Left::Unfit(format!("it went back to revision {revision}")));
+                }
+                state.arrive(revision, stamp_ms);
+                self.arrive(state, feeding);
             }
             Word::Elsewhere => return Err(Left::Unfit("it is no voter and no learner".into())),
         }
-        if feeding.records.is_none() {
+        if feeding.coming.is_none() {
             let mut followed = self.followed();
             if let Some((_, heard)) = &mut followed.told {
                 *heard = feeding.heard;
             }
         }
         Ok(())
+    }
+
+    /// The state that is on its way, or that which the source believes this store to have: what differs from that is
+    /// of no use to one that was shown more by another.
+    fn coming(&self, feeding: &mut Feeding<Rt>) -> Result<State, Left> {
+        let state = feeding.coming.take().unwrap_or_else(|| self.state().for_followers());
+        match state.revision() == feeding.at {
+            true => Ok(state),
+            false => Err(Left::Unfit(format!("it tells what differs from revision {}", feeding.at))),
+        }
+    }
+
+    /// Shows a state that has come whole.
+    fn arrive(&self, state: State, feeding: &mut Feeding<Rt>) {
+        feeding.at = state.revision();
+        feeding.bytes = 0;
+        feeding.moved = feeding.heard;
+        self.shared.replica.show_snapshot(state);
     }
 
     /// Notes how things stand by the word of `source`, unless that is of an earlier term than one that is
@@ -321,7 +377,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             return Some(Left::Raft);
         }
         let silent = feeding.heard.elapsed();
-        if feeding.records.is_some() {
+        if feeding.coming.is_some() {
             return (silent > SNAPSHOT_SILENCE_MAX).then(|| Left::Unfit("silence in a snapshot".into()));
         }
         if silent > SILENCE_MAX {
@@ -356,13 +412,26 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
 struct Feeding<Rt: AsyncRuntime> {
     /// The membership at its beginning.
     members: Arc<Members>,
-    /// A snapshot that is coming.
-    records: Option<State>,
+    /// Up to which revision the source has told.
+    at: u64,
+    /// A state that is coming, whole or as what differs; the bytes of it so far.
+    coming: Option<State>,
     bytes: u64,
+    has_spoken: bool,
     /// When it last told anything, anything new, and of a leader.
     heard: Rt::Instant,
     moved: Rt::Instant,
     led: Rt::Instant,
+}
+
+impl<Rt: AsyncRuntime> Feeding<Rt> {
+    fn add(&mut self, bytes: usize) -> Result<(), Left> {
+        self.bytes += bytes as u64;
+        match self.bytes > 2 * STORE_BYTES_MAX {
+            true => Err(Left::Unfit("a state larger than any store".into())),
+            false => Ok(()),
+        }
+    }
 }
 
 /// Keeps a copy of what was followed, so that a start without a quorum knows what was there.

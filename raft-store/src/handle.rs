@@ -24,6 +24,7 @@ use crate::replica::Replica;
 use crate::stamp::Stamps;
 use crate::standing::{Changes, Own, Standing, is_outside};
 use crate::state::{OBJECT_BYTES_MAX, State, end_session, raise_level};
+use crate::tail::Tail;
 use crate::transport::Lane;
 use crate::watch::{WatchError, Watcher};
 use crate::wire::{Request, Response};
@@ -86,6 +87,8 @@ pub(crate) struct Shared<Rt: AsyncRuntime> {
     pub(crate) followed: Mutex<Followed<Rt::Instant>>,
     /// Stores that follow this one now.
     pub(crate) followers: AtomicUsize,
+    /// Snapshots that are on their way to such stores.
+    pub(crate) snapshots: AtomicUsize,
     /// A revision that exists somewhere, by an answer to this store.
     pub(crate) known_revision: AtomicU64,
     pub(crate) stamps: Mutex<Stamps<Rt::Instant>>,
@@ -232,6 +235,8 @@ pub struct Metrics {
     pub applied: u64,
     /// Index of the last entry in the log here.
     pub last_log: u64,
+    /// Entries up to this index are gone from the log.
+    pub purged: u64,
     /// Revision of the state here.
     pub revision: u64,
     /// Keys and values held, in bytes.
@@ -419,6 +424,16 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
         self.shared.replica.watch(prefix, after)
     }
 
+    /// Follows every key from now on, and never has to begin anew: see [`Tail`].
+    pub fn tail(&self) -> Result<Tail, WatchError> {
+        self.shared.replica.tail()
+    }
+
+    /// The same from an earlier revision on, if the events since are still there.
+    pub fn tail_after(&self, after: u64) -> Result<Tail, WatchError> {
+        self.shared.replica.tail_after(after)
+    }
+
     /// The sets of voters of which a majority each is needed now: one, unless a change is under way. Until that is
     /// committed the set before it decides as well, and if that is a single node nothing goes on without it.
     pub fn voter_sets(&self) -> Vec<BTreeSet<VoterId>> {
@@ -455,6 +470,7 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             followers: self.shared.followers.load(Ordering::Relaxed),
             applied: raft.last_applied.index().unwrap_or(0),
             last_log: raft.last_log_index.unwrap_or(0),
+            purged: raft.purged.index().unwrap_or(0),
             revision: state.revision(),
             bytes: state.bytes(),
             ring: self.shared.replica.with_ring(|ring| ring.size()),

@@ -38,6 +38,7 @@ mod store;
 pub mod store_id;
 pub mod sync_times;
 mod tag;
+mod tail;
 mod transport;
 mod type_config;
 mod voter_id;
@@ -90,10 +91,11 @@ pub use openraft_rt_tokio::TokioRuntime;
 pub use shelf::LoadError;
 pub use snapshot_file::{SnapshotError, SnapshotReader, SnapshotWriter, Snapshots};
 pub use standing::Changes;
-pub use state::{Event, Members, OBJECT_BYTES_MAX, Object, STORE_BYTES_MAX, State};
+pub use state::{Difference, Event, Members, OBJECT_BYTES_MAX, Object, STORE_BYTES_MAX, State};
 pub use store::{StartError, start};
 pub use sync_times::{SyncTimes, measure};
 pub use tag::{ClusterTag, Foreign};
+pub use tail::{Moved, Tail};
 pub use transport::{
     Broken, CHUNK_BYTES, FRAME_BYTES_MAX, Lane, Pipe, PipeRx, PipeTx, Transport, Unreachable,
 };

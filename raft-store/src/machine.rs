@@ -13,8 +13,9 @@ use futures::channel::mpsc;
 use futures::{Stream, StreamExt};
 use openraft::impls::EmptyNode;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
-use openraft::{AsyncRuntime, EntryPayload, OptionalSend, StoredMembership};
+use openraft::{AsyncRuntime, EntryPayload, LogIdOptionExt, OptionalSend, StoredMembership};
 
+use crate::config::Compaction;
 use crate::files::is_full;
 use crate::replica::Replica;
 use crate::shelf::meta;
@@ -43,14 +44,17 @@ pub(crate) struct Machine {
     weight: Weight,
 }
 
-/// How much log lies behind the state, by bytes: openraft itself counts entries only.
+/// How much log lies behind the state. Openraft itself counts entries only, and has no notion of two bounds: so it is
+/// never asked to decide, and does what it is told.
 struct Weight {
+    limits: Compaction,
     /// Bytes of all entries applied since the start.
     total: u64,
-    /// The total at certain indices, at least [`MARK_BYTES`] apart.
+    /// The total at certain indices, at least a [part](MARKS) of what stays apart.
     marks: VecDeque<(u64, u64)>,
     tell: mpsc::Sender<Heavy>,
-    told: u64,
+    /// Index and total when it was last told that the log is heavy.
+    told: (u64, u64),
 }
 
 /// The log has become heavy: time for a snapshot, and then to drop entries up to `purge_to`.
@@ -60,16 +64,11 @@ pub(crate) struct Heavy {
     pub(crate) purge_to: Option<u64>,
 }
 
-const MARK_BYTES: u64 = 1 << 20;
+/// What stays of the log is known to so many parts.
+const MARKS: u64 = 32;
 
 /// How often a full disk is asked whether it takes the snapshot now.
 const FULL_RETRY: Duration = Duration::from_secs(1);
-
-/// Log since the last snapshot by bytes: replaying it takes about 0.2 s.
-const SNAPSHOT_EVERY_BYTES: u64 = 64 << 20;
-
-/// Log kept behind a snapshot, so that a voter back after a short while needs no snapshot.
-const KEEP_BYTES: u64 = 32 << 20;
 
 impl Machine {
     /// Starts from `state`: that of the latest snapshot, or an empty one.
@@ -77,10 +76,12 @@ impl Machine {
         state: State,
         replica: Arc<Replica>,
         shelf: Arc<dyn Shelf>,
+        limits: Compaction,
         heavy: mpsc::Sender<Heavy>,
     ) -> Self {
         let latest = state.applied().map(|_| Snapshot { meta: meta(&state), snapshot: state.clone() });
-        let weight = Weight { total: 0, marks: VecDeque::new(), tell: heavy, told: 0 };
+        let told = (state.applied().index().unwrap_or(0), 0);
+        let weight = Weight { limits, total: 0, marks: VecDeque::new(), tell: heavy, told };
         Machine { state, replica, shelf, latest: Arc::new(Mutex::new(latest)), weight }
     }
 
@@ -129,17 +130,20 @@ impl Machine {
 
 impl Weight {
     fn add(&mut self, index: u64, bytes: u64) {
+        let Compaction { every_entries, keep_entries, every_bytes, keep_bytes } = self.limits;
         self.total += bytes;
-        if self.marks.back().is_none_or(|(_, total)| total + MARK_BYTES <= self.total) {
+        if self.marks.back().is_none_or(|(_, total)| total + keep_bytes / MARKS <= self.total) {
             self.marks.push_back((index, self.total));
         }
-        if self.total - self.told < SNAPSHOT_EVERY_BYTES {
+        let (told_index, told_total) = self.told;
+        if index < told_index + every_entries && self.total < told_total + every_bytes {
             return;
         }
-        self.told = self.total;
-        let old = self.marks.partition_point(|(_, total)| total + KEEP_BYTES < self.total);
-        let purge_to = self.marks.drain(..old).next_back().map(|(index, _)| index);
-        // If the keeper is still busy with the last one, the next 64 MiB tell it again.
+        self.told = (index, self.total);
+        let old = self.marks.partition_point(|(_, total)| total + keep_bytes < self.total);
+        let too_heavy = self.marks.drain(..old).next_back().map(|(index, _)| index);
+        let purge_to = too_heavy.max(index.checked_sub(keep_entries));
+        // If the keeper is still busy with the last one, it is told again when as much has come once more.
         let _ = self.tell.try_send(Heavy { purge_to });
     }
 }
@@ -182,6 +186,7 @@ impl<Rt: AsyncRuntime> RaftStateMachine<TypeConfig<Rt>> for Machine {
         save::<Rt>(&*self.shelf, &snapshot, &self.replica).await?;
         keep(&self.latest, Snapshot { meta: meta.clone(), snapshot: snapshot.clone() });
         self.state = snapshot;
+        self.weight.told = (meta.last_log_id.index().unwrap_or(0), self.weight.total);
         self.replica.publish_snapshot(self.state.clone());
         Ok(())
     }

@@ -10,9 +10,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use bytes::Bytes;
+
 use crate::feed::Step;
 use crate::handle::KEY_BYTES_MAX;
 use crate::state::{Event, Members, OBJECT_BYTES_MAX, STORE_BYTES_MAX, State};
+use crate::tail::Tail;
 use crate::watch::{Ring, RingLimits, WatchError, Watcher};
 
 /// The published side of one store.
@@ -83,13 +86,7 @@ impl Replica {
             if step.revision > next {
                 return Err(format!("a gap in what was told: {} after {}", step.revision, next - 1));
             }
-            let value_bytes = step.value.as_ref().map_or(0, |value| value.len());
-            if step.key.len() > KEY_BYTES_MAX || value_bytes > OBJECT_BYTES_MAX {
-                return Err(format!("an object that is too large at revision {}", step.revision));
-            }
-            if state.bytes() > 2 * STORE_BYTES_MAX {
-                return Err("more objects than any store holds".into());
-            }
+            check(&step.key, step.value.as_ref(), &state)?;
             if step.revision == next {
                 crate::seen!("event followed");
                 events.push(state.follow(step));
@@ -143,6 +140,25 @@ impl Replica {
         Ok(Watcher::new(self.clone(), prefix, id))
     }
 
+    /// Follows every key from now on.
+    pub(crate) fn tail(self: &Arc<Self>) -> Result<Tail, WatchError> {
+        let (all, mut inner) = (Arc::from(""), self.lock());
+        let state = inner.state.clone();
+        let id = inner.ring.subscribe(&all, state.revision())?;
+        drop(inner);
+        Ok(Tail::new(self.clone(), Watcher::new(self.clone(), all, id), state))
+    }
+
+    /// Follows every key from an earlier revision on, if the events since are still there.
+    pub(crate) fn tail_after(self: &Arc<Self>, after: u64) -> Result<Tail, WatchError> {
+        let (all, mut inner) = (Arc::from(""), self.lock());
+        let state = inner.state.clone();
+        let id = inner.ring.subscribe(&all, after.min(state.revision()))?;
+        let since = inner.ring.since(after);
+        drop(inner);
+        Ok(Tail::new(self.clone(), Watcher::new(self.clone(), all, id), state.before(&since)))
+    }
+
     pub(crate) fn with_ring<T>(&self, read: impl FnOnce(&mut Ring) -> T) -> T {
         read(&mut self.lock().ring)
     }
@@ -150,6 +166,17 @@ impl Replica {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // A panic under this lock leaves no half-done change: every update is one assignment.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a store may hold what another one tells, beside what it holds already.
+pub(crate) fn check(key: &str, value: Option<&Bytes>, held: &State) -> Result<(), String> {
+    if key.len() > KEY_BYTES_MAX || value.is_some_and(|value| value.len() > OBJECT_BYTES_MAX) {
+        return Err(format!("an object that is too large, {:?}", key.get(..80).unwrap_or(key)));
+    }
+    match held.bytes() > 2 * STORE_BYTES_MAX {
+        true => Err("more objects than any store holds".into()),
+        false => Ok(()),
     }
 }
 
@@ -229,8 +256,6 @@ impl Drop for Applied {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
     use crate::{Change, Command, Expect, Op, Session};
 

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::channel::mpsc;
@@ -109,9 +110,9 @@ where
     let name = Name { voter: config.voter, tag: config.tag };
     let links = Links::<Rt>::new(name, transport);
     let (tell, heavy) = mpsc::channel(1);
-    let machine = Machine::new(disk.state, replica.clone(), disk.shelf, tell);
+    let machine = Machine::new(disk.state, replica.clone(), disk.shelf, config.compaction, tell);
     let network = Network::new(links.clone());
-    let raft_config = Arc::new(config.timings.raft(config.compaction));
+    let raft_config = Arc::new(config.timings.raft());
     let raft = Raft::new(config.voter, raft_config, network, disk.log, machine).await;
     let raft: Core<Rt> = raft.map_err(|fatal| fatal.to_string())?;
     // Until its core has taken a first question, Raft shows an empty membership and term 0.
@@ -136,6 +137,7 @@ where
             confirmed: Mutex::new(None),
             followed: Mutex::new(Followed { members, ..Followed::default() }),
             followers: AtomicUsize::new(0),
+            snapshots: AtomicUsize::new(0),
             known_revision: AtomicU64::new(0),
             stamps: Mutex::default(),
             following: Mutex::new(None),
@@ -152,24 +154,31 @@ where
 
 fn drop_state<C: openraft::RaftTypeConfig>(_: &openraft::RaftState<C>) {}
 
+/// How long a snapshot that was asked for is waited for before it is asked for again.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Takes a snapshot whenever the log behind the last one is heavy, and drops what the log need not keep.
 async fn keep_log_light<Rt: AsyncRuntime>(raft: Core<Rt>, mut heavy: mpsc::Receiver<Heavy>) {
+    let mut snapshots = raft.watch_snapshot_progress();
     while let Some(Heavy { purge_to }) = heavy.next().await {
-        let applied = raft.metrics();
-        let applied = openraft::async_runtime::WatchReceiver::borrow_watched(&applied).last_applied;
-        if raft.trigger().snapshot().await.is_err() {
-            return;
-        }
-        let Some(purge_to) = purge_to else {
-            continue;
-        };
-        let mut snapshots = raft.watch_snapshot_progress();
-        while snapshots.get().index() < applied.index() {
-            if snapshots.changed().await.is_err() {
+        let wanted = purge_to.unwrap_or(0);
+        // At least once, because the log is heavy. While one is being made Raft ignores the wish for another, and that
+        // one may have begun too early to let anything go: it is wished for until one has what is dropped.
+        loop {
+            if raft.trigger().snapshot().await.is_err() {
+                return;
+            }
+            if snapshots.get().index() >= Some(wanted) || purge_to.is_none() {
+                break;
+            }
+            if let Ok(Err(_)) = Rt::timeout(SNAPSHOT_PATIENCE, snapshots.changed()).await {
                 return;
             }
         }
-        if raft.trigger().purge_log(purge_to).await.is_err() {
+        crate::seen!("log was heavy");
+        if let Some(purge_to) = purge_to
+            && raft.trigger().purge_log(purge_to).await.is_err()
+        {
             return;
         }
     }

@@ -141,6 +141,12 @@ impl Ring {
         Ok(self.next_id)
     }
 
+    /// All events after `after`, which the ring must still hold.
+    pub(crate) fn since(&self, after: u64) -> Vec<Event> {
+        let first = self.events.partition_point(|event| event.revision <= after);
+        self.events.range(first..).cloned().collect()
+    }
+
     /// Appends the events of applied commands and moves to `revision`.
     ///
     /// Returns whom to wake: the watchers with something to read, in the order of prefix and age.

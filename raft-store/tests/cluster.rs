@@ -75,7 +75,7 @@ impl House {
         let files = DiskFiles::open(machine.directory.path()).expect("nobody else has it open");
         let (transport, mut incoming) = self.network.connect(machine.voter);
         let mut config = Config::new(machine.voter, ClusterTag::default(), machine.generation);
-        config.compaction = Compaction { every_entries: 100, keep_entries: 50 };
+        config.compaction = Compaction { every_entries: 100, keep_entries: 50, ..Compaction::default() };
         let store: Store = start(config, files, Arc::new(transport)).await.expect("a sound directory");
         let serving = store.clone();
         tokio::spawn(async move {

@@ -83,6 +83,28 @@ pub(crate) async fn write(
     Some(What::Write { key, value, outcome })
 }
 
+/// Writes as fast as a pause after each write allows, through one node after another, until `until`.
+pub(crate) async fn burst(world: Arc<World>, pause: Duration, until: Now) {
+    let value = "x".repeat(1000);
+    for serial in 0_usize.. {
+        if Now::now() >= until || world.is_healed() {
+            return;
+        }
+        let key = format!("skein/burst//b{}", serial % 20);
+        let value = format!("{serial} {value}");
+        let asked = world.ask(serial % world.plan.nodes, move |site| {
+            Box::pin(async move {
+                let op = Op { key: key.into(), expect: Expect::Any, change: Change::Put(value.into()) };
+                site.store.propose(vec![op], Options { timeout: TIMEOUT, ..Options::default() }).await.is_ok()
+            })
+        });
+        if matches!(asked.await, Asked::Answer(true)) {
+            world.count("writes of bursts");
+        }
+        SimRt::sleep(pause).await;
+    }
+}
+
 async fn read(world: &Arc<World>, number: usize, key: String) -> Option<What> {
     let wanted = key.clone();
     let asked = world.ask(number, move |site| {

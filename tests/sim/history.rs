@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
-use skein_raft_store::{Event, State};
+use skein_raft_store::{Event, Object, State};
 
 use crate::model::Model;
 
@@ -33,6 +33,9 @@ pub(crate) enum Outcome {
     NotDone,
     Unknown,
 }
+
+/// Of a hundred revisions so many may be told by no node: each weakens what can be said of the rest.
+const UNSEEN_MAX: u64 = 5;
 
 #[derive(Default)]
 pub(crate) struct History {
@@ -84,10 +87,29 @@ impl History {
         }
     }
 
+    /// A key as a node has it that jumped over what made it so.
+    pub(crate) fn jumped(&mut self, number: usize, key: &str, object: &Object) {
+        if let Some(event) = self.events.get(&object.mod_rev)
+            && (*event.key != *key || event.value.as_ref() != Some(&object.value))
+        {
+            self.wrong.push(format!("I2: node {number} has {key} as {object:?}, and there was {event:?}"));
+        }
+    }
+
+    /// How many revisions no node was told of.
+    pub(crate) fn unseen(&self) -> u64 {
+        let told = self.events.range(..=self.revision).count() as u64;
+        self.revision - told
+    }
+
     /// Everything wrong with this run, which `is_over` or not: then what was answered of late need not have
     /// been delivered yet.
     pub(crate) fn check(&self, is_over: bool) -> Vec<String> {
         let mut wrong = self.wrong.clone();
+        if self.unseen() * 100 > self.revision * UNSEEN_MAX {
+            let (unseen, all) = (self.unseen(), self.revision);
+            wrong.push(format!("of {all} revisions {unseen} were told by no node: too little is checked"));
+        }
         self.check_writes(is_over, &mut wrong);
         self.check_order(&mut wrong);
         self.check_reads(&mut wrong);

@@ -6,9 +6,9 @@ use openraft::AsyncRuntime;
 use openraft::async_runtime::{Watch, WatchReceiver, WatchSender};
 use skein_control::view::{Changed, View};
 use skein_raft_store::sim::SimRt;
-use skein_raft_store::{State, WatchError};
+use skein_raft_store::{Difference, Moved, State, WatchError};
 
-use crate::world::{Site, Store};
+use crate::world::Site;
 
 type Channel = <SimRt as AsyncRuntime>::Watch;
 
@@ -82,73 +82,80 @@ impl Picture {
         }
     }
 
-    fn restart(&self, state: &State) {
+    /// Shows `state` from its beginning.
+    fn begin(&self, state: &State) {
         let mut view = View::default();
         for (key, object) in state.range("", None) {
             view.apply(key, Some(&object.value), object.mod_rev);
         }
         let mut inner = self.inner.lock().unwrap();
-        inner.view = view;
-        inner.revision = state.revision();
+        (inner.view, inner.revision) = (view, state.revision());
         if inner.changed.is_some() {
             inner.changed = Some(Changed::All);
         }
         drop(inner);
         self.wake();
     }
-}
 
-/// Follows the store of `site` until it stops.
-pub(crate) async fn follow(site: Site) {
-    loop {
-        let state = site.store.state();
-        site.picture.restart(&state);
-        match forward(&site, &site.store, &state).await {
-            WatchError::Compacted { .. } => site.world.count("watches compacted"),
-            WatchError::Stopped => return,
-        }
-    }
-}
-
-async fn forward(site: &Site, store: &Store, state: &State) -> WatchError {
-    // Behind what this node has applied the history may know nothing yet: a restart replays the log.
-    let seen = site.world.history.lock().unwrap().revision();
-    let mut after = seen.min(state.revision());
-    let mut watcher = match store.watch("", after) {
-        Ok(watcher) => watcher,
-        Err(WatchError::Stopped) => return WatchError::Stopped,
-        Err(WatchError::Compacted { .. }) => {
-            // It came by a snapshot.
-            site.world.history.lock().unwrap().load(state);
-            after = state.revision();
-            match store.watch("", after) {
-                Ok(watcher) => watcher,
-                Err(error) => return error,
-            }
-        }
-    };
-    loop {
-        let batch = match watcher.next().await {
-            Ok(batch) => batch,
-            Err(error) => return error,
-        };
-        for event in &batch.events {
-            if event.revision != after + 1 {
-                let text = format!("I5: node {} delivered {} after {after}", site.number, event.revision);
-                site.world.wrong(text);
-            }
-            after = event.revision;
-        }
-        site.world.saw(site.number, &batch.events);
-        let mut inner = site.picture.inner.lock().unwrap();
+    /// Takes over changes: of each a key, what it is now, and since which revision.
+    fn apply<'a>(&self, changes: impl Iterator<Item = (&'a str, Option<&'a [u8]>, u64)>, revision: u64) {
+        let mut inner = self.inner.lock().unwrap();
         let inner = &mut *inner;
-        for event in batch.events.iter().filter(|event| event.revision > state.revision()) {
-            let touched = inner.view.apply(&event.key, event.value.as_deref(), event.revision);
+        for (key, value, since) in changes {
+            let touched = inner.view.apply(key, value, since);
             if let Some(changed) = &mut inner.changed {
                 changed.add(touched);
             }
         }
-        inner.revision = inner.revision.max(batch.revision);
-        site.picture.wake();
+        inner.revision = inner.revision.max(revision);
+        self.wake();
+    }
+}
+
+/// Follows the store of `site` until it stops.
+pub(crate) async fn follow(site: Site) {
+    let state = site.store.state();
+    site.picture.begin(&state);
+    // Behind what this node has applied the history may know nothing yet: a restart replays the log.
+    let seen = site.world.history.lock().unwrap().revision();
+    let tail = match site.store.tail_after(seen.min(state.revision())) {
+        Err(WatchError::Compacted { .. }) => site.store.tail(),
+        known => known,
+    };
+    let Ok(mut tail) = tail else { return };
+    let mut after = tail.state().revision();
+    site.world.history.lock().unwrap().load(tail.state());
+    while let Some(moved) = tail.next().await {
+        let revision = tail.state().revision();
+        match moved {
+            Moved::Events(events) => {
+                for event in &events {
+                    if event.revision != after + 1 {
+                        let text =
+                            format!("I5: node {} delivered {} after {after}", site.number, event.revision);
+                        site.world.wrong(text);
+                    }
+                    after = event.revision;
+                }
+                site.world.saw(site.number, &events);
+                let new = events.iter().filter(|event| event.revision > state.revision());
+                site.picture
+                    .apply(new.map(|event| (&*event.key, event.value.as_deref(), event.revision)), revision);
+            }
+            Moved::Jump(differences) => {
+                site.world.count("watches compacted");
+                site.world.history.lock().unwrap().load(tail.state());
+                for Difference { key, object } in &differences {
+                    let mut history = site.world.history.lock().unwrap();
+                    object.iter().for_each(|object| history.jumped(site.number, key, object));
+                }
+                let changes = differences.iter().map(|Difference { key, object }| match object {
+                    Some(object) => (&**key, Some(&*object.value), object.mod_rev),
+                    None => (&**key, None, revision),
+                });
+                site.picture.apply(changes, revision);
+                after = revision;
+            }
+        }
     }
 }

@@ -103,6 +103,18 @@ pub(crate) enum Kind {
     },
     /// Its daemon is killed, and what lay in its store is gone when it starts again: it has another one.
     LostStore(Victim),
+    /// So many bytes a second for entries, snapshots and events, on each pipe.
+    SlowLinks {
+        rate: u64,
+    },
+    /// Only small packets pass from the leader to this node.
+    Narrow {
+        to: usize,
+    },
+    /// Somebody writes much, with such a pause after each write.
+    Burst {
+        pause: Duration,
+    },
     /// Its wall clock is set to another time, and right again afterwards.
     ClockJump {
         node: usize,
@@ -136,7 +148,7 @@ impl Plan {
     pub(crate) fn faults(&self) -> Vec<Fault> {
         let mut faults = self.frequent();
         if self.aim == Aim::Everything {
-            faults.extend((0..5).filter_map(|which| self.rare(which)));
+            faults.extend((0..8).filter_map(|which| self.rare(which)));
             faults.sort_by_key(|fault| fault.at);
         }
         faults
@@ -160,6 +172,9 @@ impl Plan {
             }
             2 => Kind::Duplicates(chance.random_range(0.02..0.3)),
             4 => Kind::LostStore(Victim::Node(node)),
+            5 => Kind::SlowLinks { rate: chance.random_range(10_000..200_000) },
+            6 => Kind::Narrow { to: node },
+            7 => Kind::Burst { pause: Duration::from_millis(chance.random_range(5..30)) },
             // Of three, the two others could lose nobody else.
             _ if self.nodes < 5 => return None,
             _ => Kind::Gone(Victim::Node(node)),

@@ -16,6 +16,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const REMEMBERED: Duration = Duration::from_secs(60);
 /// SWIM with our constants; see RELIABILITY I10.
 const DOWN_WITHIN: Duration = Duration::from_secs(6);
+/// A verdict may have waited for a quorum or a disk, though not for ever: who has been well for so long is not lost.
+const BACK_MAX: Duration = Duration::from_secs(10);
 /// After this long without any fault around, nothing of it lingers.
 const CALM: Duration = Duration::from_secs(8);
 
@@ -38,6 +40,9 @@ pub(crate) struct Truth {
     leader_of: BTreeMap<u64, (usize, u64)>,
     /// The voters by the entry of each committed membership that was seen.
     voters: BTreeMap<LogId, BTreeSet<VoterId>>,
+    /// What all that have applied an entry hold beside objects, and which entry each node was looked at.
+    digests: BTreeMap<LogId, (usize, u32)>,
+    digested: BTreeMap<usize, LogId>,
     /// Entries of the memberships before which somebody was leaving.
     left: bool,
     /// Deaths that everybody has noticed and that are not to be counted again.
@@ -56,6 +61,7 @@ fn look(world: &World) {
     let healths: Vec<Health> = (0..world.plan.nodes).map(|number| world.health(number)).collect();
     watch_leaders(world);
     watch_voters(world);
+    check_sessions(world);
     let mut truth = world.truth.lock().unwrap();
     let truth = &mut *truth;
     truth.looks.resize_with(healths.len(), VecDeque::new);
@@ -119,6 +125,27 @@ fn watch_leaders(world: &World) {
     }
 }
 
+/// I2, exactly once included: whoever has applied the same entries knows the same answers.
+fn check_sessions(world: &World) {
+    for number in 0..world.plan.nodes {
+        let Some(state) = world.site(number).map(|site| site.store.state()) else { continue };
+        let Some(applied) = state.applied() else { continue };
+        let mut truth = world.truth.lock().unwrap();
+        if truth.digested.insert(number, applied) == Some(applied) {
+            continue;
+        }
+        let digest = state.head_digest();
+        let first = *truth.digests.entry(applied).or_insert((number, digest));
+        drop(truth);
+        if first.1 != digest {
+            world.wrong(format!(
+                "I2: up to {applied} node {number} knows other answers than node {}",
+                first.0
+            ));
+        }
+    }
+}
+
 /// Voters become fewer only where a member leaves, or where five have lost two: never by accident.
 fn watch_voters(world: &World) {
     let somebody_leaves = world.somebody_leaves();
@@ -171,9 +198,12 @@ impl Truth {
         // Cut off it is as silent, and has no more of a daemon.
         let gone = within(Duration::from_secs(17), |health| matches!(health, Health::NoDaemon | Health::Off));
         let in_all = within(REMEMBERED, |health| *health != Health::Fine);
-        off >= Duration::from_millis(1900)
+        let fine_for = self.looks[node].iter().take_while(|health| **health == Health::Fine).count() as u32;
+        let is_back = LOOK_EVERY * fine_for >= BACK_MAX;
+        let was_lost = off >= Duration::from_millis(1900)
             || (!no_daemon.is_zero() && gone >= Duration::from_millis(3900))
-            || in_all >= Duration::from_secs(27)
+            || in_all >= Duration::from_secs(27);
+        was_lost && !is_back
     }
 
     /// Whether nothing was wrong with a node, nor with the others, for a while.

@@ -4,7 +4,7 @@ mod ending;
 mod faults;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,6 +42,11 @@ pub(crate) type Now = <SimRt as AsyncRuntime>::Instant;
 const SYNC_MIN: Duration = Duration::from_micros(200);
 const SYNC_MAX: Duration = Duration::from_millis(2);
 const WRITERS: usize = 3;
+/// So little that each run takes and installs snapshots, and a node that was away for some seconds has missed events
+/// that nobody keeps.
+const SMALL: Compaction =
+    Compaction { every_entries: 100, keep_entries: 30, every_bytes: 256 << 10, keep_bytes: 64 << 10 };
+const RING_EVENTS: usize = 250;
 /// All that happened so far is gone through again.
 const LOOK_FOR_WRONG_EVERY: Duration = Duration::from_secs(3);
 
@@ -242,6 +247,11 @@ impl World {
         *trace = crc32c_append(*trace, what.as_bytes());
     }
 
+    /// Whether the time of faults is over.
+    pub(crate) fn is_healed(&self) -> bool {
+        self.healed.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn site(&self, number: usize) -> Option<Site> {
         self.slots[number].lock().unwrap().running.as_ref().map(|running| running.site.clone())
     }
@@ -340,7 +350,8 @@ impl World {
         let files = slot.disk.files::<SimRt>();
         drop(slot);
         let mut config = Config::new(voter, ClusterTag::default(), generation);
-        config.compaction = Compaction { every_entries: 100, keep_entries: 30 };
+        config.compaction = SMALL;
+        config.ring.events_max = RING_EVENTS;
         config.clock = Arc::new(move || store_clock.wall_ms());
         let world = self.clone();
         drop(process.spawn(async move {
@@ -350,6 +361,13 @@ impl World {
                 Err(_) if world.has_broken_disk(number) => return world.count("starts on a failed disk"),
                 Err(error) => return world.wrong(format!("node {number} did not start: {error:?}")),
             };
+            // What its address book on the disk says.
+            store.introduce(
+                (0..world.plan.nodes)
+                    .filter(|other| *other != number)
+                    .map(|other| node_id(other).0)
+                    .collect(),
+            );
             let picture = Picture::new();
             let (members, verdicts) = Default::default();
             let store_of_site = store.clone();
@@ -600,6 +618,7 @@ impl World {
         counts.extend(take_seen());
         counts.insert("terms", self.truth.lock().unwrap().terms());
         counts.insert("revisions", history.revision());
+        counts.insert("revisions unseen", history.unseen());
         Outcomes { wrong: history.check(is_over), counts, trace, lasted: self.began.elapsed() }
     }
 }

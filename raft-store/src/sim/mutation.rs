@@ -45,6 +45,10 @@ pub enum Mutation {
     NoSyncAtOpen,
     /// Stores of other clusters and incarnations are taken for this one's.
     ForeignStoresTaken,
+    /// A follower that the ring has passed is dropped, and begins anew.
+    CatchUpBeginsAnew,
+    /// A snapshot leaves out who was answered what.
+    SnapshotWithoutSessions,
     /// Raft shows what it has applied although a followed store has shown more.
     ShownAlthoughBehind,
 }

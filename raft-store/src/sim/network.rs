@@ -32,6 +32,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A lost packet is sent again after this long.
 const RETRANSMIT: Duration = Duration::from_millis(60);
 
+/// What fits one packet on a link whose large packets are lost.
+const SMALL_MAX: usize = 1000;
+
 /// What a packet may meet on its way.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Weather {
@@ -59,6 +62,11 @@ struct Inner {
     weather: Weather,
     /// From one node to another, whichever of its stores is there: nothing passes.
     cut: BTreeSet<([u8; 16], [u8; 16])>,
+    /// Between which nodes frames above [`SMALL_MAX`] do not pass, from one to the other.
+    narrow: BTreeSet<([u8; 16], [u8; 16])>,
+    /// Bytes a second on each pipe that may carry much; to some nodes other than to the rest.
+    rate: Option<u64>,
+    rate_to: BTreeMap<[u8; 16], u64>,
     listening: BTreeMap<VoterId, mpsc::Sender<Arrived>>,
 }
 
@@ -83,7 +91,8 @@ impl<Rt> Clone for SimNetwork<Rt> {
 impl<Rt: AsyncRuntime> SimNetwork<Rt> {
     /// A network with nobody on it.
     pub fn new(weather: Weather) -> Self {
-        let inner = Inner { weather, cut: BTreeSet::new(), listening: BTreeMap::new() };
+        let (cut, narrow, rate_to, listening) = Default::default();
+        let inner = Inner { weather, cut, narrow, rate: None, rate_to, listening };
         SimNetwork { inner: Arc::new(Mutex::new(inner)), runtime: std::marker::PhantomData }
     }
 
@@ -109,9 +118,37 @@ impl<Rt: AsyncRuntime> SimNetwork<Rt> {
         self.lock().cut.remove(&(from.node, to.node));
     }
 
-    /// Undoes every cut.
+    /// From now on a pipe for entries, snapshots or events carries so many bytes a second. What is urgent does not wait
+    /// for it: it has streams of its own.
+    pub fn set_rate(&self, rate: Option<u64>) {
+        self.lock().rate = rate;
+    }
+
+    /// The same on the way to one node only.
+    pub fn set_rate_to(&self, to: VoterId, rate: Option<u64>) {
+        let mut inner = self.lock();
+        match rate {
+            Some(rate) => inner.rate_to.insert(to.node, rate),
+            None => inner.rate_to.remove(&to.node),
+        };
+    }
+
+    /// Lets only small frames pass from one's node to the other's, or all again.
+    pub fn set_narrow(&self, from: VoterId, to: VoterId, narrow: bool) {
+        let mut inner = self.lock();
+        match narrow {
+            true => inner.narrow.insert((from.node, to.node)),
+            false => inner.narrow.remove(&(from.node, to.node)),
+        };
+    }
+
+    /// Undoes every cut, and lets large frames pass everywhere, as fast as may be.
     pub fn heal_all(&self) {
-        self.lock().cut.clear();
+        let mut inner = self.lock();
+        inner.cut.clear();
+        inner.narrow.clear();
+        inner.rate_to.clear();
+        inner.rate = None;
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -140,11 +177,25 @@ impl<Rt: AsyncRuntime> SimNetwork<Rt> {
         time
     }
 
+    /// How long a frame of this size takes to be on its way at all.
+    fn sending_time(&self, lane: Lane, to: VoterId, bytes: usize) -> Duration {
+        let carries_much = matches!(lane, Lane::Append | Lane::Snapshot | Lane::Follow);
+        let inner = self.lock();
+        let rate = inner.rate_to.get(&to.node).copied().or(inner.rate).filter(|_| carries_much);
+        rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(bytes as f64 / rate as f64))
+    }
+
+    fn is_stuck(&self, from: VoterId, to: VoterId, sent: &Sent) -> bool {
+        let bytes = if let Sent::Frame(frame) = sent { frame.len() } else { 0 };
+        bytes > SMALL_MAX && self.lock().narrow.contains(&(from.node, to.node))
+    }
+
     /// Moves frames from one end to the other until the pipe ends or breaks.
     async fn carry(
         self,
         from: VoterId,
         to: VoterId,
+        lane: Lane,
         mut sent: mpsc::Receiver<(Rt::Instant, Sent)>,
         mut arrives: mpsc::Sender<Sent>,
     ) {
@@ -159,6 +210,14 @@ impl<Rt: AsyncRuntime> SimNetwork<Rt> {
                     false => continue,
                 },
             };
+            let bytes = if let Sent::Frame(frame) = &frame { frame.len() } else { 0 };
+            let sending = self.sending_time(lane, to, bytes);
+            if !sending.is_zero() {
+                Rt::sleep(sending).await;
+            }
+            while self.is_stuck(from, to, &frame) && !self.is_dead(from, to) && !arrives.is_closed() {
+                Rt::sleep(RETRANSMIT).await;
+            }
             let time = self.travel_time();
             if !time.is_zero() {
                 earliest = earliest.max(sent_at + time);
@@ -224,8 +283,8 @@ impl<Rt: AsyncRuntime> Transport for SimTransport<Rt> {
         }
         let arrived = network.lock().listening.get(&to).cloned();
         let mut arrived = arrived.ok_or_else(|| unreachable("nobody listens"))?;
-        let (our_tx, their_rx) = self.direction(self.voter, to);
-        let (their_tx, our_rx) = self.direction(to, self.voter);
+        let (our_tx, their_rx) = self.direction(self.voter, to, lane);
+        let (their_tx, our_rx) = self.direction(to, self.voter, lane);
         let theirs = Pipe { tx: their_tx, rx: their_rx };
         arrived.try_send((self.voter.node, lane, theirs)).map_err(|_| unreachable("nobody answers"))?;
         Ok(Pipe { tx: our_tx, rx: our_rx })
@@ -233,11 +292,11 @@ impl<Rt: AsyncRuntime> Transport for SimTransport<Rt> {
 }
 
 impl<Rt: AsyncRuntime> SimTransport<Rt> {
-    fn direction(&self, from: VoterId, to: VoterId) -> (Box<dyn PipeTx>, Box<dyn PipeRx>) {
+    fn direction(&self, from: VoterId, to: VoterId, lane: Lane) -> (Box<dyn PipeTx>, Box<dyn PipeRx>) {
         let (sent, to_carry) = mpsc::channel(WINDOW);
         let (carried, arrives) = mpsc::channel(WINDOW);
         // The wire belongs to no process: what a killed one has sent still arrives.
-        outside(|| drop(Rt::spawn(self.network.clone().carry(from, to, to_carry, carried))));
+        outside(|| drop(Rt::spawn(self.network.clone().carry(from, to, lane, to_carry, carried))));
         (Box::new(Tx::<Rt> { sent: Some(sent) }), Box::new(Rx(arrives)))
     }
 }

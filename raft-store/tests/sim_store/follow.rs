@@ -2,11 +2,13 @@
 //! voters and followers again without ever showing an earlier revision.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::AsyncRuntime;
-use skein_raft_store::sim::{Mutation, SimRt};
+use skein_raft_store::sim::{Mutation, SimJoinHandle, SimRt, take_seen};
 use skein_raft_store::{Change, Expect, MemberChange, Op, Options, Outcome, VoterId};
 
 use crate::world::{Faults, Now, Plan, Store, World};
@@ -229,6 +231,103 @@ fn a_follower_alone_after_a_power_cut_still_shows_what_it_once_had() {
         (0..3).for_each(|number| world.start(number));
         let revision = put(&store, "again", "x").await;
         assert!(store.wait_revision(revision, SOON).await);
+    });
+}
+
+/// A writer of `every` key in turn, until told to stop.
+struct Writer {
+    goes_on: Arc<AtomicBool>,
+    task: SimJoinHandle<u64>,
+}
+
+impl Writer {
+    fn start(store: Store, keys: usize, bytes: usize, pause: Duration) -> Writer {
+        let goes_on = Arc::new(AtomicBool::new(true));
+        let told = goes_on.clone();
+        let task = SimRt::spawn(async move {
+            let mut last = 0;
+            for serial in 0_usize.. {
+                if !told.load(Ordering::Relaxed) {
+                    break;
+                }
+                last = put(&store, &format!("written{}", serial % keys), value(serial, bytes)).await;
+                SimRt::sleep(pause).await;
+            }
+            last
+        });
+        Writer { goes_on, task }
+    }
+
+    /// The revision of the last write.
+    async fn stop(self) -> u64 {
+        self.goes_on.store(false, Ordering::Relaxed);
+        self.task.await.expect("a writer does not panic")
+    }
+}
+
+fn value(serial: usize, bytes: usize) -> String {
+    format!("{serial:0bytes$}")
+}
+
+/// Whether a follower that needs a snapshot, on a link where that takes longer than the ring of events lasts, ever
+/// shows what was written meanwhile. In small what 80 MB, 100 Mbit/s and 500 writes a second are.
+fn catches_up() -> bool {
+    SimRt::with_seed(7).block_on(async {
+        let world = World::formed(plan(3, 1)).await;
+        let voter = world.running(0).await;
+        world.power_off(3);
+        world.replace_disk(3);
+        for serial in 0..400 {
+            put(&voter, &format!("key{serial}"), value(serial, 4000)).await;
+        }
+        // 1.6 s for all of it; 60 events are written in 0.6 s.
+        world.set_rate(Some(1_000_000));
+        let writer = Writer::start(voter.clone(), 50, 1000, Duration::from_millis(9));
+        world.start(3);
+        let store = world.running(3).await;
+        SimRt::sleep(SOON).await;
+        let lag = voter.state().revision() - store.state().revision();
+        let last = writer.stop().await;
+        let is_near = lag < 100;
+        if is_near {
+            assert!(store.wait_revision(last, SOON).await);
+            assert_eq!(store.state().digest(), voter.state().digest());
+        }
+        is_near
+    })
+}
+
+#[test]
+fn a_catch_up_that_has_begun_ends_also_while_much_is_written() {
+    take_seen();
+    assert!(catches_up());
+    assert!(take_seen().get("follower jumped").is_some_and(|jumps| (1..20).contains(jumps)));
+    Mutation::set(Some(Mutation::CatchUpBeginsAnew));
+    let by_beginning_anew = catches_up();
+    Mutation::set(None);
+    assert!(!by_beginning_anew, "this test would not notice");
+}
+
+/// More is written than passes: what was overwritten meanwhile is not sent.
+#[test]
+fn a_follower_on_a_link_that_is_too_slow_for_all_writes_stays_near() {
+    SimRt::with_seed(7).block_on(async {
+        let world = World::formed(Plan { ring_events: 10, ..plan(3, 1) }).await;
+        let (voter, store) = (world.running(0).await, world.running(3).await);
+        let writer = Writer::start(voter.clone(), 5, 1000, Duration::from_millis(4));
+        SimRt::sleep(Duration::from_secs(2)).await;
+        // The voters among themselves need a fifth of this for what is written, the follower as much.
+        world.set_rate_to(3, Some(100_000));
+        for _ in 0..30 {
+            SimRt::sleep(Duration::from_secs(1)).await;
+            let lag = voter.state().revision() - store.state().revision();
+            // What is written while a full pipe empties; all that does not pass in 30 s would be more than 2,000.
+            assert!(lag < 800, "{lag}");
+        }
+        world.set_rate_to(3, None);
+        let last = writer.stop().await;
+        assert!(store.wait_revision(last, SOON).await);
+        assert_eq!(store.state().digest(), voter.state().digest());
     });
 }
 

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use skein_raft_store::Event;
+use skein_raft_store::{Event, Object};
 
 /// One call of one client, in virtual nanoseconds.
 #[derive(Clone, Debug)]
@@ -40,9 +40,12 @@ pub(crate) struct History {
     /// By revision, from the watchers of all nodes.
     pub(crate) events: BTreeMap<u64, Event>,
     pub(crate) violations: Vec<String>,
-    /// Revisions a node got as part of a snapshot, so that its watcher never saw them.
+    /// Revisions a node got as part of a whole state, so that it was never told of them one by one.
     pub(crate) hidden: Vec<RangeInclusive<u64>>,
 }
+
+/// Of a hundred revisions so many may be known from no node: each weakens what can be said of the rest.
+const UNSEEN_MAX: u64 = 5;
 
 impl History {
     /// I2: two nodes never apply different changes under one revision.
@@ -57,9 +60,28 @@ impl History {
         }
     }
 
+    /// A key as a node has it that jumped over what made it so.
+    pub(crate) fn jumped(&mut self, node: usize, key: &str, object: &Object) {
+        if let Some(event) = self.events.get(&object.mod_rev)
+            && (*event.key != *key || event.value.as_ref() != Some(&object.value))
+        {
+            self.violations.push(format!("I2: node {node} has {key} as {object:?}, and there was {event:?}"));
+        }
+    }
+
+    /// How many revisions no node was told of, and how many there are.
+    pub(crate) fn unseen(&self) -> (u64, u64) {
+        let last = self.events.last_key_value().map_or(0, |(revision, _)| *revision);
+        (last - self.events.len() as u64, last)
+    }
+
     /// Everything wrong with this run.
     pub(crate) fn check(&self) -> Vec<String> {
         let mut wrong = self.violations.clone();
+        let (unseen, all) = self.unseen();
+        if unseen * 100 > all * UNSEEN_MAX {
+            wrong.push(format!("of {all} revisions {unseen} were told by no node: too little is checked"));
+        }
         self.check_writes(&mut wrong);
         self.check_order(&mut wrong);
         self.check_reads(&mut wrong);

@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use openraft::AsyncRuntime;
 use openraft::async_runtime::Instant;
-use skein_raft_store::Timings;
 use skein_raft_store::sim::{Mutation, SimRt};
 use world::{Faults, Now, Outcomes, Plan, World, run};
 
@@ -28,7 +27,7 @@ fn plan(seed: u64) -> Plan {
         clients: 4,
         faults_for: Duration::from_secs(15),
         faults: Faults::All,
-        timings: Timings::default(),
+        ..Plan::quiet()
     }
 }
 
@@ -103,9 +102,21 @@ fn no_fault_breaks_an_invariant() {
         }
     }
     println!("{counts:?}");
-    for what in
-        ["killed", "power cut", "paused", "isolated", "bad weather", "slow disk", "all off", "bytes lost"]
-    {
+    for what in [
+        "killed",
+        "power cut",
+        "paused",
+        "isolated",
+        "bad weather",
+        "slow disk",
+        "all off",
+        "bytes lost",
+        "store lost",
+        "store replaced",
+        "slow links",
+        "jumped",
+        "log was heavy",
+    ] {
         assert!(counts.contains_key(what), "no {what}: {counts:?}");
     }
 }
@@ -144,6 +155,12 @@ fn the_checker_sees_a_skipped_watch_event() {
 #[test]
 fn the_checker_sees_a_repeated_watch_event() {
     assert!(caught(Mutation::WatchEventRepeated, Faults::None, 1..4));
+}
+
+/// Nobody asks again within such a run, so only the digest of all that a state machine holds tells.
+#[test]
+fn the_checker_sees_a_snapshot_without_sessions() {
+    assert!(caught(Mutation::SnapshotWithoutSessions, Faults::All, 1..10));
 }
 
 /// Openraft's default lets a leader that lost unsynced entries lead on in the same term, and gives

@@ -7,7 +7,7 @@ use openraft::async_runtime::Instant;
 use skein_raft_store::sim::{Mutation, SimRt, Weather};
 use skein_raft_store::sim_files::Broken;
 use skein_raft_store::{
-    Change, Expect, MemberChange, Metrics, Op, Options, ProposeError, ReadError, Timings, VoterId,
+    Change, Compaction, Expect, MemberChange, Metrics, Op, Options, ProposeError, ReadError, Timings, VoterId,
 };
 
 use crate::world::{Now, Plan, Store, World};
@@ -234,4 +234,59 @@ fn both_changes_happen() -> bool {
         assert_eq!(one, Ok(()), "nothing is in its way");
         other.is_ok()
     })
+}
+
+/// What Raft ignores while it makes a snapshot is not coming: whoever waited for it waited for the next of its own.
+#[test]
+fn a_heavy_log_is_cut_short_although_a_snapshot_was_under_way() {
+    SimRt::with_seed(7).block_on(async {
+        let compaction =
+            Compaction { every_entries: 1000, keep_entries: 900, every_bytes: 1 << 20, keep_bytes: 1 << 19 };
+        let world = World::formed(Plan { compaction, ..Plan::quiet() }).await;
+        let store = world.running(0).await;
+        let write = async |bytes: usize| {
+            let change = Change::Put(vec![b'x'; bytes].into());
+            let op = Op { key: format!("key{bytes}").into(), expect: Expect::Any, change };
+            store.propose(vec![op], Options::default()).await.expect("all are there");
+        };
+        // Those that are small make a snapshot by their number, which takes a while.
+        for serial in 0..990 {
+            write(serial % 10).await;
+        }
+        (0..3).for_each(|number| world.set_sync_time(number, Duration::from_secs(3)));
+        let writes: Vec<_> = (0..20).map(|_| write(4)).collect();
+        futures::future::join_all(writes).await;
+        SimRt::sleep(Duration::from_millis(500)).await;
+        // Those that are large make the log heavy meanwhile, and then nothing is written any more.
+        let writes: Vec<_> = (0..30).map(|serial| write(50_000 + serial)).collect();
+        futures::future::join_all(writes).await;
+        SimRt::sleep(Duration::from_secs(60)).await;
+        let metrics = store.metrics();
+        let kept = metrics.last_log - metrics.purged;
+        assert!(kept < 60, "{kept} entries are kept: {metrics:?}");
+    });
+}
+
+/// On a way where small packets pass and large ones do not, a voter answers every heartbeat and has nothing of what
+/// is written: only what it has acknowledged tells.
+#[test]
+fn a_voter_that_only_small_packets_reach_hears_its_leader_and_acknowledges_nothing() {
+    SimRt::with_seed(7).block_on(async {
+        let world = World::formed(Plan::quiet()).await;
+        let (leader, before) = world.leader().await;
+        let number = (leader + 1) % 3;
+        let (leading, narrow) = (world.running(leader).await, world.voter(number));
+        world.set_narrow(leader, number, true);
+        for serial in 0..20 {
+            assert!(world.put(leader, "key", &format!("{serial:02000}")).await);
+        }
+        SimRt::sleep(Duration::from_secs(45)).await;
+        let metrics = leading.metrics();
+        assert!(metrics.matched[&narrow] + 20 <= metrics.last_log, "{metrics:?}");
+        let heard = world.running(number).await.metrics();
+        assert_eq!((metrics.term, heard.leader), (before.term, before.leader), "heartbeats pass");
+        world.set_narrow(leader, number, false);
+        let revision = leading.state().revision();
+        assert!(world.running(number).await.wait_revision(revision, Duration::from_secs(20)).await);
+    });
 }

@@ -9,11 +9,11 @@ use openraft::AsyncRuntime;
 use openraft::async_runtime::Instant;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use skein_raft_store::sim::{Process, SimNetwork, SimRt, Weather, start};
+use skein_raft_store::sim::{Process, SimNetwork, SimRt, Weather, start, take_seen};
 use skein_raft_store::sim_files::SimDisk;
 use skein_raft_store::{
-    Change, ClusterTag, Compaction, Config, Expect, Handle, MemberChange, Metrics, Op, Options,
-    Outcome as Applied, ProposeError, Timings, VoterId, WatchError,
+    Change, ClusterTag, Compaction, Config, Difference, Expect, Handle, LogId, MemberChange, Metrics, Moved,
+    Op, Options, Outcome as Applied, ProposeError, State, Timings, VoterId,
 };
 
 use crate::history::{Call, History, Outcome, What};
@@ -34,7 +34,16 @@ pub(crate) struct Plan {
     pub(crate) faults_for: Duration,
     pub(crate) faults: Faults,
     pub(crate) timings: Timings,
+    pub(crate) compaction: Compaction,
+    /// Events kept for watches and followers.
+    pub(crate) ring_events: usize,
 }
+
+/// So few entries that snapshots are taken and installed in every run.
+pub(crate) const SMALL: Compaction =
+    Compaction { every_entries: 60, keep_entries: 20, every_bytes: 16 << 10, keep_bytes: 4 << 10 };
+/// And so few events that followers need snapshots, and watches begin anew.
+pub(crate) const FEW_EVENTS: usize = 60;
 
 impl Plan {
     /// Three voters, and nothing happens to them.
@@ -47,6 +56,8 @@ impl Plan {
             faults_for: Duration::ZERO,
             faults: Faults::None,
             timings: Timings::default(),
+            compaction: SMALL,
+            ring_events: FEW_EVENTS,
         }
     }
 }
@@ -76,10 +87,14 @@ pub(crate) struct World {
     history: Arc<Mutex<History>>,
     counts: Arc<Mutex<BTreeMap<&'static str, u64>>>,
     began: Now,
-    timings: Timings,
+    plan: Plan,
+    digests: Mutex<Digests>,
     /// The first so many nodes vote.
     voters: usize,
 }
+
+/// Of whole states by the last entry in them, each with the node that had it first.
+type Digests = BTreeMap<LogId, (usize, (u32, u32))>;
 
 struct Node {
     voter: VoterId,
@@ -89,6 +104,8 @@ struct Node {
     generation: u64,
     process: Option<Process>,
     store: Option<Store>,
+    /// Its store was lost, and the present one does not vote yet.
+    lost_vote: bool,
 }
 
 /// Runs the plan from beginning to end in a world of its own.
@@ -109,6 +126,7 @@ impl World {
                 generation: 0,
                 process: None,
                 store: None,
+                lost_vote: false,
             }))
         });
         let world = Arc::new(World {
@@ -117,7 +135,8 @@ impl World {
             history: Arc::default(),
             counts: Arc::default(),
             began: Now::now(),
-            timings: plan.timings,
+            plan,
+            digests: Mutex::default(),
             voters: plan.nodes,
         });
         world.form().await;
@@ -205,6 +224,18 @@ impl World {
         self.network.set_weather(weather);
     }
 
+    pub(crate) fn set_rate(&self, rate: Option<u64>) {
+        self.network.set_rate(rate);
+    }
+
+    pub(crate) fn set_rate_to(&self, number: usize, rate: Option<u64>) {
+        self.network.set_rate_to(self.voter(number), rate);
+    }
+
+    pub(crate) fn set_narrow(&self, from: usize, to: usize, narrow: bool) {
+        self.network.set_narrow(self.voter(from), self.voter(to), narrow);
+    }
+
     pub(crate) fn set_sync_time(&self, number: usize, time: Duration) {
         self.nodes[number].lock().unwrap().disk.set_sync_time(time, time);
     }
@@ -266,13 +297,9 @@ impl World {
         let (files, offset, began) = (node.disk.files::<SimRt>(), node.clock_offset_ms, self.began);
         let tag = node.tag;
         let mut config = Config::new(node.voter, tag, node.generation);
-        config.timings = self.timings;
-        // So few that snapshots are taken and installed in every run.
-        config.compaction = Compaction { every_entries: 60, keep_entries: 20 };
-        if self.voters < self.nodes.len() {
-            // And so few events that followers need snapshots.
-            config.ring.events_max = 60;
-        }
+        config.timings = self.plan.timings;
+        config.compaction = self.plan.compaction;
+        config.ring.events_max = self.plan.ring_events;
         let others = self.nodes.iter().filter(|other| !Arc::ptr_eq(other, &self.nodes[number]));
         let others: Vec<[u8; 16]> = others.map(|other| other.lock().unwrap().voter.node).collect();
         config.clock = Arc::new(move || offset + began.elapsed().as_millis() as u64);
@@ -296,30 +323,61 @@ impl World {
         }));
     }
 
-    /// Watches everything on one node: I2, I5 and I6.
+    /// Follows everything on one node: I2, I5 and I6.
     async fn observe(self: Arc<Self>, number: usize, store: Store) {
-        let mut after = 0;
-        loop {
-            let mut watcher = match store.watch("", after) {
-                Ok(watcher) => watcher,
-                Err(WatchError::Compacted { floor }) => {
-                    self.count("compacted");
-                    self.history.lock().unwrap().hidden.push(after + 1..=floor);
-                    after = floor;
-                    continue;
-                }
-                Err(WatchError::Stopped) => return,
-            };
-            while let Ok(batch) = watcher.next().await {
-                for event in batch.events {
-                    if event.revision != after + 1 {
-                        let text = format!("I6: node {number} delivered {} after {after}", event.revision);
-                        self.wrong(text);
+        // What was kept of the beginning, as far as it was.
+        let Ok(mut tail) = store.tail_after(0).or_else(|_| store.tail()) else { return };
+        let mut after = tail.state().revision();
+        self.hide(1, after);
+        while let Some(moved) = tail.next().await {
+            match moved {
+                Moved::Events(events) => {
+                    for event in events {
+                        if event.revision != after + 1 {
+                            let text =
+                                format!("I6: node {number} delivered {} after {after}", event.revision);
+                            self.wrong(text);
+                        }
+                        after = event.revision;
+                        self.history.lock().unwrap().saw(number, event);
                     }
-                    after = event.revision;
-                    self.history.lock().unwrap().saw(number, event);
+                }
+                Moved::Jump(differences) => {
+                    self.count("jumped");
+                    let mut history = self.history.lock().unwrap();
+                    for Difference { key, object } in &differences {
+                        object.iter().for_each(|object| history.jumped(number, key, object));
+                    }
+                    drop(history);
+                    self.hide(after + 1, tail.state().revision());
+                    after = tail.state().revision();
+                    let shown = store.state();
+                    if shown.revision() == after && shown.digest() != tail.state().digest() {
+                        self.wrong(format!(
+                            "I6: at {after} node {number} was told another map than it shows"
+                        ));
+                    }
                 }
             }
+        }
+    }
+
+    fn hide(&self, first: u64, last: u64) {
+        if first <= last {
+            self.history.lock().unwrap().hidden.push(first..=last);
+        }
+    }
+
+    /// I2, exactly once included: the state machines of two stores that have applied the same entries hold the same.
+    fn check_digest(&self, number: usize, state: &State) {
+        let Some(applied) = state.applied() else { return };
+        let digest = (state.head_digest(), state.digest());
+        let first = *self.digests.lock().unwrap().entry(applied).or_insert((number, digest));
+        if first.1 != digest {
+            self.wrong(format!(
+                "I2: up to {applied} node {number} holds something else than node {}",
+                first.0
+            ));
         }
     }
 
@@ -332,6 +390,7 @@ impl World {
             for (number, node) in self.nodes.iter().enumerate() {
                 let Some(store) = self.store(number) else { continue };
                 let metrics = store.metrics();
+                self.check_digest(number, &store.state());
                 let generation = node.lock().unwrap().generation;
                 let before = shown.insert((number, generation), metrics.revision).unwrap_or(0);
                 if before > metrics.revision {
@@ -456,7 +515,7 @@ impl World {
             SimRt::sleep(Duration::from_millis(chance.random_range(100..1500))).await;
             let fault = match faults {
                 Faults::None => continue,
-                Faults::All => chance.random_range(0..11),
+                Faults::All => chance.random_range(0..13),
                 Faults::Cuts => 5,
                 Faults::PowerCuts => 10,
             };
@@ -525,6 +584,26 @@ impl World {
                         disk.set_sync_time(SYNC_MIN, SYNC_MAX);
                     }));
                 }
+                // Of three that lost a store each, nobody would know what was answered.
+                11 if number < self.voters && self.down() < (self.voters - 1) / 2 => {
+                    self.stop(number, "store lost");
+                    let old = self.replace_disk(number);
+                    self.nodes[number].lock().unwrap().lost_vote = true;
+                    healing.push(SimRt::spawn(async move {
+                        SimRt::sleep(lasts).await;
+                        world.start(number);
+                        world.replace(number, old).await;
+                    }));
+                }
+                11 => {}
+                12 => {
+                    self.count("slow links");
+                    self.network.set_rate(Some(chance.random_range(10_000..1_000_000)));
+                    healing.push(SimRt::spawn(async move {
+                        SimRt::sleep(lasts).await;
+                        world.network.set_rate(None);
+                    }));
+                }
                 _ if chance.random_bool(0.3) || faults == Faults::PowerCuts => {
                     self.count("all off");
                     (0..self.nodes.len()).for_each(|number| self.power_off(number));
@@ -543,7 +622,45 @@ impl World {
     }
 
     fn down(&self) -> usize {
-        self.nodes[..self.voters].iter().filter(|node| node.lock().unwrap().store.is_none()).count()
+        let is_down = |node: &&Arc<Mutex<Node>>| {
+            let node = node.lock().unwrap();
+            node.store.is_none() || node.lost_vote
+        };
+        self.nodes[..self.voters].iter().filter(is_down).count()
+    }
+
+    /// Whoever leads lets the new store of a node learn, and gives it the place of the `old` one in one change.
+    async fn replace(self: Arc<Self>, number: usize, old: VoterId) {
+        let new = self.voter(number);
+        loop {
+            SimRt::sleep(Duration::from_millis(20)).await;
+            let (leader, metrics) = self.leader().await;
+            if !metrics.voters.contains(&old) && !metrics.joint {
+                break;
+            }
+            let has_learnt = metrics.matched.get(&new).is_some_and(|at| at + 10 >= metrics.last_log);
+            let change = match () {
+                () if metrics.joint => MemberChange::FinishJoint,
+                () if has_learnt && metrics.learners.contains(&new) => {
+                    let stay = metrics.voters.iter().copied().filter(|voter| *voter != old);
+                    MemberChange::Voters(stay.chain([new]).collect())
+                }
+                () if metrics.learners.contains(&new) => continue,
+                () => {
+                    // Whoever leads next may see to it.
+                    let _ = self
+                        .ask(leader, move |store| Box::pin(async move { store.add_learner(new).await }))
+                        .await;
+                    continue;
+                }
+            };
+            let on = metrics.membership;
+            let _ = self
+                .ask(leader, move |store| Box::pin(async move { store.change_members(change, on).await }))
+                .await;
+        }
+        self.count("store replaced");
+        self.nodes[number].lock().unwrap().lost_vote = false;
     }
 
     fn stop(&self, number: usize, how: &'static str) -> bool {
@@ -643,7 +760,11 @@ impl World {
         for event in history.events.values() {
             trace = crc32c::crc32c_append(trace, format!("{event:?}").as_bytes());
         }
-        Outcomes { wrong: history.check(), counts: self.counts.lock().unwrap().clone(), trace }
+        let mut counts = self.counts.lock().unwrap().clone();
+        let (unseen, all) = history.unseen();
+        counts.extend([("revisions", all), ("revisions unseen", unseen)]);
+        counts.extend(take_seen());
+        Outcomes { wrong: history.check(), counts, trace }
     }
 }
 

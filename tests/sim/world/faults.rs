@@ -11,6 +11,7 @@ use skein_raft_store::sim::{SimRt, Weather};
 use skein_raft_store::sim_files::Broken;
 
 use super::{Now, SYNC_MAX, SYNC_MIN, World, number_of_voter, voter_id};
+use crate::clients;
 use crate::plan::{Fault, Kind, Victim};
 use skein_raft_store::sim_files::SimDisk;
 
@@ -158,6 +159,22 @@ impl World {
                         world.start(node);
                     });
                 }
+            }
+            Kind::SlowLinks { rate } => {
+                self.count("slow links");
+                self.network.set_rate(Some(rate));
+                self.afterwards(fault.lasts, |world| world.network.set_rate(None));
+            }
+            Kind::Narrow { to } => {
+                let Some(leader) = self.leader().filter(|leader| *leader != to) else { return };
+                self.count("narrow links");
+                let (from, to) = (voter_id(leader, 1), voter_id(to, 1));
+                self.network.set_narrow(from, to, true);
+                self.afterwards(fault.lasts, move |world| world.network.set_narrow(from, to, false));
+            }
+            Kind::Burst { pause } => {
+                self.count("bursts");
+                drop(SimRt::spawn(clients::burst(self.clone(), pause, Now::now() + fault.lasts)));
             }
             Kind::ClockJump { node, hours } => {
                 self.count("clocks jumped");
