@@ -38,6 +38,8 @@ pub enum Mutation {
     HelpersSeenEarly,
     /// The daemon opens whatever an image has in the place of a file.
     DevicesOfImages,
+    /// Device nodes of an image are devices.
+    DevicesInImages,
     /// Users and groups may have any number.
     IdsOutOfRange,
     /// Containers start where nothing can keep devices from them.

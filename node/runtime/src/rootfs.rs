@@ -20,6 +20,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::broken;
 use crate::oci;
+use crate::record::Durability;
 use crate::sys::mount::{Attributes, add_attributes, open_at};
 use hidden::Cover;
 
@@ -49,7 +50,8 @@ pub(crate) fn enter(spec: &oci::Spec, layers: &overlay::Layers) -> Result<Option
             .step(|| "make mounts private".to_owned())?;
     }
     let cover = Cover::below(&spec.root.path).step(|| "make what hides files".to_owned())?;
-    let root = overlay::mount_at(layers, &spec.root.path)?;
+    let attributes = if spec.process.no_new_privileges { Attributes::NO_SUID } else { Attributes::default() };
+    let root = overlay::mount_at(layers, &spec.root.path, attributes, Durability::UntilPowerCut)?;
     let mut null = None;
     for entry in &spec.mounts {
         let mounted = mounts::add(root.as_fd(), entry).step(|| format!("mount {:?}", entry.destination))?;

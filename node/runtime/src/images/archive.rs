@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 
-use super::headers::Bounded;
 use super::manifest::{DOCUMENT_BYTES_MAX, Document, INDEX_DEPTH_MAX, Saved};
+use super::tar_reader::{Kind, Reader};
 use super::unpack::decompress;
 use super::{Digest, Error, Images, Loaded};
 
@@ -23,21 +23,25 @@ pub(super) fn load(images: &Images, archive: impl Read + Send) -> Result<Vec<Loa
     let mut links: BTreeMap<String, String> = BTreeMap::new();
     let mut lists: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     let reader = decompress(archive).map_err(damaged)?;
-    let mut archive = tar::Archive::new(Bounded::new(reader));
-    for entry in archive.entries().map_err(damaged)? {
-        let mut entry = entry.map_err(damaged)?;
-        let name = normal(&String::from_utf8_lossy(&entry.path_bytes()));
+    let mut archive = Reader::new(reader);
+    while let Some(entry) = archive.next().map_err(damaged)? {
+        let name = normal(&String::from_utf8_lossy(&entry.path));
         if files.len() + links.len() > FILES_MAX {
             return Err(Error::invalid("the image archive", format!("it has more than {FILES_MAX} files")));
         }
-        if let Some(target) = entry.link_name_bytes() {
-            links.insert(name.clone(), beside(&name, &String::from_utf8_lossy(&target)));
+        if matches!(entry.kind, Kind::Link | Kind::HardLink) {
+            let target = String::from_utf8_lossy(&entry.link).into_owned();
+            // A hard link names the other file as the archive does, a link as it is seen from there.
+            let target = if entry.kind == Kind::Link { beside(&name, &target) } else { normal(&target) };
+            links.insert(name, target);
         } else if matches!(name.as_str(), "index.json" | "manifest.json") {
             let mut bytes = Vec::new();
-            entry.take(DOCUMENT_BYTES_MAX).read_to_end(&mut bytes).map_err(damaged)?;
+            let content = archive.by_ref().take(DOCUMENT_BYTES_MAX).read_to_end(&mut bytes);
+            content.map_err(|error| Error::invalid(&name, error))?;
             lists.insert(name, bytes);
-        } else if entry.header().entry_type().is_file() {
-            let (digest, blob) = images.receive(&mut entry, &name)?;
+        } else if entry.kind == Kind::File {
+            let (digest, blob) =
+                images.receive(&mut archive, &format!("file {name:?} of the image archive"))?;
             if let Some(wanted) = name.strip_prefix("blobs/sha256/") {
                 let wanted: Digest =
                     format!("sha256:{wanted}").parse().map_err(|error| Error::invalid(&name, error))?;

@@ -17,11 +17,11 @@
 mod archive;
 mod built_in;
 mod digest;
-mod headers;
 mod manifest;
 mod registry;
 mod room;
 mod store;
+mod tar_reader;
 mod unpack;
 
 use std::collections::BTreeSet;

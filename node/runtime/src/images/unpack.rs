@@ -5,28 +5,35 @@
 //! out keeps its mode and owner, and a path through a link of a lower layer (`lib` -> `usr/lib`) leads
 //! where it leads in the container. What comes out is the upper directory.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use nix::mount::MsFlags;
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
-use tar::{Entry, EntryType};
 
 use super::digest::Hashing;
-use super::headers::Bounded;
 use super::room::Room;
+use super::tar_reader::{Entry, Kind, Reader, Time};
 use super::{Digest, Error, Limits, Unfinished};
+use crate::record::Durability;
+use crate::rootfs::overlay;
+use crate::sys::mount::Attributes;
 
 /// Directories of one path; deeper ones are no file system's.
 const DEPTH_MAX: usize = 256;
 /// Attributes of one file and their size, as Linux bounds them.
 const XATTR_BYTES_MAX: usize = 64 << 10;
+/// Paths that are kept in mind until the layer is whole, as bytes: some hundred thousand of them.
+const KEPT_IN_MIND_BYTES_MAX: usize = 64 << 20;
+/// The window of xz at its highest level, and some.
+const XZ_MEMORY_KIB_MAX: u32 = 80 << 10;
+const PIECE_BYTES: usize = 64 << 10;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
@@ -44,20 +51,24 @@ pub(super) fn layer(
         .map_err(Error::io("make a layer's directory"))?;
     let reader = decompress(blob).map_err(Error::io(format!("read layer {diff_id}")))?;
     if lower.is_empty() {
-        return apply(reader, diff_id, target, limits, room);
+        return apply(reader, diff_id, target, None, limits, room);
     }
-    let work = Unfinished(Some(target.with_extension("work")));
-    let merged = Unfinished(Some(target.with_extension("merged")));
+    let [work, merged, links] =
+        ["work", "merged", "links"].map(|name| Unfinished(Some(target.with_extension(name))));
     for dir in [&work, &merged] {
         fs::create_dir(dir.path()).map_err(Error::io("make a layer's directory"))?;
     }
+    let layers = overlay::Layers {
+        lower: lower.to_vec(),
+        upper: target.to_owned(),
+        work: work.path().to_owned(),
+        links: links.path().to_owned(),
+        user_attributes: crate::in_user_namespace(),
+    };
     std::thread::scope(|scope| {
         let on_top = || {
-            unshare(CloneFlags::CLONE_NEWNS)
-                .map_err(|error| Error::io("make a mount namespace")(error.into()))?;
-            mount_stack(lower, target, work.path(), merged.path())
-                .map_err(Error::io("stack the layers below"))?;
-            apply(reader, diff_id, merged.path(), limits, room)
+            mount_alone(&layers, merged.path()).map_err(Error::io("stack the layers below"))?;
+            apply(reader, diff_id, merged.path(), Some(target), limits, room)
         };
         scope
             .spawn(on_top)
@@ -66,55 +77,48 @@ pub(super) fn layer(
     })
 }
 
-/// Mounts an overlay of `lower` (the topmost first) with `upper` at `merged`, for this thread's mount
-/// namespace only. One option per layer: a single string of all of them must fit a page.
-fn mount_stack(lower: &[PathBuf], upper: &Path, work: &Path, merged: &Path) -> io::Result<()> {
-    use rustix::mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
-        fsconfig_set_string, fsmount, fsopen, move_mount,
-    };
-    nix::mount::mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)?;
-    let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for layer in lower {
-        fsconfig_set_string(&overlay, "lowerdir+", layer)?;
-    }
-    fsconfig_set_string(&overlay, "upperdir", upper)?;
-    fsconfig_set_string(&overlay, "workdir", work)?;
-    if is_user_namespace() {
-        fsconfig_set_flag(&overlay, "userxattr")?;
-    }
-    fsconfig_create(&overlay)?;
-    let mount = fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-    Ok(move_mount(&mount, "", rustix::fs::CWD, merged, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+/// Mounts the layers at `merged`, in a mount namespace of this thread's own.
+fn mount_alone(layers: &overlay::Layers, merged: &Path) -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    nix::mount::mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+    overlay::mount_at(layers, merged, Attributes::NO_SUID, Durability::Durable)
+        .map(drop)
+        .map_err(|failure| io::Error::other(failure.0))
 }
 
-fn is_user_namespace() -> bool {
-    !fs::read_to_string("/proc/self/uid_map")
-        .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]))
-}
-
-/// Gzip, zstd or neither, by the first bytes: the media type is only somebody's word.
+/// By the first bytes, for the media type is only somebody's word: gzip, zstd, xz, bzip2 or none of them.
 pub(super) fn decompress<'a>(mut from: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
-    let mut magic = [0; 4];
+    let mut magic = [0; 6];
     let mut count = 0;
     while count < magic.len() {
-        match from.read(&mut magic[count..])? {
-            0 => break,
-            more => count += more,
+        match from.read(&mut magic[count..]) {
+            Ok(0) => break,
+            Ok(more) => count += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
     let whole = io::Cursor::new(magic[..count].to_vec()).chain(from);
     Ok(match magic {
         [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(whole)),
-        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::Decoder::new(whole)?),
+        // A frame, or one to be skipped, with which parallel writers of zstd begin.
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
+            Box::new(zstd::Decoder::new(whole)?)
+        }
+        [0xfd, b'7', b'z', b'X', b'Z', 0] => {
+            Box::new(lzma_rust2::XzReader::new_mem_limit(whole, true, XZ_MEMORY_KIB_MAX))
+        }
+        [b'B', b'Z', b'h', b'1'..=b'9', ..] => Box::new(bzip2::read::MultiBzDecoder::new(whole)),
         _ => Box::new(whole),
     })
 }
 
+/// Applies the archive to the directory `root`; where that shows other layers too, `own` is the layer's own one.
 fn apply(
     reader: Box<dyn Read + Send + '_>,
     diff_id: &Digest,
     root: &Path,
+    own: Option<&Path>,
     limits: &Limits,
     room: &Room,
 ) -> Result<(), Error> {
@@ -122,9 +126,9 @@ fn apply(
     let damaged = |error: io::Error| Error::invalid(&what, error);
     // One byte more than allowed shows that there is more.
     let mut counted = Hashing::new(reader.take(limits.layer_bytes_max + 1));
-    let mut layer = Layer::new(root, room)?;
+    let open = Error::io("open a layer's directory");
+    let mut layer = Layer::new(root, own, room).map_err(open)?;
     let applied = add_all(&mut counted, &mut layer, &what, limits);
-    let applied = applied.and_then(|()| layer.finish().map_err(damaged));
     let applied = applied.and_then(|()| io::copy(&mut counted, &mut io::sink()).map_err(damaged));
     let (found, bytes) = counted.finish();
     // First: what was cut off at the limit also looks damaged.
@@ -139,185 +143,282 @@ fn apply(
 }
 
 fn add_all(from: impl Read, layer: &mut Layer<'_>, what: &str, limits: &Limits) -> Result<(), Error> {
-    let damaged = |error: io::Error| Error::invalid(what, error);
-    let mut archive = tar::Archive::new(Bounded::new(from));
-    for (number, entry) in archive.entries().map_err(damaged)?.enumerate() {
-        if number as u64 >= limits.layer_entries_max {
-            return Err(Error::invalid(
-                what,
-                format!("it has more than {} entries", limits.layer_entries_max),
-            ));
+    let mut archive = Reader::new(from);
+    let mut count = 0;
+    while let Some(entry) = archive.next().map_err(|error| Error::invalid(what, error))? {
+        count += 1;
+        if count > limits.layer_entries_max {
+            let reason = format!("it has more than {} entries", limits.layer_entries_max);
+            return Err(Error::invalid(what, reason));
         }
-        let mut entry = entry.map_err(damaged)?;
-        let path = entry.path_bytes().into_owned();
-        layer.add(&path, &mut entry).map_err(|error| {
-            Error::invalid(format!("{what}, entry {:?}", String::from_utf8_lossy(&path)), error)
-        })?;
+        // A hole costs no bytes here, and as many wherever the file is copied to.
+        if entry.size > limits.layer_bytes_max {
+            return Err(Error::TooLarge { what: what.to_owned(), limit: limits.layer_bytes_max });
+        }
+        layer.add(&entry, &mut archive).map_err(|error| of_entry(what, &entry.path, error))?;
     }
-    Ok(())
+    layer.finish().map_err(|(path, error)| of_entry(what, &path, error))
+}
+
+fn of_entry(what: &str, path: &[u8], error: io::Error) -> Error {
+    let path: String = String::from_utf8_lossy(path).chars().take(256).collect();
+    Error::invalid(format!("{what}, entry {path:?}"), error)
 }
 
 /// The directory a layer is written to. Every path is resolved inside it by the kernel.
 struct Layer<'a> {
     root: OwnedFd,
     room: &'a Room,
-    /// Times of directories are set last: writing into one changes its time.
-    directory_times: Vec<(Vec<u8>, SystemTime)>,
-    /// In a user namespace with a single user nothing can be given to another one, and no device made.
+    /// What lies below, if anything does.
+    below: Option<Below>,
+    /// Times of the layer's directories are set last: writing into one changes its time.
+    directory_times: BTreeMap<Vec<u8>, Time>,
+    /// Hard links that came before the file they lead to, by path.
+    early_links: BTreeMap<Vec<u8>, Vec<u8>>,
+    kept_in_mind: KeptInMind,
+    piece: Vec<u8>,
+    /// In a user namespace with a single user nothing can be given to another one.
     may_own: bool,
 }
 
+/// The layers below, as far as this one must tell them from itself.
+struct Below {
+    /// Where the stack of all layers lies, as the kernel knows it.
+    stack: PathBuf,
+    /// What is this layer's own.
+    own: OwnedFd,
+    /// What the kernel copied up from below, for a hard link to it.
+    copied: BTreeSet<PathBuf>,
+    /// Directories in which nothing from below is left.
+    emptied: BTreeSet<PathBuf>,
+}
+
+/// How much is kept in mind of a layer: its archive may be long, and this process has other things to do.
+#[derive(Default)]
+struct KeptInMind(usize);
+
+impl KeptInMind {
+    fn add(&mut self, path: &[u8]) -> io::Result<()> {
+        self.0 += path.len() + std::mem::size_of::<(Vec<u8>, Vec<u8>)>();
+        if self.0 > KEPT_IN_MIND_BYTES_MAX {
+            return Err(refused("a layer whose directories and links have so many long names"));
+        }
+        Ok(())
+    }
+}
+
 impl<'a> Layer<'a> {
-    fn new(root: &Path, room: &'a Room) -> Result<Layer<'a>, Error> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(root, flags, Mode::empty())
-            .map_err(|error| Error::io("open a layer's directory")(error.into()))?;
+    fn new(root: &Path, own: Option<&Path>, room: &'a Room) -> io::Result<Layer<'a>> {
+        let open = |path: &Path| {
+            rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        };
+        let root = open(root)?;
+        let below = own.map(|own| {
+            let (copied, emptied) = Default::default();
+            io::Result::Ok(Below { stack: place_of(&root)?, own: open(own)?, copied, emptied })
+        });
         let may_own = !fs::read_to_string("/proc/self/uid_map")
             .is_ok_and(|map| map.split_whitespace().nth(2).is_some_and(|count| count == "1"));
-        Ok(Layer { root, room, directory_times: Vec::new(), may_own })
+        Ok(Layer {
+            root,
+            room,
+            below: below.transpose()?,
+            directory_times: BTreeMap::new(),
+            early_links: BTreeMap::new(),
+            kept_in_mind: KeptInMind::default(),
+            piece: vec![0; PIECE_BYTES],
+            may_own,
+        })
     }
 
-    fn add(&mut self, path: &[u8], entry: &mut Entry<'_, impl Read>) -> io::Result<()> {
-        let parts = parts(path)?;
+    fn add(&mut self, entry: &Entry, content: &mut Reader<impl Read>) -> io::Result<()> {
+        let parts = parts(&entry.path)?;
         let Some((name, parents)) = parts.split_last() else {
             // The root itself: only what it is like.
             return self.dress_directory(entry, &[]);
         };
-        let kind = entry.header().entry_type();
         // Each takes at least a block of the disk, whatever is in it.
         self.room.take(4096)?;
-        if matches!(kind, EntryType::XGlobalHeader | EntryType::XHeader) {
-            return Ok(());
-        }
         let parent = self.parent(parents)?;
         if *name == OPAQUE {
-            return empty(&parent);
+            return self.hide_below(&parent);
         }
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
-            return if hidden.is_empty() {
-                Err(refused("a whiteout of nothing"))
-            } else {
-                remove(&parent, hidden)
+            return match hidden {
+                b"" | b"." | b".." => Err(refused("a whiteout of no file")),
+                hidden => self.hide(&parent, hidden),
             };
         }
+        let path = parts.join(&b'/');
+        self.early_links.remove(&path);
         let here = within(&parent, name);
-        if kind.is_dir() {
+        if entry.kind == Kind::Directory {
             let exists = fs::symlink_metadata(&here).is_ok_and(|found| found.is_dir());
             if !exists {
-                remove(&parent, name)?;
+                self.replace(&parent, name)?;
                 rustix::fs::mkdirat(&parent, *name, Mode::from_raw_mode(0o755))?;
             }
             return self.dress_directory(entry, &parts);
         }
-        remove(&parent, name)?;
-        match kind {
-            EntryType::Regular | EntryType::Continuous => {
-                let flags =
-                    OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let file = rustix::fs::openat(&parent, *name, flags, Mode::from_raw_mode(0o600))?;
-                io::copy(entry, &mut self.room.guard(File::from(file)))?;
-            }
-            EntryType::Symlink => {
-                let target = entry.link_name_bytes().ok_or_else(|| refused("a link to nothing"))?;
-                rustix::fs::symlinkat(target.as_ref(), &parent, *name)?;
-            }
-            EntryType::Link => {
-                let target =
-                    entry.link_name_bytes().ok_or_else(|| refused("a link to nothing"))?.into_owned();
-                let target = self::parts(&target)?;
-                let (last, above) = target.split_last().ok_or_else(|| refused("a link to the root"))?;
-                let from = self.directory(above)?;
-                rustix::fs::linkat(&from, *last, &parent, *name, AtFlags::empty())?;
-                // Owner, mode and times are those of the file it links to.
-                return Ok(());
-            }
-            EntryType::Fifo | EntryType::Char | EntryType::Block => {
-                let (kind, device) = match kind {
-                    EntryType::Fifo => (FileType::Fifo, 0),
-                    _ if !self.may_own => return Ok(()),
-                    kind => {
-                        let number = |part: io::Result<Option<u32>>| part.map(Option::unwrap_or_default);
-                        let (major, minor) =
-                            (number(entry.header().device_major())?, number(entry.header().device_minor())?);
-                        let kind = if kind == EntryType::Char {
-                            FileType::CharacterDevice
-                        } else {
-                            FileType::BlockDevice
-                        };
-                        (kind, rustix::fs::makedev(major, minor))
+        self.replace(&parent, name)?;
+        match entry.kind {
+            Kind::File => self.write(entry, content, &parent, name)?,
+            Kind::Link if entry.link.is_empty() => return Err(refused("a link to nothing")),
+            Kind::Link => rustix::fs::symlinkat(entry.link.as_slice(), &parent, *name)?,
+            Kind::HardLink => {
+                return match self.link(&parent, name, &entry.link) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        self.kept_in_mind.add(&path)?;
+                        self.kept_in_mind.add(&entry.link)?;
+                        self.early_links.insert(path, entry.link.clone());
+                        Ok(())
                     }
+                    other => other,
                 };
-                rustix::fs::mknodat(&parent, *name, kind, Mode::from_raw_mode(0o600), device)?;
             }
-            other => return Err(refused(&format!("an entry of kind {other:?}"))),
+            Kind::Fifo => {
+                rustix::fs::mknodat(&parent, *name, FileType::Fifo, Mode::from_raw_mode(0o600), 0)?;
+            }
+            // Those a container may use are in its own `/dev`.
+            Kind::CharacterDevice | Kind::BlockDevice => return Ok(()),
+            Kind::Directory => {}
         }
-        self.dress(entry, &parent, name, kind)
+        self.dress(entry, &parent, name)
     }
 
-    fn dress_directory(&mut self, entry: &mut Entry<'_, impl Read>, parts: &[&[u8]]) -> io::Result<()> {
-        self.directory_times.push((parts.join(&b'/'), modified(entry)?));
+    fn write(
+        &mut self,
+        entry: &Entry,
+        content: &mut Reader<impl Read>,
+        parent: &OwnedFd,
+        name: &[u8],
+    ) -> io::Result<()> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut file = File::from(rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600))?);
+        let mut ends_in_hole = false;
+        loop {
+            let hole = content.skip_hole();
+            if hole > 0 {
+                file.seek(SeekFrom::Current(hole.cast_signed()))?;
+                ends_in_hole = true;
+            }
+            match content.read(&mut self.piece) {
+                Ok(0) => break,
+                Ok(count) => {
+                    self.room.take(count as u64)?;
+                    file.write_all(&self.piece[..count])?;
+                    ends_in_hole = false;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if ends_in_hole { file.set_len(entry.size) } else { Ok(()) }
+    }
+
+    /// Owner, mode and times are those of the file it links to.
+    fn link(&mut self, parent: &OwnedFd, name: &[u8], target: &[u8]) -> io::Result<()> {
+        let target = self::parts(target)?;
+        let (last, above) = target.split_last().ok_or_else(|| refused("a hard link to the root"))?;
+        let from = self.directory(above)?;
+        if let Some(below) = &mut self.below {
+            let place = below.place(&from, last)?;
+            if !below.is_own(&place)? {
+                self.kept_in_mind.add(place.as_os_str().as_bytes())?;
+                below.copied.insert(place);
+            }
+        }
+        Ok(rustix::fs::linkat(&from, *last, parent, name, AtFlags::empty())?)
+    }
+
+    /// Makes way for an entry: of two with one name the later one counts.
+    fn replace(&mut self, parent: &OwnedFd, name: &[u8]) -> io::Result<()> {
+        remove(parent, name)?;
+        if let Some(below) = self.below.as_mut().filter(|below| !below.copied.is_empty()) {
+            let place = below.place(parent, name)?;
+            below.copied.remove(&place);
+        }
+        Ok(())
+    }
+
+    /// Hides what is at `name` in the layers below. What this one has there stays, whether it came before or
+    /// comes later.
+    fn hide(&mut self, parent: &OwnedFd, name: &[u8]) -> io::Result<()> {
+        // With nothing below there is nothing to hide.
+        let Some(below) = &mut self.below else { return Ok(()) };
+        let place = below.place(parent, name)?;
+        if !below.is_own(&place)? {
+            return remove(parent, name);
+        }
+        let here = within(parent, name);
+        if !fs::symlink_metadata(&here).is_ok_and(|found| found.is_dir()) {
+            return Ok(());
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+        self.hide_below(&directory)?;
+        // One that is only here because something in it was hidden before goes, too.
+        if !self.directory_times.contains_key(place.as_os_str().as_bytes()) {
+            match fs::remove_dir(&here) {
+                Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Hides everything that layers below have in a directory.
+    fn hide_below(&mut self, directory: &OwnedFd) -> io::Result<()> {
+        let Some(below) = &mut self.below else { return Ok(()) };
+        let place = below.place(directory, b"")?;
+        if place.components().count() > DEPTH_MAX {
+            return Err(refused("a path that no file system takes"));
+        }
+        self.kept_in_mind.add(place.as_os_str().as_bytes())?;
+        if !below.emptied.insert(place) {
+            return Ok(());
+        }
+        for entry in fs::read_dir(within(directory, b"."))? {
+            self.hide(directory, entry?.file_name().as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn dress_directory(&mut self, entry: &Entry, parts: &[&[u8]]) -> io::Result<()> {
+        let path = parts.join(&b'/');
+        self.kept_in_mind.add(&path)?;
+        self.directory_times.insert(path, entry.modified);
         match parts.split_last() {
             Some((name, parents)) => {
                 let parent = self.parent(parents)?;
-                self.dress(entry, &parent, name, EntryType::Directory)
+                self.dress(entry, &parent, name)
             }
             None => {
                 let root = self.directory(&[])?;
-                self.dress(entry, &root, b".", EntryType::Directory)
+                self.dress(entry, &root, b".")
             }
         }
     }
 
     /// Owner first: changing it clears set-uid bits and capabilities.
-    fn dress(
-        &self,
-        entry: &mut Entry<'_, impl Read>,
-        parent: &OwnedFd,
-        name: &[u8],
-        kind: EntryType,
-    ) -> io::Result<()> {
+    fn dress(&self, entry: &Entry, parent: &OwnedFd, name: &[u8]) -> io::Result<()> {
         if self.may_own {
-            let (uid, gid) = (entry.header().uid()?, entry.header().gid()?);
             let id = |id: u64| u32::try_from(id).ok().filter(|id| *id != u32::MAX);
-            let (Some(uid), Some(gid)) = (id(uid), id(gid)) else {
+            let (Some(uid), Some(gid)) = (id(entry.uid), id(entry.gid)) else {
                 return Err(refused("an owner beyond 32 bits"));
             };
             let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
             rustix::fs::chownat(parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?;
         }
-        if kind == EntryType::Symlink {
-            return Ok(());
+        if entry.kind != Kind::Link {
+            let here = within(parent, name);
+            // The last part was made above or is a directory, and this layer's root moves with nobody: no link is followed.
+            fs::set_permissions(&here, fs::Permissions::from_mode(entry.mode & 0o7777))?;
+            set_attributes(entry, &here)?;
         }
-        let here = within(parent, name);
-        // The last part was made above or is a directory, and this layer's root moves with nobody: no link is followed.
-        fs::set_permissions(&here, fs::Permissions::from_mode(entry.header().mode()? & 0o7777))?;
-        self.set_attributes(entry, &here)?;
-        if kind != EntryType::Directory {
-            let times = timestamps(modified(entry)?);
+        if entry.kind != Kind::Directory {
+            let times = timestamps(entry.modified);
             rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
-        }
-        Ok(())
-    }
-
-    fn set_attributes(&self, entry: &mut Entry<'_, impl Read>, path: &Path) -> io::Result<()> {
-        let Some(extensions) = entry.pax_extensions()? else { return Ok(()) };
-        let mut bytes = 0;
-        for extension in extensions {
-            let extension = extension?;
-            let Some(name) = extension.key_bytes().strip_prefix(b"SCHILY.xattr.") else { continue };
-            bytes += name.len() + extension.value_bytes().len();
-            if bytes > XATTR_BYTES_MAX {
-                return Err(refused("too many extended attributes"));
-            }
-            // An archive that speaks overlayfs' own language could uncover what a lower layer hides.
-            if name.starts_with(b"trusted.") || name.starts_with(b"user.overlay.") {
-                return Err(refused("an extended attribute of overlayfs"));
-            }
-            match rustix::fs::setxattr(path, name, extension.value_bytes(), XattrFlags::empty()) {
-                // What this disk or this user cannot keep (labels of another machine's policy), the image can do without.
-                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::PERM) => {}
-                Err(error) => return Err(error.into()),
-            }
         }
         Ok(())
     }
@@ -344,15 +445,87 @@ impl<'a> Layer<'a> {
         Ok(rustix::fs::openat2(&self.root, path, flags, Mode::empty(), within)?)
     }
 
-    fn finish(&mut self) -> io::Result<()> {
+    /// What had to wait for the rest. The error comes with the entry it is about.
+    fn finish(&mut self) -> Result<(), (Vec<u8>, io::Error)> {
+        for (path, target) in std::mem::take(&mut self.early_links) {
+            self.link_late(&path, &target).map_err(|error| (path, error))?;
+        }
+        // The deepest first, though nothing is written any more: setting a time of one changes no other one.
         for (path, time) in std::mem::take(&mut self.directory_times).into_iter().rev() {
-            // A later entry may have replaced the directory.
-            if let Ok(directory) = self.directory(&parts(&path)?) {
-                rustix::fs::utimensat(&directory, c".", &timestamps(time), AtFlags::empty())?;
-            }
+            self.set_time(&path, time).map_err(|error| (path, error))?;
         }
         Ok(())
     }
+
+    fn link_late(&mut self, path: &[u8], target: &[u8]) -> io::Result<()> {
+        let parts = parts(path)?;
+        let (name, parents) =
+            parts.split_last().ok_or_else(|| refused("a hard link in place of the root"))?;
+        let parent = self.parent(parents)?;
+        self.link(&parent, name, target).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                let target = String::from_utf8_lossy(target);
+                io::Error::other(format!("it is a hard link to {target:?}, which is in no layer"))
+            }
+            _ => error,
+        })
+    }
+
+    fn set_time(&self, path: &[u8], time: Time) -> io::Result<()> {
+        // A later entry may have replaced the directory.
+        if let Ok(directory) = self.directory(&parts(path)?) {
+            rustix::fs::utimensat(&directory, c".", &timestamps(time), AtFlags::empty())?;
+        }
+        Ok(())
+    }
+}
+
+impl Below {
+    /// The path of `name` in an open directory of the stack, from its root on and without any link.
+    fn place(&self, directory: &OwnedFd, name: &[u8]) -> io::Result<PathBuf> {
+        let place = place_of(directory)?;
+        let inside = place.strip_prefix(&self.stack).map_err(io::Error::other)?;
+        Ok(if name.is_empty() { inside.to_owned() } else { inside.join(std::ffi::OsStr::from_bytes(name)) })
+    }
+
+    /// Whether this layer itself has something there.
+    fn is_own(&self, place: &Path) -> io::Result<bool> {
+        if self.copied.contains(place) {
+            return Ok(false);
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let strictly = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        match rustix::fs::openat2(&self.own, place, flags, Mode::empty(), strictly) {
+            Ok(found) => {
+                // Overlayfs marks what is hidden by a device that nobody has.
+                let found = rustix::fs::fstat(&found)?;
+                let kind = FileType::from_raw_mode(found.st_mode);
+                Ok(kind != FileType::CharacterDevice || found.st_rdev != 0)
+            }
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn set_attributes(entry: &Entry, path: &Path) -> io::Result<()> {
+    let bytes: usize = entry.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if bytes > XATTR_BYTES_MAX {
+        return Err(refused("too many extended attributes"));
+    }
+    for (name, value) in &entry.attributes {
+        // What overlayfs says to itself, which could uncover what a lower layer hides. Tools that pack the directories
+        // of another machine's layers leave it in.
+        if name.starts_with(b"trusted.") || name.starts_with(b"user.overlay.") {
+            continue;
+        }
+        match rustix::fs::setxattr(path, name.as_slice(), value, XattrFlags::empty()) {
+            // What this disk or this user cannot keep (labels of another machine's policy), the image can do without.
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::PERM) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// `path` without `/`, `.` and empty parts. `..` is refused: no honest image has it.
@@ -374,28 +547,17 @@ fn within(directory: impl AsFd, name: &[u8]) -> PathBuf {
     Path::new(&open).join(std::ffi::OsStr::from_bytes(name))
 }
 
+/// Where an open directory lies, as the kernel knows it.
+fn place_of(directory: &OwnedFd) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))
+}
+
 fn remove(parent: &OwnedFd, name: &[u8]) -> io::Result<()> {
-    if name == b".." {
-        return Err(refused("a whiteout of \"..\""));
-    }
     super::remove_all(&within(parent, name))
 }
 
-fn empty(directory: &OwnedFd) -> io::Result<()> {
-    for entry in fs::read_dir(within(directory, b"."))? {
-        super::remove_all(&entry?.path())?;
-    }
-    Ok(())
-}
-
-fn modified(entry: &Entry<'_, impl Read>) -> io::Result<SystemTime> {
-    // Beyond the year 9999 is a mistake, not a time.
-    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(entry.header().mtime()?.min(253_402_300_799)))
-}
-
-fn timestamps(time: SystemTime) -> Timestamps {
-    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let time = Timespec { tv_sec: seconds as i64, tv_nsec: 0 };
+fn timestamps(time: Time) -> Timestamps {
+    let time = Timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() };
     Timestamps { last_access: time, last_modification: time }
 }
 

@@ -11,7 +11,9 @@ use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 
 use super::{Failure, Step, open_root};
-use crate::sys::mount::{Attributes, NewFileSystem, attach, c_path};
+use crate::broken;
+use crate::record::Durability;
+use crate::sys::mount::{Attributes, NewFileSystem, add_attributes, attach, c_path};
 
 /// What the file system is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,15 +29,27 @@ pub(crate) struct Layers {
     pub(crate) user_attributes: bool,
 }
 
-/// Mounts the layers on the directory `target`; returns its root.
-pub(crate) fn mount_at(layers: &Layers, target: &Path) -> Result<OwnedFd, Failure> {
-    let made = mount_by_descriptor(layers, target);
+/// Mounts the layers on the directory `target`; returns its root. No device of an image is one.
+///
+/// * `attributes`: what is wanted of the mount beyond that.
+/// * `durability`: of what is written. What goes with a container anyway needs no sync.
+pub(crate) fn mount_at(
+    layers: &Layers,
+    target: &Path,
+    attributes: Attributes,
+    durability: Durability,
+) -> Result<OwnedFd, Failure> {
+    let attributes = if broken!(DevicesInImages) { attributes } else { attributes.with(Attributes::NO_DEV) };
+    let made = mount_by_descriptor(layers, target, attributes, durability);
     if made.as_ref().is_err_and(is_unknown_option) {
         // Kernels before 6.5 take all layers as one text of at most a page.
-        mount_by_text(layers, target).step(|| "mount the layers of the image".to_owned())?;
-    } else {
-        made.step(|| "mount the layers of the image".to_owned())?;
+        mount_by_text(layers, target, durability).step(|| "mount the layers of the image".to_owned())?;
+        let root = open_root(target).step(|| "open the root file system".to_owned())?;
+        add_attributes(root.as_fd(), attributes, false)
+            .step(|| "restrict the root file system".to_owned())?;
+        return Ok(root);
     }
+    made.step(|| "mount the layers of the image".to_owned())?;
     open_root(target).step(|| "open the root file system".to_owned())
 }
 
@@ -85,7 +99,12 @@ fn union_by_text(lower: &[PathBuf], user_attributes: bool) -> io::Result<OwnedFd
     })
 }
 
-fn mount_by_descriptor(layers: &Layers, target: &Path) -> io::Result<()> {
+fn mount_by_descriptor(
+    layers: &Layers,
+    target: &Path,
+    attributes: Attributes,
+    durability: Durability,
+) -> io::Result<()> {
     let overlay = NewFileSystem::open("overlay")?;
     for lower in &layers.lower {
         overlay.set("lowerdir+", &c_path(lower)?)?;
@@ -95,14 +114,15 @@ fn mount_by_descriptor(layers: &Layers, target: &Path) -> io::Result<()> {
     if layers.user_attributes {
         overlay.set_flag("userxattr")?;
     }
-    // What a container wrote goes when it goes: no sync is worth waiting for.
-    overlay.set_flag("volatile")?;
-    let mounted = overlay.mount(Attributes::default())?;
+    if durability == Durability::UntilPowerCut {
+        overlay.set_flag("volatile")?;
+    }
+    let mounted = overlay.mount(attributes)?;
     attach(mounted.as_fd(), open_root(target)?.as_fd())
 }
 
 /// Short names through links in a directory of their own, relative to it: 500 layers fit into a page.
-fn mount_by_text(layers: &Layers, target: &Path) -> io::Result<()> {
+fn mount_by_text(layers: &Layers, target: &Path, durability: Durability) -> io::Result<()> {
     fs::create_dir_all(&layers.links)?;
     for (index, lower) in layers.lower.iter().enumerate() {
         match symlink(lower, layers.links.join(index.to_string())) {
@@ -116,7 +136,7 @@ fn mount_by_text(layers: &Layers, target: &Path) -> io::Result<()> {
             _ => {}
         }
     }
-    let text = text_options(layers.lower.len(), layers.user_attributes);
+    let text = text_options(layers.lower.len(), layers.user_attributes, durability);
     let before = std::env::current_dir()?;
     std::env::set_current_dir(&layers.links)?;
     let mounted = mount(Some("overlay"), target, Some("overlay"), MsFlags::empty(), Some(text.as_str()));
@@ -124,10 +144,11 @@ fn mount_by_text(layers: &Layers, target: &Path) -> io::Result<()> {
     Ok(mounted?)
 }
 
-fn text_options(lower_count: usize, user_attributes: bool) -> String {
+fn text_options(lower_count: usize, user_attributes: bool, durability: Durability) -> String {
     let names: Vec<_> = (0..lower_count).map(|index| index.to_string()).collect();
     let user = if user_attributes { ",userxattr" } else { "" };
-    format!("lowerdir={},upperdir=u,workdir=w,volatile{user}", names.join(":"))
+    let volatile = if durability == Durability::UntilPowerCut { ",volatile" } else { "" };
+    format!("lowerdir={},upperdir=u,workdir=w{volatile}{user}", names.join(":"))
 }
 
 fn is_unknown_option(error: &io::Error) -> bool {
@@ -162,6 +183,7 @@ mod tests {
 
     #[test]
     fn many_layers_fit_into_the_page_the_kernel_gives_their_names() {
+        let text_options = |count, user| text_options(count, user, Durability::UntilPowerCut);
         assert_eq!(text_options(2, true), "lowerdir=0:1,upperdir=u,workdir=w,volatile,userxattr");
         // 500 is the most the kernel stacks.
         assert!(text_options(500, true).len() < 4096);

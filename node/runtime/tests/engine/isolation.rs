@@ -20,6 +20,7 @@ crate::tests![
     a_program_that_is_not_root_opens_its_own_outputs_by_name,
     the_default_rights_are_few_and_filtered,
     escalation_and_capabilities_follow_the_manifest,
+    the_root_has_no_devices_and_no_set_uid_programs_where_nothing_may_be_gained,
     files_of_a_volume_are_seen_and_read_only_ones_refuse,
     a_part_of_a_volume_or_of_the_machine_is_seen_and_made_where_it_is_absent,
     the_manifest_says_the_stop_signal_the_groups_and_what_is_hidden,
@@ -34,6 +35,26 @@ fn exec(world: &World, id: &ContainerId, words: &[&str], limit: Duration) -> Res
     let words = [&[crate::program::PATH], words].concat();
     let words: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
     world.run(world.engine().exec(id, &words, limit))
+}
+
+fn the_root_has_no_devices_and_no_set_uid_programs_where_nothing_may_be_gained(world: &World) {
+    let pod = world.pod("a");
+    for (name, escalation, read_only) in
+        [("plain", true, false), ("fixed", false, false), ("still", false, true)]
+    {
+        let mut spec = world.container(&pod, name, &["cat", "/proc/self/mountinfo"]);
+        spec.security.privilege_escalation = escalation;
+        spec.security.read_only_root = read_only;
+        let id = spec.id.clone();
+        world.start(spec);
+        world.end(&id);
+        let text = world.log(&id, LogOptions::default());
+        let root = text.lines().find(|line| line.split(' ').nth(4) == Some("/")).expect("a root");
+        let options: Vec<_> = root.split(' ').nth(5).expect("options").split(',').collect();
+        assert!(options.contains(&"nodev"), "{root}");
+        assert_eq!(options.contains(&"nosuid"), !escalation, "{root}");
+        assert_eq!(options.contains(&"ro"), read_only, "{root}");
+    }
 }
 
 /// What only the kernel knows of a process, and the same of one that joined it later.

@@ -123,8 +123,12 @@ fn mounts(text: &str) -> BTreeMap<String, (String, Vec<String>)> {
         let (left, right) = line.split_once(" - ")?;
         let fields: Vec<&str> = left.split(' ').collect();
         let kind = right.split(' ').next()?.to_owned();
-        let options = fields.get(5)?.split(',').filter(|option| *option != "relatime").map(str::to_owned);
         let target = fields.get(4)?.to_string();
+        // How the root was mounted is for whoever hands it to runc, which forgets it where it makes it read-only.
+        let is_root = target == "/";
+        let is_ours = |option: &str| is_root && matches!(option, "nodev" | "nosuid");
+        let options = fields.get(5)?.split(',').filter(|option| *option != "relatime" && !is_ours(option));
+        let options = options.map(str::to_owned);
         // What is hidden lies behind nothing at all, which is the machine's device or, as ours, more read-only.
         let is_kernels = target.starts_with("/proc/") || target.starts_with("/sys/");
         if is_kernels && matches!(kind.as_str(), "tmpfs" | "devtmpfs") {

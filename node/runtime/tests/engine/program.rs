@@ -81,12 +81,16 @@ fn act(words: &[&str]) -> Result<(), Box<dyn std::error::Error>> {
         ["mknod-and-read", major, minor] => {
             let device = nix::sys::stat::makedev(major.parse()?, minor.parse()?);
             let mode = nix::sys::stat::Mode::S_IRWXU;
-            nix::sys::stat::mknod("/device", nix::sys::stat::SFlag::S_IFCHR, mode, device)?;
-            let opened = fs::File::open("/device").and_then(|mut file| file.read(&mut [0; 1]));
+            nix::sys::stat::mknod("/dev/made", nix::sys::stat::SFlag::S_IFCHR, mode, device)?;
+            let opened = fs::File::open("/dev/made").and_then(|mut file| file.read(&mut [0; 1]));
             println!(
                 "{}",
                 opened.map_or_else(|error| error.kind().to_string(), |read| format!("read {read}"))
             );
+        }
+        ["open", path] => {
+            let opened = fs::File::open(path);
+            println!("{}", opened.map_or_else(|error| error.kind().to_string(), |_| "opened".to_owned()))
         }
         ["unshare"] => {
             println!("{}", nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER).unwrap_err())

@@ -8,7 +8,22 @@ use nix::sys::stat::Mode;
 use super::{ensure, outcome, printed, ways};
 use crate::world::World;
 
-ways![what_is_no_file_is_not_opened_as_one: DevicesOfImages];
+ways![
+    what_is_no_file_is_not_opened_as_one: DevicesOfImages,
+    a_device_in_an_image_is_none: DevicesInImages,
+];
+
+fn a_device_in_an_image_is_none(world: &World) -> Result<(), String> {
+    // The one that every container may open, in its own `/dev`.
+    let (kind, null) = (nix::sys::stat::SFlag::S_IFCHR, nix::sys::stat::makedev(1, 3));
+    let node = world.dir.path().join("image/top/null");
+    nix::sys::stat::mknod(&node, kind, Mode::from_bits_truncate(0o666), null).expect("a device");
+    let pod = world.pod("a");
+    let text = printed(outcome(world, world.container(&pod, "own", &["open", "/dev/null"])));
+    assert_eq!(text, "opened\n");
+    let text = printed(outcome(world, world.container(&pod, "images", &["open", "/null"])));
+    ensure(text == "permission denied\n", || text)
+}
 
 /// To open a device does something to the machine, and to open a FIFO waits for whoever opens its other end, which
 /// nobody can before.
