@@ -169,6 +169,13 @@ impl Identity {
         Ok(Identity { key: Arc::new(key), node, store: state.store, generation: state.generation })
     }
 
+    /// Which node the identity kept in `dir` is; `None` if there is none. Counts no start.
+    pub fn node_in(dir: &Path) -> Result<Option<NodeId>, Error> {
+        let path = dir.join(STATE_FILE);
+        let state = read(&path)?.map(|text| State::parse(&path, &text)).transpose()?;
+        Ok(state.map(|state| state.node))
+    }
+
     /// A new identity that lives in memory only.
     pub fn ephemeral() -> Result<Identity, Error> {
         let key = generate_key()?;
@@ -385,6 +392,12 @@ mod tests {
         assert_eq!((first.generation(), second.generation()), (1, 2));
         assert_eq!(first.derive("x"), second.derive("x"));
         assert_ne!(first.derive("x"), first.derive("y"));
+        assert_eq!(Identity::node_in(dir.path()).expect("readable"), Some(first.node()));
+        assert_eq!(
+            Identity::load_or_create(dir.path()).expect("loaded").generation(),
+            3,
+            "looking is no start"
+        );
     }
 
     #[test]

@@ -308,12 +308,14 @@ pub async fn join(
         };
         let answer = timeout(PATIENCE.step + PATIENCE.admit, ask(&connection, token, csr, about)).await;
         connection.close(DONE, b"");
-        match answer.unwrap_or(Err(Failure::NoAnswer)) {
+        match answer.unwrap_or_else(|_| Err(Failure::Unanswered("it took too long".into()))) {
             Ok(Ok(admitted)) => {
                 check_admitted(&admitted, token.pin(), csr)?;
                 return Ok(admitted);
             }
-            Ok(Err(refusal)) if !refusal.may_pass() => return Err(Error::Refused { by: address, refusal }),
+            Ok(Err(refusal)) if !refusal.may_pass() => {
+                return Err(Error::Refused { by: address, refusal, before: Failures(failures) });
+            }
             Ok(Err(refusal)) => failures.push((address, Failure::Refused(refusal))),
             Err(failure) => failures.push((address, failure)),
         }
@@ -356,6 +358,8 @@ pub enum Error {
         by: SocketAddr,
         /// Its reason.
         refusal: Refusal,
+        /// What became of asking others before.
+        before: Failures,
     },
     /// No address of the token gave an answer to go by.
     #[error("could not join: {0}")]
@@ -368,9 +372,30 @@ pub enum Error {
     Tls(#[from] tls::Error),
 }
 
+impl Error {
+    /// Whether the cluster may have let this machine in all the same: then only the same request, with the same
+    /// key, is sure to make no second member of it.
+    pub fn may_have_been_granted(&self) -> bool {
+        match self {
+            Error::Refused { before, .. } => before.may_have_been_granted(),
+            Error::Failed(failures) => failures.may_have_been_granted(),
+            Error::BadAnswer(_) => true,
+            Error::Tls(_) => false,
+        }
+    }
+}
+
 /// What went wrong at each address, in the order they were tried.
 #[derive(Debug)]
 pub struct Failures(pub Vec<(SocketAddr, Failure)>);
+
+impl Failures {
+    fn may_have_been_granted(&self) -> bool {
+        // A member that could not say yes may have passed the request on to a leader that did.
+        let unknown = |failure: &Failure| matches!(failure, Failure::Unanswered(_) | Failure::Refused(_));
+        self.0.iter().any(|(_, failure)| unknown(failure))
+    }
+}
 
 impl fmt::Display for Failures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -405,9 +430,12 @@ pub enum Failure {
     /// A member answered that the cluster cannot admit anybody at the moment.
     #[error("{0}")]
     Refused(Refusal),
-    /// The connection broke, or the answer did not parse.
+    /// The connection broke before anything was asked.
     #[error("the connection broke ({0}); try again")]
     Broken(String),
+    /// The request was on its way, and no answer came that can be read.
+    #[error("no answer to the request ({0}), which may have been granted; repeat the same join")]
+    Unanswered(String),
 }
 
 impl From<ConnectionError> for Failure {
@@ -568,10 +596,16 @@ async fn ask(
     let _ = tx.finish();
     let bytes = match rx.read_to_end(ANSWER_BYTES_MAX).await {
         Ok(bytes) => bytes,
-        Err(quinn::ReadToEndError::Read(quinn::ReadError::ConnectionLost(lost))) => return Err(lost.into()),
-        Err(error) => return Err(Failure::Broken(error.to_string())),
+        Err(quinn::ReadToEndError::Read(quinn::ReadError::ConnectionLost(lost))) => {
+            return Err(match Failure::from(lost) {
+                // What else a member says by closing, it says before it judges.
+                said @ (Failure::TooOften | Failure::OtherProtocol) => said,
+                lost => Failure::Unanswered(lost.to_string()),
+            });
+        }
+        Err(error) => return Err(Failure::Unanswered(error.to_string())),
     };
-    encoding::decode(VERSION, &bytes).map_err(|error| Failure::Broken(encoding::chain_of(&error)))
+    encoding::decode(VERSION, &bytes).map_err(|error| Failure::Unanswered(encoding::chain_of(&error)))
 }
 
 fn check_admitted(admitted: &Admitted, pin: Pin, csr: &[u8]) -> Result<(), Error> {

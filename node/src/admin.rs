@@ -540,9 +540,9 @@ impl Admin {
             debug!(%error, "the last word was not answered");
         }
         self.gossip.leave().await;
-        self.home.forget_membership().map_err(|error| unavailable(error.to_string()))?;
+        let aside = self.home.leave().map_err(|error| unavailable(error.to_string()))?;
         self.stopping.cancel();
-        Ok(json!({ "drained": drained }))
+        Ok(json!({ "drained": drained, "aside": aside }))
     }
 
     /// Ends the cluster with its only node.
@@ -554,9 +554,9 @@ impl Admin {
         info!("ends the cluster");
         self.cordon().await.map_err(unavailable)?;
         let drained = self.drain().await?;
-        self.home.forget_membership().map_err(|error| unavailable(error.to_string()))?;
+        let aside = self.home.leave().map_err(|error| unavailable(error.to_string()))?;
         self.stopping.cancel();
-        Ok(json!({ "drained": drained }))
+        Ok(json!({ "drained": drained, "aside": aside }))
     }
 
     /// Deletes the pods of this node. Whether all have ended in time.

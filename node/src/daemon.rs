@@ -117,8 +117,10 @@ pub(crate) async fn run(
     let remains = node.remains.clone();
     let home = node.home.clone();
     node.stop().await;
-    if home.membership()?.is_none() {
+    if let Some(aside) = home.left()? {
         remains.clear().await;
+        home.set_aside(&aside)?;
+        info!(aside = %aside.display(), "has left");
     }
     match deposed {
         Some(reason) => Err(reason.to_string().into()),
@@ -160,6 +162,44 @@ impl Remains {
             warn!(error = %crate::report::Chain(&error), "could not remove links and routes");
         }
     }
+}
+
+/// Ends what still runs of the node whose data lies in `home`, and has no daemon. What cannot be ended is told.
+pub(crate) async fn end_former(home: &Home, cgroup: Option<&str>) {
+    if !home.dir().join("pods").exists() {
+        return;
+    }
+    let ending = async {
+        let tag = Identity::node_in(home.dir())?.map(|node| node.short()).unwrap_or_default();
+        let config = machine_config(home, cgroup, &tag)?;
+        let network = network_config(home, &tag, first_subnet())?;
+        Remains { machine: Machine::open(config).await?, network }.clear().await;
+        Ok::<_, Failure>(())
+    };
+    if let Err(error) = ending.await {
+        warn!(error = %ErrorChain(&*error), "could not end what a former node has left running here");
+    }
+}
+
+/// Where the pods of the node with this tag live.
+fn machine_config(home: &Home, cgroup: Option<&str>, tag: &str) -> Result<skein_runtime::Config, Failure> {
+    Ok(skein_runtime::Config {
+        data_dir: home.part("pods")?,
+        logs_dir: home.part("logs")?,
+        cgroup: cgroup.map_or_else(|| format!("skein/{tag}"), str::to_owned).into(),
+        cgroup_mount: skein_runtime::CGROUP_MOUNT.into(),
+    })
+}
+
+fn network_config(home: &Home, tag: &str, subnet: Subnet) -> Result<skein_podnet::Config, Failure> {
+    let cluster = POD_NETWORK.parse().expect("a network in CIDR notation");
+    Ok(skein_podnet::Config { dir: home.part("network")?, tag: tag.to_owned(), cluster, subnet })
+}
+
+/// The pod subnet of whoever comes first.
+fn first_subnet() -> Subnet {
+    let cluster: Subnet = POD_NETWORK.parse().expect("a network in CIDR notation");
+    cluster.nth_part(24, 0).expect("a /16 has a first /24")
 }
 
 impl Node {
@@ -256,13 +296,7 @@ impl Node {
             tuning: gossip::core::Tuning::default(),
         })?;
 
-        let machine = Machine::open(skein_runtime::Config {
-            data_dir: home.part("pods")?,
-            logs_dir: home.part("logs")?,
-            cgroup: config.cgroup.clone().unwrap_or_else(|| format!("skein/{}", me.short())).into(),
-            cgroup_mount: skein_runtime::CGROUP_MOUNT.into(),
-        })
-        .await?;
+        let machine = Machine::open(machine_config(&home, config.cgroup.as_deref(), &me.short())?).await?;
         let Probe { missing, weaker, .. } = Machine::probe(machine.config());
         // A voter that can run nothing any more still votes.
         missing.iter().for_each(|missing| error!("no container can start here: {missing}"));
@@ -365,12 +399,7 @@ impl Node {
             disk_kib: disk::capacity_kib(home.dir()),
         };
         let (troubles, troubled) = tokio::sync::watch::channel(Vec::new());
-        let network_config = skein_podnet::Config {
-            dir: home.part("network")?,
-            tag: me.short(),
-            cluster: POD_NETWORK.parse().expect("a network in CIDR notation"),
-            subnet: record.subnet,
-        };
+        let network_config = network_config(&home, &me.short(), record.subnet)?;
         let remains = Remains { machine, network: network_config.clone() };
         let network = tokio::task::spawn_blocking(move || Network::open(network_config)).await??;
         let agent = Agent {
@@ -521,13 +550,12 @@ async fn found(
     if store.metrics().voters.is_empty() {
         store.bootstrap().await?;
     }
-    let cluster: Subnet = POD_NETWORK.parse().expect("a network in CIDR notation");
     let record = Record {
         node: endpoint.node(),
         store: StoreId(store.voter().store),
         name: membership.name.clone(),
         addresses: endpoint.reachable_addresses(),
-        subnet: cluster.nth_part(24, 0).expect("a /16 has a first /24"),
+        subnet: first_subnet(),
         joined_ms: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis()
             as u64,
         removals_ms: Vec::new(),

@@ -11,8 +11,14 @@
 //! store/               log and snapshots (skein-raft-store)
 //! pods/ images/ logs/  containers (skein-runtime)
 //! network/             pod addresses (skein-podnet)
+//! joining.json         what it asked a cluster for, until it is a member
+//! advertise.json       where others are told that it is, if that was given
 //! skein.sock           the daemon's own socket
+//! former/              what was set aside: memberships that have ended, keys that are not used again
 //! ```
+
+mod claim;
+mod look;
 
 use std::fs;
 use std::io::{self, Write};
@@ -22,9 +28,12 @@ use std::path::{Path, PathBuf};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use skein_net::ca::{Chain, ClusterCa, Public};
-use skein_net::identity::Identity;
+use skein_net::ca::{Chain, ClusterCa, Pin, Public};
+use skein_net::identity::{Identity, StoreId};
 use skein_net::incarnation::{Incarnation, Tag};
+use skein_net::token::Token;
+
+pub(crate) use claim::Claim;
 
 /// Where a command looks for the daemon unless told otherwise.
 pub(crate) const DEFAULT: &str = "/var/lib/skein";
@@ -46,6 +55,9 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
+    /// Another process of this program has the directory.
+    #[error("the node of {dir} runs already; see: skein status")]
+    InUse { dir: PathBuf },
     /// A file is not what this build wrote.
     #[error(
         "{path} is damaged ({reason}); restore it from a copy, or move {dir} away and join as a new node"
@@ -66,6 +78,32 @@ pub(crate) struct Membership {
     /// This node founds it and its store is still empty. Cleared as soon as that is done: a store that
     /// is lost later must never be founded a second time.
     pub(crate) founding: bool,
+    /// It has left: the name under which all that lies here is set aside.
+    #[serde(default)]
+    pub(crate) left: Option<String>,
+}
+
+/// What a machine has asked a cluster for, kept from before it asks until it is a member: if it is cut off in
+/// between, it asks for the same again, and is granted the same.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Joining {
+    /// Of the cluster's root, as the token has it.
+    pub(crate) pin: Pin,
+    /// The request for a certificate, DER.
+    pub(crate) csr: Vec<u8>,
+    /// Under which id the store will be made.
+    pub(crate) store: StoreId,
+}
+
+impl Joining {
+    /// For the cluster of `token`, in the name of `identity`.
+    pub(crate) fn new(
+        token: &Token,
+        identity: &Identity,
+        store: StoreId,
+    ) -> Result<Joining, skein_net::identity::Error> {
+        Ok(Joining { pin: token.pin(), csr: identity.csr()?.to_vec(), store })
+    }
 }
 
 impl Membership {
@@ -118,25 +156,49 @@ impl Home {
         self.save("cluster.json", membership)
     }
 
-    /// Forgets the cluster, after this node has left it.
-    pub(crate) fn forget_membership(&self) -> Result<(), Error> {
-        for name in [
-            "cluster.json",
-            "member.json",
-            "api.json",
-            "authority.sealed",
-            "addresses.json",
-            "advertise.json",
-        ] {
-            let path = self.dir.join(name);
-            match fs::remove_file(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(Error::Io { doing: "remove", path, source });
-                }
-                _ => {}
+    /// Notes that this node has left its cluster. What belonged to it is set aside by whoever holds this directory
+    /// once its daemon has ended; returns where.
+    pub(crate) fn leave(&self) -> Result<Option<PathBuf>, Error> {
+        let Some(membership) = self.membership()? else { return Ok(None) };
+        let aside = self.aside(&membership.public.cluster.name);
+        let name = aside.file_name().map(|name| name.to_string_lossy().into_owned());
+        self.set_membership(&Membership { left: name, ..membership })?;
+        Ok(Some(aside))
+    }
+
+    /// Where what lies here is to be set aside, if this node has left its cluster.
+    pub(crate) fn left(&self) -> Result<Option<PathBuf>, Error> {
+        let name = self.membership()?.and_then(|membership| membership.left);
+        Ok(name.map(|name| self.former(&name)))
+    }
+
+    /// A join that was begun and not finished.
+    pub(crate) fn joining(&self) -> Result<Option<Joining>, Error> {
+        self.load("joining.json")
+    }
+
+    pub(crate) fn set_joining(&self, joining: &Joining) -> Result<(), Error> {
+        self.save("joining.json", joining)
+    }
+
+    /// The join is over: the machine is a member.
+    pub(crate) fn joined(&self) -> Result<(), Error> {
+        self.remove("joining.json")
+    }
+
+    /// The join is over: the machine is nobody, and nobody has seen its key.
+    pub(crate) fn not_joined(&self) -> Result<(), Error> {
+        ["node.json", "node.key", "joining.json"].iter().try_for_each(|name| self.remove(name))
+    }
+
+    fn remove(&self, name: &str) -> Result<(), Error> {
+        let path = self.dir.join(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(Error::Io { doing: "remove", path, source })
             }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     pub(crate) fn certificate(&self) -> Result<Option<Chain>, Error> {

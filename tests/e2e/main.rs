@@ -13,6 +13,7 @@ mod follow;
 mod formation;
 mod hooks;
 mod house;
+mod identity;
 mod images;
 mod kubectl;
 mod neighbours;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
     }
     let mut trials: Vec<Trial> = [
         formation::TESTS,
+        identity::TESTS,
         pods::TESTS,
         hooks::TESTS,
         images::TESTS,

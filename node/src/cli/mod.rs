@@ -40,9 +40,9 @@ enum Verb {
     Up {
         #[command(flatten)]
         node: NodeArgs,
-        /// Name of the cluster, when a new one is founded.
-        #[arg(long, default_value = "home", value_name = "NAME")]
-        cluster: String,
+        /// Name of the cluster, when a new one is founded; `home` unless given.
+        #[arg(long, value_name = "NAME")]
+        cluster: Option<String>,
         /// Found a new cluster here at once, whatever is heard on this network.
         #[arg(long)]
         new_cluster: bool,
@@ -192,9 +192,16 @@ pub(crate) fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let dir = cli.global.data_dir;
+    // Shims and mounts outlive the directory that this was started from.
+    let dir = match std::path::absolute(&cli.global.data_dir) {
+        Ok(dir) => dir,
+        Err(error) => {
+            eprintln!("skein: cannot use {:?} as a data directory: {error}", cli.global.data_dir);
+            return ExitCode::FAILURE;
+        }
+    };
     let done = match cli.verb {
-        Verb::Up { node, cluster, new_cluster } => run::up(&dir, node, &cluster, new_cluster),
+        Verb::Up { node, cluster, new_cluster } => run::up(&dir, node, cluster.as_deref(), new_cluster),
         Verb::Join { token, node } => run::join(&dir, node, &token),
         Verb::Status { output } => verbs::status(&dir, output),
         Verb::Token(TokenVerb::Create { uses, ttl }) => verbs::create_token(&dir, uses, ttl),

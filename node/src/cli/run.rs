@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use skein_control::node::directory::{self, As, Asked, Past, Step, Up};
 use skein_net::beacon::{self, Around, PEERS_MAX};
 use skein_net::ca::ClusterCa;
 use skein_net::identity::{Identity, StoreId};
@@ -21,56 +22,54 @@ use tracing::{debug, info};
 use super::{NodeArgs, advertise, networks};
 use crate::clock::WallTime;
 use crate::daemon::{self, Config, Failure, Node};
-use crate::home::{Home, Membership};
+use crate::home::{Claim, Home, Joining, Membership};
 use crate::quorum;
 
+/// What a cluster is called unless told otherwise.
+const CLUSTER: &str = "home";
 /// How long a joiner waits for its vote before it says how many failures the cluster survives.
 const VOTE_WAIT: Duration = Duration::from_secs(5);
 
-pub(super) fn up(dir: &Path, args: NodeArgs, cluster: &str, new_cluster: bool) -> Result<(), Failure> {
+pub(super) fn up(
+    dir: &Path,
+    args: NodeArgs,
+    cluster: Option<&str>,
+    new_cluster: bool,
+) -> Result<(), Failure> {
     log_to_stderr();
     let home = Home::new(dir);
+    let claim = home.claim()?;
     advertise::chosen(&home, &args.advertise, args.listen)?;
-    let membership = home.membership()?;
-    // Whatever is in use is in use by that one.
-    if std::os::unix::net::UnixStream::connect(home.socket()).is_ok() {
-        return Err(format!("the node of {} runs already; see: skein status", dir.display()).into());
-    }
-    if membership.is_none() {
-        networks::check()?;
-    }
-    if membership.is_none() && !new_cluster {
-        // Before anything is made: a machine that lost its disk must not found a second cluster by accident.
-        let around = runtime()?.block_on(beacon::look_around(args.listen));
-        if let Some(around) = around.unwrap_or_else(|error| {
-            debug!(%error, "could not ask the network for a cluster");
-            None
-        }) {
-            return Err(refusal(&around).into());
-        }
-    }
-    match membership {
-        Some(membership) if !membership.founding => {
+    let asked = Asked { new_cluster, name: args.name.as_deref(), cluster };
+    let Step { set_aside, then } = directory::up(&home.look()?, asked)?;
+    match then {
+        Up::Run => {
+            let (Some(membership), Some(chain)) = (home.membership()?, home.certificate()?) else {
+                return Err("the data directory changed while it was looked at; try again".into());
+            };
             let identity = Identity::load_or_create(dir)?;
-            let chain = home.certificate()?.ok_or(
-                "the data directory has lost its certificate (member.json); join again with a new token",
-            )?;
-            run(home, identity, membership, chain, args, Greeting::Back)
+            run(home, claim, identity, membership, chain, args, Greeting::Back)
         }
-        _ => {
+        Up::Found { look_around } => {
             let name = node_name(args.name.as_deref())?;
+            networks::check()?;
             check_machine()?;
+            let authority = ClusterCa::create(cluster.unwrap_or(CLUSTER), SystemTime::now())?;
+            if look_around {
+                // Before anything is made: a machine that lost its disk must not found a second cluster by accident.
+                look(&args)?;
+            }
+            clear(&home, set_aside, &args)?;
             let identity = Identity::load_or_create(dir)?;
-            // A crash between these steps founds anew: nobody can have joined what never ran.
-            let authority = ClusterCa::create(cluster, SystemTime::now())?;
-            let csr = identity.csr()?;
-            let chain = authority.issue_member(&csr, SystemTime::now())?;
+            let chain = authority.issue_member(&identity.csr()?, SystemTime::now())?;
+            let incarnation = Some(Incarnation::first()?);
+            let public = authority.public();
+            let membership = Membership { public, incarnation, name, founding: true, left: None };
+            // First: whoever finds this knows that nobody can have joined what never ran.
+            home.set_membership(&membership)?;
             home.set_authority(&identity, &authority)?;
             home.set_certificate(&chain)?;
-            let incarnation = Some(Incarnation::first()?);
-            let membership = Membership { public: authority.public(), incarnation, name, founding: true };
-            home.set_membership(&membership)?;
-            run(home, identity, membership, chain, args, Greeting::Founded)
+            run(home, claim, identity, membership, chain, args, Greeting::Founded)
         }
     }
 }
@@ -80,38 +79,60 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
     // A typing error is told before anything is made or asked.
     let token: Token = token.trim().parse()?;
     let home = Home::new(dir);
+    let claim = home.claim()?;
     advertise::chosen(&home, &args.advertise, args.listen)?;
-    if let Some(membership) = home.membership()? {
-        let cluster = membership.public.cluster.name;
-        return Err(format!(
-            "this machine already belongs to cluster {cluster:?} ({}); start it with: skein up, or give another --data-dir",
-            membership.public.cluster.id.fingerprint()
-        )
-        .into());
-    }
+    let (membership, joining) = (home.membership()?, home.joining()?);
+    let own_cluster = match (&membership, &joining) {
+        (Some(membership), _) => membership.public.members.contains(token.pin()),
+        (None, joining) => joining.as_ref().is_some_and(|joining| joining.pin == token.pin()),
+    };
+    let Step { set_aside, then } = directory::join(&home.look()?, own_cluster)?;
+    let name = match membership.filter(|_| then == As::Member) {
+        Some(membership) => membership.name,
+        None => node_name(args.name.as_deref())?,
+    };
     networks::check()?;
-    let name = node_name(args.name.as_deref())?;
     check_machine()?;
-    let identity = Identity::load_or_create(dir)?;
+    clear(&home, set_aside, &args)?;
     let runtime = runtime()?;
-    // Part of the claim; the store is made when there is an answer.
-    let store = StoreId(rand::random());
+    let identity = Identity::load_or_create(dir)?;
+    let joining = match (then, joining) {
+        (As::Again, Some(joining)) => joining,
+        // Part of the claim; a store that is not there yet is made when there is an answer.
+        (As::Newcomer | As::Again, _) => Joining::new(&token, &identity, StoreId(rand::random()))?,
+        (As::Member, _) => {
+            let tag = home.membership()?.ok_or("the data directory changed while it was looked at")?.tag();
+            let opened = daemon::open_store(&home, identity.node(), tag, StoreId(rand::random()));
+            Joining::new(&token, &identity, StoreId(runtime.block_on(opened)?.1.store))?
+        }
+    };
+    home.set_joining(&joining)?;
     let about = About {
         name: name.clone(),
-        store,
+        store: joining.store,
         generation: identity.generation(),
         listen_port: args.listen.port(),
         api_port: args.api_listen.port(),
         extra: Vec::new(),
     };
-    let csr = identity.csr()?;
     let admitted = runtime.block_on(async {
         let endpoint = join::caller()?;
-        let admitted = join::join(&endpoint, &token, &csr, &about, WallTime::provider()).await;
+        let admitted = join::join(&endpoint, &token, &joining.csr, &about, WallTime::provider()).await;
         endpoint.close(0u32.into(), b"");
         endpoint.wait_idle().await;
-        Ok::<_, Failure>(admitted?)
+        Ok::<_, Failure>(admitted)
     })?;
+    let admitted = match admitted {
+        Ok(admitted) => admitted,
+        Err(error) => {
+            match then {
+                As::Newcomer if !error.may_have_been_granted() => home.not_joined()?,
+                As::Newcomer | As::Again => {}
+                As::Member => home.joined()?,
+            }
+            return Err(error.into());
+        }
+    };
     let mut pages = skein_net::address_book::Pages::default();
     for member in &admitted.members {
         let page = pages.0.entry(member.node).or_default();
@@ -121,13 +142,43 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
     home.set_addresses(&pages)?;
     home.set_certificate(&admitted.chain)?;
     let incarnation = admitted.incarnation();
-    let membership = Membership { public: admitted.public, incarnation, name, founding: false };
-    let made = daemon::open_store(&home, identity.node(), membership.tag(), store);
+    let membership = Membership { public: admitted.public, incarnation, name, founding: false, left: None };
+    let made = daemon::open_store(&home, identity.node(), membership.tag(), joining.store);
     drop(runtime.block_on(made)?);
     drop(runtime);
-    // Last: with this file the machine is a member.
+    // With this file the machine is a member.
     home.set_membership(&membership)?;
-    run(home, identity, membership, admitted.chain, args, Greeting::Joined)
+    home.joined()?;
+    run(home, claim, identity, membership, admitted.chain, args, Greeting::Joined)
+}
+
+/// Asks this network for a cluster: an error if one answers.
+fn look(args: &NodeArgs) -> Result<(), Failure> {
+    let around = runtime()?.block_on(beacon::look_around(args.listen));
+    match around {
+        Ok(None) => Ok(()),
+        Ok(Some(around)) => Err(refusal(&around).into()),
+        Err(error) => {
+            debug!(%error, "could not ask the network for a cluster");
+            Ok(())
+        }
+    }
+}
+
+/// Ends what still runs of whoever was here before, and moves everything of it away.
+fn clear(home: &Home, past: Option<Past>, args: &NodeArgs) -> Result<(), Failure> {
+    let Some(past) = past else { return Ok(()) };
+    runtime()?.block_on(daemon::end_former(home, args.cgroup.as_deref()));
+    let (aside, what) = match past {
+        Past::Membership => (home.left()?.unwrap_or_else(|| home.aside("left")), "the cluster that it left"),
+        Past::Founding => (home.aside("founding"), "a founding that was cut off"),
+        Past::Joining => (home.aside("joining"), "a join that another cluster did not answer"),
+        Past::Identity => (home.aside("identity"), "a former node"),
+        Past::Traces => (home.aside("traces"), "a former node"),
+    };
+    home.set_aside(&aside)?;
+    println!("What this machine had of {what} is in {} now; it gets a new key.", aside.display());
+    Ok(())
 }
 
 /// Whether containers can start on this machine: asked before it becomes anybody's node.
@@ -164,6 +215,7 @@ enum Greeting {
 
 fn run(
     home: Home,
+    _claim: Claim,
     identity: Identity,
     membership: Membership,
     chain: skein_net::ca::Chain,

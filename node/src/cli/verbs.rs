@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -14,7 +14,10 @@ use serde_json::{Value, json};
 use super::Output;
 use super::talk::{talk, talk_with};
 use crate::daemon::Failure;
+use crate::home::Home;
 
+/// How long a daemon that has left may take to end.
+const ENDING_MAX: Duration = Duration::from_secs(20);
 /// Pieces in which an archive goes to the daemon.
 const PIECE_BYTES: usize = 1 << 20;
 
@@ -232,13 +235,25 @@ fn in_path<'w>(what: &str, word: &'w str) -> Result<&'w str, Failure> {
 pub(super) fn leave(dir: &Path, end_cluster: bool) -> Result<(), Failure> {
     let verb = if end_cluster { "leave?end-cluster=true" } else { "leave" };
     let left = talk(dir, Method::POST, verb, None)?;
-    if end_cluster {
-        return lines(["the cluster has ended; remove the data directory, or keep it for a while"]);
-    }
-    if left["drained"] != true {
+    if left["drained"] != true && !end_cluster {
         eprintln!("some pods did not end in time; they were left behind and are replaced elsewhere");
     }
-    lines(["left the cluster; a new token lets this machine join again after its data directory is removed"])
+    let what = if end_cluster { "the cluster has ended" } else { "left the cluster" };
+    let aside = text(&left["aside"]);
+    // The daemon moves it when it has ended; whoever reads this may begin anew at once.
+    let home = Home::new(dir);
+    let begun = Instant::now();
+    while home.is_claimed() && begun.elapsed() < ENDING_MAX {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    if home.is_claimed() {
+        return lines([format!(
+            "{what}; its daemon is still ending, and moves what it knew to {aside} then"
+        )]);
+    }
+    lines([format!(
+        "{what}; what this node knew of it is in {aside} now: keep it for a while, or remove it. This machine is free to join or to found"
+    )])
 }
 
 fn print(value: &Value, output: Output) -> Result<(), Failure> {
