@@ -498,6 +498,11 @@ fn dns_name(name: &str) -> Result<SanType, Error> {
     }
 }
 
+/// Whether a name can stand in a certificate: one that may be read as an address, like `123` or `0x10`, cannot.
+pub fn is_host_name(name: &str) -> bool {
+    dns_name(name).is_ok()
+}
+
 pub(crate) fn is_dns_label(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     !name.is_empty()

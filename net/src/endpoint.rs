@@ -28,7 +28,7 @@ mod whereabouts;
 use std::{
     collections::BTreeMap,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, UdpSocket},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -107,6 +107,11 @@ pub struct Config {
     pub advertise: Vec<SocketAddr>,
     /// Who lets machines join; without it they are refused.
     pub admission: Option<Arc<dyn Admission>>,
+}
+
+/// Takes the place where an endpoint will listen.
+pub fn socket(listen: SocketAddr) -> Result<UdpSocket, BindError> {
+    listen::udp(listen).map_err(|source| BindError::Listen { listen, source })
 }
 
 /// Why the endpoint does not listen. Nothing was started.
@@ -224,8 +229,13 @@ struct Inner {
 impl Endpoint {
     /// Listens, and answers as soon as [`Endpoint::serve`] has said who does. Needs a tokio runtime.
     pub fn bind(config: Config) -> Result<Endpoint, BindError> {
+        let socket = socket(config.listen)?;
+        Endpoint::on(socket, config)
+    }
+
+    /// The same on a [`socket`] that was taken before.
+    pub fn on(socket: UdpSocket, config: Config) -> Result<Endpoint, BindError> {
         let failed = |source| BindError::Listen { listen: config.listen, source };
-        let socket = listen::udp(config.listen).map_err(failed)?;
         let unfit = |error: &dyn std::fmt::Display| BindError::Tls { reason: error.to_string() };
         let server = quinn::crypto::rustls::QuicServerConfig::try_from(config.tls.server_config())
             .map_err(|error| unfit(&error))?;

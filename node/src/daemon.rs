@@ -61,12 +61,15 @@ const STOP_MAX: Duration = Duration::from_secs(10);
 /// How long a member that was just let in waits for its own record in its replica.
 const RECORD_MAX: Duration = Duration::from_secs(60);
 
+/// After this long without a certificate for the API its operator should know.
+const CERTIFICATE_DOUBT: Duration = Duration::from_secs(10);
+
 /// How a node is run.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) home: Home,
+    pub(crate) ports: Ports,
     pub(crate) listen: SocketAddr,
-    pub(crate) api_listen: SocketAddr,
     /// What others are told of where this node is; empty for what is found out.
     pub(crate) advertise: Vec<SocketAddr>,
     /// Where other members may be, whatever their addresses are.
@@ -77,6 +80,22 @@ pub(crate) struct Config {
     pub(crate) share: u64,
     /// What images may cost, and how registries are spoken to.
     pub(crate) images: images::Config,
+}
+
+/// Where a node listens, taken before anything is made or asked: nothing is then done for a node that cannot start.
+#[derive(Debug)]
+pub(crate) struct Ports {
+    pub(crate) nodes: std::net::UdpSocket,
+    pub(crate) api: std::net::TcpListener,
+}
+
+impl Ports {
+    pub(crate) fn take(listen: SocketAddr, api_listen: SocketAddr) -> Result<Ports, Failure> {
+        let api = skein_net::listen::tcp(api_listen).map_err(|error| {
+            format!("cannot listen on {api_listen} (TCP) for the API: {error}; stop what uses the port, or choose another with --api-listen")
+        })?;
+        Ok(Ports { nodes: endpoint::socket(listen)?, api })
+    }
 }
 
 /// Why a node did not start or go on. The text is for people.
@@ -226,11 +245,7 @@ impl Node {
         let book = AddressBook::new(home.addresses()?);
         let authority = Authority::load(home.clone(), identity.clone(), members.clone())?;
 
-        // The API's port is bound first: it is what others are told, and a taken one is the likeliest mistake.
-        let api_listener = skein_net::listen::tcp(config.api_listen).and_then(TcpListener::from_std);
-        let api_listener = api_listener.map_err(|error| {
-            format!("cannot listen on {} (TCP) for the API: {error}; stop what uses the port, or choose another with --api-listen", config.api_listen)
-        })?;
+        let api_listener = TcpListener::from_std(config.ports.api)?;
         let api_listen = api_listener.local_addr()?;
         let api_port = api_listen.port();
         // On the loopback it is served to this machine alone; others then learn from its kernel that it lives.
@@ -239,15 +254,18 @@ impl Node {
         // The door needs the store, the store needs the endpoint, the endpoint needs the door.
         let door_of_store: Arc<OnceLock<Door>> = Arc::default();
         let admission = Arc::new(Limited::new(LateDoor(door_of_store.clone())));
-        let endpoint = Endpoint::bind(endpoint::Config {
-            listen: config.listen,
-            tag: membership.tag(),
-            tls: tls.clone(),
-            trust: Arc::new(members.clone()),
-            book: book.clone(),
-            advertise: config.advertise.clone(),
-            admission: Some(admission),
-        })?;
+        let endpoint = Endpoint::on(
+            config.ports.nodes,
+            endpoint::Config {
+                listen: config.listen,
+                tag: membership.tag(),
+                tls: tls.clone(),
+                trust: Arc::new(members.clone()),
+                book: book.clone(),
+                advertise: config.advertise.clone(),
+                admission: Some(admission),
+            },
+        )?;
         let (files, voter) = open_store(&home, me, membership.tag(), StoreId(rand::random())).await?;
         let mut store_config =
             skein_raft_store::Config::new(voter, wire::store_tag(membership.tag()), identity.generation());
@@ -835,10 +853,19 @@ impl ApiCertificates {
         {
             return certified(&kept);
         }
+        let began = tokio::time::Instant::now();
+        let mut is_told = false;
         loop {
             match self.issue(&names).await {
                 Ok(certificate) => return certified(&certificate),
-                Err(error) => debug!(error, "no certificate for the API yet"),
+                // Members may be starting, too.
+                Err(error) if is_told || began.elapsed() < CERTIFICATE_DOUBT => {
+                    debug!(error, "no certificate for the API yet");
+                }
+                Err(error) => {
+                    warn!(error, "this node's API waits for its certificate");
+                    is_told = true;
+                }
             }
             // Without a quorum an old one is better than none: clients that know the names accept it.
             if let Some(kept) = self.home.api_certificate()? {
@@ -895,7 +922,10 @@ impl ApiCertificates {
         addresses.extend([std::net::Ipv4Addr::LOCALHOST.into(), IpAddr::from(std::net::Ipv6Addr::LOCALHOST)]);
         addresses.sort_unstable();
         addresses.dedup();
-        ApiNames { addresses, names: vec![self.name.clone(), "localhost".into()] }
+        let names = [self.name.as_str(), "localhost"].into_iter();
+        // A name like 123 is read as an address in any URL, so nobody asks for it.
+        let names = names.filter(|name| skein_net::ca::is_host_name(name)).map(str::to_owned).collect();
+        ApiNames { addresses, names }
     }
 }
 

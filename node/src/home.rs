@@ -19,6 +19,7 @@
 
 mod claim;
 mod look;
+mod path;
 
 use std::fs;
 use std::io::{self, Write};
@@ -58,6 +59,9 @@ pub(crate) enum Error {
     /// Another process of this program has the directory.
     #[error("the node of {dir} runs already; see: skein status")]
     InUse { dir: PathBuf },
+    /// No data directory can have this path.
+    #[error("cannot use {dir:?} as a data directory: {reason}; choose another with --data-dir")]
+    Unfit { dir: PathBuf, reason: String },
     /// A file is not what this build wrote.
     #[error(
         "{path} is damaged ({reason}); restore it from a copy, or move {dir} away and join as a new node"

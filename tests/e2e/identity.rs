@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Stdio;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -13,6 +14,8 @@ use crate::{Tests, tests};
 pub(crate) const TESTS: Tests = tests![
     a_machine_that_has_left_joins_another_cluster_and_brings_nothing_along,
     a_member_is_asked_in_vain_to_be_something_else,
+    a_try_that_is_refused_leaves_nothing_here_and_there,
+    a_node_with_a_number_for_a_name_is_one_like_others,
 ];
 
 /// What lies in the machine's data directory, but for its past.
@@ -149,4 +152,82 @@ fn a_member_is_asked_in_vain_to_be_something_else() {
         assert!(said.code == 1 && said.err.contains("notes.txt"), "{said:?}");
     }
     assert_eq!(fs::read_dir(&elsewhere).expect("it is there").count(), 1);
+}
+
+/// The token was spent, a member that never came stayed in the list, and the directory could not be used again.
+fn a_try_that_is_refused_leaves_nothing_here_and_there() {
+    let mut house = House::new(&["one", "two"]);
+    up(&mut house, "one", &["up", "--new-cluster"]);
+    runs(&house, "one");
+    let word = token(&house, &[]);
+    let elsewhere = |name: &str| house.dir().join("elsewhere").join(name).display().to_string();
+    // Other programs have its ports.
+    let mut other = house.lab().machine("two").command(crate::house::program());
+    let other_dir = elsewhere("other");
+    other.args(["up", "--new-cluster", "--name", "other", "--data-dir", &other_dir]);
+    let mut other = other.stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("the daemon starts");
+    let runs = || house.skein("two", &["status", "--data-dir", &other_dir]).code == 0;
+    house.until("the other daemon", || runs().then_some(()));
+
+    let long = elsewhere(&"long".repeat(25));
+    let (backslash, line) = (elsewhere("back\\slash"), elsewhere("two\nlines"));
+    let many: Vec<String> = (0..17).map(|number| format!("--peer=192.0.2.{number}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    for (words, what) in [
+        (&[][..], "6443"),
+        (&["--api-listen", "[::]:16443"], "7946"),
+        (&["--name", "Not a name"], "--name"),
+        (&["--data-dir", &long], "--data-dir"),
+        (&["--data-dir", &backslash], "--data-dir"),
+        (&["--data-dir", &line], "--data-dir"),
+        (&many, "--peer"),
+        (&["--advertise", "0.0.0.0"], "advertise"),
+    ] {
+        for verb in [&["up", "--new-cluster"][..], &["join", &word]] {
+            let said = house.skein("two", &[verb, words].concat());
+            let told: Vec<&str> = said.err.lines().filter(|line| line.starts_with("skein: ")).collect();
+            let [told] = told[..] else { panic!("one sentence: {said:?}") };
+            assert!(said.code == 1 && told.contains(what), "{words:?}: {said:?}");
+            assert_eq!(present(&house, "two"), [""; 0], "{words:?}");
+        }
+    }
+    assert!(house.skein_ok("one", &["token", "list"]).contains("good"), "the token was not used");
+    assert_eq!(house.status("one")["nodes"].as_array().map(Vec::len), Some(1), "nobody has joined");
+    let beside = fs::read_dir(house.dir().join("elsewhere")).expect("the other one is there");
+    assert_eq!(beside.count(), 1);
+
+    house.skein_ok("two", &["leave", "--end-cluster", "--data-dir", &other_dir]);
+    other.wait().expect("it is ours");
+    up(&mut house, "two", &["join", &word]);
+    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+}
+
+/// Its API never got a certificate: what may be read as an address is no host's name.
+fn a_node_with_a_number_for_a_name_is_one_like_others() {
+    let mut house = House::new(&["one", "two"]);
+    let relative = house.dir().join("relative");
+    fs::create_dir(&relative).expect("the lab's directory is ours");
+    up(&mut house, "one", &["up", "--new-cluster", "--cluster", "42"]);
+    runs(&house, "one");
+    for name in ["123", "7", "0x10"] {
+        let word = token(&house, &[]);
+        // A directory is where it was when it was named, wherever the daemon goes.
+        let mut daemon = house.lab().machine("two").command("sh");
+        let program = crate::house::program();
+        let line = "cd \"$0\" && exec \"$1\" join \"$2\" --name \"$3\" --data-dir data";
+        daemon.args(["-c", line]).arg(&relative).arg(program).args([&word, name]);
+        let mut daemon =
+            daemon.stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("the daemon starts");
+        let dir = relative.join("data").display().to_string();
+        let ready = || {
+            let status = house.status("one");
+            let node = status["nodes"].as_array()?.iter().find(|node| node["name"] == name)?.clone();
+            (node["ready"] == true).then_some(())
+        };
+        house.until("the node", ready);
+        let said = house.skein_ok("two", &["status", "--data-dir", &dir]);
+        assert!(said.contains(name), "{said}");
+        house.skein_ok("two", &["leave", "--data-dir", &dir]);
+        assert_eq!(daemon.wait().expect("it is ours").code(), Some(0));
+    }
 }

@@ -125,6 +125,11 @@ fn an_api_certificate_has_the_names_asked_for_and_is_no_member_certificate() {
     let roots = ca.public().members.store();
     assert!(verify_chain(&roots, &parsed, &chain.certificates()[1..], unix(start())).is_ok());
     assert!(check(&ca, &chain, start()).is_err(), "not named after its key");
+    for (name, can) in
+        [("pi", true), ("7up", true), ("1a", true), ("123", false), ("7", false), ("a b", false)]
+    {
+        assert_eq!(crate::ca::is_host_name(name), can, "{name}");
+    }
     let bad = ApiNames { addresses: vec![], names: vec!["no such name".into()] };
     assert!(matches!(ca.issue_api_server(&csr, &bad, start()), Err(Error::Name(_))));
 }

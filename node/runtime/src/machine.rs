@@ -19,6 +19,7 @@ mod exec;
 mod probe;
 mod start;
 mod table;
+mod trial;
 mod volume;
 
 use std::fs;
@@ -45,6 +46,7 @@ use crate::sys::process;
 
 pub use probe::{CGROUP_MOUNT, Probe, in_user_namespace, missing};
 use table::Table;
+pub use trial::try_directory;
 
 /// What the pod was made of.
 const SANDBOX_FILE: &str = "sandbox.json";

@@ -21,7 +21,7 @@ use tracing::{debug, info};
 
 use super::{NodeArgs, advertise, networks};
 use crate::clock::WallTime;
-use crate::daemon::{self, Config, Failure, Node};
+use crate::daemon::{self, Config, Failure, Node, Ports};
 use crate::home::{Claim, Home, Joining, Membership};
 use crate::quorum;
 
@@ -38,6 +38,7 @@ pub(super) fn up(
 ) -> Result<(), Failure> {
     log_to_stderr();
     let home = Home::new(dir);
+    check_words(&home, &args)?;
     let claim = home.claim()?;
     advertise::chosen(&home, &args.advertise, args.listen)?;
     let asked = Asked { new_cluster, name: args.name.as_deref(), cluster };
@@ -47,17 +48,20 @@ pub(super) fn up(
             let (Some(membership), Some(chain)) = (home.membership()?, home.certificate()?) else {
                 return Err("the data directory changed while it was looked at; try again".into());
             };
+            let ports = Ports::take(args.listen, args.api_listen)?;
             let identity = Identity::load_or_create(dir)?;
-            run(home, claim, identity, membership, chain, args, Greeting::Back)
+            run(Place { home, ports, _claim: claim }, identity, membership, chain, args, Greeting::Back)
         }
         Up::Found { look_around } => {
             let name = node_name(args.name.as_deref())?;
-            networks::check()?;
-            check_machine()?;
             let authority = ClusterCa::create(cluster.unwrap_or(CLUSTER), SystemTime::now())?;
+            let mut ports = check_machine(&home, &args)?;
             if look_around {
+                // Answers come to the port where a node would be.
+                drop(ports);
                 // Before anything is made: a machine that lost its disk must not found a second cluster by accident.
                 look(&args)?;
+                ports = Ports::take(args.listen, args.api_listen)?;
             }
             clear(&home, set_aside, &args)?;
             let identity = Identity::load_or_create(dir)?;
@@ -69,7 +73,7 @@ pub(super) fn up(
             home.set_membership(&membership)?;
             home.set_authority(&identity, &authority)?;
             home.set_certificate(&chain)?;
-            run(home, claim, identity, membership, chain, args, Greeting::Founded)
+            run(Place { home, ports, _claim: claim }, identity, membership, chain, args, Greeting::Founded)
         }
     }
 }
@@ -79,6 +83,7 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
     // A typing error is told before anything is made or asked.
     let token: Token = token.trim().parse()?;
     let home = Home::new(dir);
+    check_words(&home, &args)?;
     let claim = home.claim()?;
     advertise::chosen(&home, &args.advertise, args.listen)?;
     let (membership, joining) = (home.membership()?, home.joining()?);
@@ -91,8 +96,7 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
         Some(membership) => membership.name,
         None => node_name(args.name.as_deref())?,
     };
-    networks::check()?;
-    check_machine()?;
+    let ports = check_machine(&home, &args)?;
     clear(&home, set_aside, &args)?;
     let runtime = runtime()?;
     let identity = Identity::load_or_create(dir)?;
@@ -111,8 +115,8 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
         name: name.clone(),
         store: joining.store,
         generation: identity.generation(),
-        listen_port: args.listen.port(),
-        api_port: args.api_listen.port(),
+        listen_port: ports.nodes.local_addr()?.port(),
+        api_port: ports.api.local_addr()?.port(),
         extra: Vec::new(),
     };
     let admitted = runtime.block_on(async {
@@ -149,7 +153,7 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
     // With this file the machine is a member.
     home.set_membership(&membership)?;
     home.joined()?;
-    run(home, claim, identity, membership, admitted.chain, args, Greeting::Joined)
+    run(Place { home, ports, _claim: claim }, identity, membership, admitted.chain, args, Greeting::Joined)
 }
 
 /// Asks this network for a cluster: an error if one answers.
@@ -181,12 +185,28 @@ fn clear(home: &Home, past: Option<Past>, args: &NodeArgs) -> Result<(), Failure
     Ok(())
 }
 
-/// Whether containers can start on this machine: asked before it becomes anybody's node.
-fn check_machine() -> Result<(), Failure> {
-    match &*skein_runtime::missing() {
-        [] => Ok(()),
-        missing => Err(format!("no container can start on this machine. {}", missing.join(" ")).into()),
+/// What can be known of the words alone.
+fn check_words(home: &Home, args: &NodeArgs) -> Result<(), Failure> {
+    home.check_path()?;
+    let names = args.peers.len();
+    if names > PEERS_MAX {
+        return Err(format!(
+            "{names} names are given with --peer, the limit is {PEERS_MAX}; one that answers is enough"
+        )
+        .into());
     }
+    Ok(())
+}
+
+/// Whether a node can be made on this machine and in this directory: asked before it becomes anybody's. Takes the ports.
+fn check_machine(home: &Home, args: &NodeArgs) -> Result<Ports, Failure> {
+    networks::check()?;
+    let missing = skein_runtime::missing();
+    if !missing.is_empty() {
+        return Err(format!("no container can start on this machine. {}", missing.join(" ")).into());
+    }
+    skein_runtime::try_directory(home.dir())?;
+    Ports::take(args.listen, args.api_listen)
 }
 
 /// Why a machine that belongs to no cluster founds none here.
@@ -213,29 +233,29 @@ enum Greeting {
     Back,
 }
 
-fn run(
+/// What a node needs of its machine for itself.
+struct Place {
     home: Home,
+    ports: Ports,
     _claim: Claim,
+}
+
+fn run(
+    place: Place,
     identity: Identity,
     membership: Membership,
     chain: skein_net::ca::Chain,
     args: NodeArgs,
     greeting: Greeting,
 ) -> Result<(), Failure> {
-    let names = args.peers.len();
-    if names > PEERS_MAX {
-        return Err(format!(
-            "{names} names are given with --peer, the limit is {PEERS_MAX}; one that answers is enough"
-        )
-        .into());
-    }
+    let Place { home, ports, _claim } = place;
     let advertise = advertise::chosen(&home, &args.advertise, args.listen)?;
     advertise::keep(&home, &args.advertise)?;
     let config = Config {
         home: home.clone(),
+        ports,
         listen: args.listen,
         advertise,
-        api_listen: args.api_listen,
         peers: args.peers,
         cgroup: args.cgroup,
         share: args.share,

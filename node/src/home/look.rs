@@ -20,8 +20,9 @@ const FORMER: &str = "former";
 const IDENTITY: [&str; 2] = ["node.key", "node.json"];
 /// What a running node makes beside them.
 const TRACES: [&str; 6] = ["addresses.json", "api.json", "images", "logs", "network", "pods"];
-/// What decides nothing: a setting of the machine, the daemon's socket, the past, and what makers of file systems leave.
-const NOTHING: [&str; 4] = ["advertise.json", "skein.sock", FORMER, "lost+found"];
+/// What decides nothing: a setting of the machine, the daemon's socket, the past, and what makers
+/// of file systems and a trial that was cut off leave.
+const NOTHING: [&str; 5] = ["advertise.json", "skein.sock", "trial.tmp", FORMER, "lost+found"];
 
 impl Home {
     /// Looks at everything that lies here. Nothing is changed.
