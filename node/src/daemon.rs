@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use skein_apiserver as apiserver;
-use skein_apiserver::tls::SwappableCertificate;
+use skein_apiserver::tls::{ApiTls, SwappableCertificate};
 use skein_net::address_book::AddressBook;
 use skein_net::beacon::{self, Beacon, PeerName};
 use skein_net::ca::{ApiNames, Chain};
@@ -457,10 +457,11 @@ impl Node {
         });
         let server = apiserver::Server::new(
             apiserver::Config {
-                tls: Arc::new(apiserver::tls::server_config(
+                tls: ApiTls::new(
                     resolver.clone(),
                     membership.public.clients.store(),
-                )?),
+                    WallTime::provider(),
+                )?,
                 who_may: Arc::new(clients.clone()),
                 settings: apiserver::Settings::default(),
                 limits: apiserver::limits::Limits::default(),

@@ -14,7 +14,6 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -29,11 +28,12 @@ use crate::cluster::Cluster;
 use crate::identity::{Identity, Serial, WhoMay};
 use crate::limits::Limits;
 use crate::respond::{self, Body};
+use crate::tls::ApiTls;
 
 /// What a server is made of.
 pub struct Config {
-    /// The certificate and the client CA, see [`tls::server_config`](crate::tls::server_config).
-    pub tls: Arc<ServerConfig>,
+    /// The certificate and the clients' roots.
+    pub tls: ApiTls,
     /// Who the clients are.
     pub who_may: Arc<dyn WhoMay>,
     /// What the API says of this cluster.
@@ -46,7 +46,7 @@ pub struct Config {
 #[derive(Clone)]
 pub struct Server {
     api: Arc<Api>,
-    tls: TlsAcceptor,
+    tls: ApiTls,
     who_may: Arc<dyn WhoMay>,
     limits: Limits,
     connections: Arc<Semaphore>,
@@ -69,7 +69,7 @@ impl Server {
         let Config { tls, who_may, settings, limits } = config;
         Server {
             api: Arc::new(Api::new(cluster, settings, limits.clone(), stopping.clone())),
-            tls: TlsAcceptor::from(tls),
+            tls,
             who_may,
             connections: Arc::new(Semaphore::new(limits.connections_max)),
             limits,
@@ -129,7 +129,8 @@ impl Server {
             debug!(peer = %address, %error, "connection lost before its handshake");
             return;
         }
-        let stream = match timeout(self.limits.header_time_max, self.tls.accept(stream)).await {
+        let acceptor = TlsAcceptor::from(self.tls.current());
+        let stream = match timeout(self.limits.header_time_max, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return debug!(peer = %address, %error, "TLS handshake failed"),
             Err(_) => return debug!(peer = %address, "TLS handshake took too long"),

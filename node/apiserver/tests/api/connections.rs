@@ -159,6 +159,28 @@ async fn the_servers_certificate_can_be_replaced_while_it_runs() {
     assert_eq!(after, expect);
 }
 
+#[tokio::test]
+async fn the_clients_roots_can_be_replaced_while_it_runs() {
+    let (served, other) = (served().await, self::served().await);
+    let clients =
+        || (served.issue_client("ann", "system:masters"), other.issue_client("bob", "system:masters"));
+    let may = async |client| match connect(&served, Some(client), b"http/1.1").await {
+        Ok(stream) => ask(stream, PODS).await.is_ok(),
+        Err(_) => false,
+    };
+    let (ours, theirs) = clients();
+    assert_eq!((may(ours).await, may(theirs).await), (true, false));
+    for (roots, expected) in
+        [(vec![served.ca(), other.ca()], (true, true)), (vec![other.ca()], (false, true))]
+    {
+        let mut store = rustls::RootCertStore::empty();
+        store.add_parsable_certificates(roots);
+        served.tls.replace_clients(store).unwrap();
+        let (ours, theirs) = clients();
+        assert_eq!((may(ours).await, may(theirs).await), expected);
+    }
+}
+
 /// What is refused before its body was read broke off the connection or the stream instead: whoever was
 /// still sending never saw why.
 #[tokio::test(flavor = "multi_thread")]

@@ -9,10 +9,11 @@ use rustls::RootCertStore;
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use rustls::time_provider::DefaultTimeProvider;
 use skein_apiserver::identity::{Serial, WhoMay};
 use skein_apiserver::limits::Limits;
 use skein_apiserver::testing::MemoryCluster;
-use skein_apiserver::tls::{self, SwappableCertificate};
+use skein_apiserver::tls::{ApiTls, SwappableCertificate};
 use skein_apiserver::{Config, Server, Settings};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -24,6 +25,7 @@ pub(crate) struct Served {
     pub(crate) address: SocketAddr,
     pub(crate) server: Server,
     pub(crate) certificate: Arc<SwappableCertificate>,
+    pub(crate) tls: ApiTls,
     pub(crate) revoked: Arc<Revoked>,
     /// Resolves when the server has stopped.
     pub(crate) running: Option<tokio::task::JoinHandle<()>>,
@@ -65,18 +67,19 @@ impl Served {
         roots.add(ca.der().clone()).unwrap();
 
         let certificate = Arc::new(SwappableCertificate::new(certified(&issue_server(&ca))));
-        let config = tls::server_config(certificate.clone(), roots).unwrap();
+        let time = Arc::new(DefaultTimeProvider);
+        let tls = ApiTls::new(certificate.clone(), roots, time).unwrap();
         let revoked = Arc::new(Revoked::default());
         let stop = CancellationToken::new();
         let config =
-            Config { tls: Arc::new(config), who_may: revoked.clone(), settings: Settings::default(), limits };
+            Config { tls: tls.clone(), who_may: revoked.clone(), settings: Settings::default(), limits };
         let server = Server::new(config, Arc::new(cluster.clone()), stop.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let runner = server.clone();
         let running = Some(tokio::spawn(async move { runner.run(listener).await }));
         let directory = tempfile::tempdir().unwrap();
-        Served { cluster, address, server, certificate, revoked, running, stop, ca, directory }
+        Served { cluster, address, server, certificate, tls, revoked, running, stop, ca, directory }
     }
 
     /// A certificate for the API of this address, as after a restart or a renewal.
