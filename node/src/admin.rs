@@ -164,7 +164,7 @@ impl Admin {
             (Method::DELETE, ("tokens", id)) => self.revoke(id).await,
             (Method::GET, ("kubeconfig", "")) => self.kubeconfig(request.uri().query()).await,
             (Method::GET, ("clients", "")) => Ok(self.list_clients()),
-            (Method::DELETE, ("clients", serial)) => self.revoke_client(Which::Serial(serial.into())).await,
+            (Method::DELETE, ("clients", serial)) => self.revoke_client(Which::serial(serial)).await,
             (Method::DELETE, ("users", user)) => self.revoke_client(Which::User(user.into())).await,
             (Method::POST, ("images", "")) => self.load_image(request).await,
             (Method::GET, ("images", "")) => self.list_images().await,

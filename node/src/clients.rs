@@ -1,17 +1,20 @@
 //! Client certificates: to whom they were given, and which were taken back.
 //!
-//! One record a certificate, `skein/clients//<serial>`, until the certificate has expired. One without a
-//! record is believed, since our authority signed it and a replica may be behind: a new kubeconfig works on
-//! every node at once. What is taken back has a record that says so.
+//! One record a certificate, `skein/clients//<serial>`, written before its holder gets it and kept until it has
+//! expired. A certificate that has none, or another hash than its record says, is refused, whoever signed it: so a
+//! stolen authority makes nobody an administrator. Before a node refuses one it asks for the cluster's newest word,
+//! because its replica may be behind: a new kubeconfig works on every node at once.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use skein_apiserver::identity::{Identity, Serial, WhoMay};
+use skein_apiserver::identity::{Identity, Serial, Shown, Standing, Unconfirmed, WhoMay};
 use skein_net::ca::Chain;
+use skein_net::join::RateLimit;
 use skein_raft_store::{Change, Expect, Handle, Op, Options, State, TokioRuntime};
 use tokio::sync::watch;
 use tracing::info;
@@ -19,18 +22,24 @@ use tracing::info;
 use crate::admission::all_done;
 
 pub(crate) const PREFIX: &str = "skein/clients//";
-/// More certificates than anybody gives out by hand; each record is some 200 bytes.
+/// More certificates than anybody gives out by hand; each record is some 300 bytes.
 const RECORDS_MAX: usize = 4_096;
 /// Expired records that go when a new one comes.
 const FORGOTTEN_MAX: usize = 64;
 /// Several may be revoked at once, from several nodes.
 const TRIES: usize = 8;
+const READ_MAX: Duration = Duration::from_secs(5);
+/// Hex digits of a serial of ours.
+const SERIAL_DIGITS: usize = 32;
+/// Longer than a client's certificate lives.
+const LIFE_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 /// What the cluster remembers of one certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
     /// Hexadecimal, as certificates are printed elsewhere.
     pub(crate) serial: String,
+    /// Empty where it was taken back without ever having been on record.
     pub(crate) user: String,
     /// The node that was asked for it.
     pub(crate) node: String,
@@ -39,6 +48,9 @@ pub(crate) struct Record {
     /// Seconds since 1970.
     pub(crate) expires: u64,
     pub(crate) revoked: bool,
+    /// SHA-256 of the whole certificate, hexadecimal. Builds before this one wrote none; those are believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sha256: Option<String>,
 }
 
 impl Record {
@@ -50,19 +62,38 @@ impl Record {
         let bytes = serde_json::to_vec(self).expect("plain data has no key that is not a text");
         Op { key: Self::key(&self.serial).into(), expect, change: Change::Put(bytes.into()) }
     }
+
+    fn standing(&self, shown: &Shown) -> Standing {
+        let is_it = |sha256: &String| *sha256 == hex(&shown.sha256);
+        match () {
+            () if !self.sha256.as_ref().is_none_or(is_it) => Standing::Unknown,
+            () if self.revoked => Standing::Revoked,
+            () => Standing::Good,
+        }
+    }
 }
 
 /// The records as this node's replica has them. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
 pub(crate) struct Clients {
-    records: Arc<RwLock<BTreeMap<String, Record>>>,
-    /// Serials, for whoever waits for theirs.
-    revoked: Arc<watch::Sender<BTreeSet<String>>>,
+    book: Arc<watch::Sender<Book>>,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    records: BTreeMap<String, Record>,
+}
+
+impl Book {
+    fn standing(&self, shown: &Shown) -> Standing {
+        let record = self.records.get(&serial_of(&shown.serial));
+        record.map_or(Standing::Unknown, |record| record.standing(shown))
+    }
 }
 
 impl Default for Clients {
     fn default() -> Self {
-        Clients { records: Arc::default(), revoked: Arc::new(watch::channel(BTreeSet::new()).0) }
+        Clients { book: Arc::new(watch::Sender::new(Book::default())) }
     }
 }
 
@@ -71,26 +102,30 @@ impl Clients {
     pub(crate) fn load(&self, state: &State) {
         let records =
             state.range(PREFIX, None).filter_map(|(_, object)| serde_json::from_slice(&object.value).ok());
-        let records: BTreeMap<String, Record> =
-            records.map(|record: Record| (record.serial.clone(), record)).collect();
-        self.change(|held| *held = records);
+        let records = records.map(|record: Record| (record.serial.clone(), record)).collect();
+        self.book.send_replace(Book { records });
     }
 
     /// Takes over one change of the map, if it is about a certificate.
     pub(crate) fn apply(&self, key: &str, value: Option<&[u8]>) {
         let Some(serial) = key.strip_prefix(PREFIX) else { return };
-        self.change(|held| match value.and_then(|bytes| serde_json::from_slice(bytes).ok()) {
-            Some(record) => drop(held.insert(serial.to_owned(), record)),
-            None => drop(held.remove(serial)),
+        let record = value.and_then(|bytes| serde_json::from_slice(bytes).ok());
+        self.book.send_modify(|book| match record {
+            Some(record) => drop(book.records.insert(serial.to_owned(), record)),
+            None => drop(book.records.remove(serial)),
         });
     }
 
     /// All of them, the newest last.
     pub(crate) fn list(&self) -> Vec<Record> {
-        let held = self.records.read().unwrap_or_else(PoisonError::into_inner);
-        let mut records: Vec<Record> = held.values().cloned().collect();
+        let mut records: Vec<Record> = self.book.borrow().records.values().cloned().collect();
         records.sort_by(|a, b| (a.issued, &a.serial).cmp(&(b.issued, &b.serial)));
         records
+    }
+
+    /// Who asks these records, and the cluster where they do not know.
+    pub(crate) fn asking(&self, store: Handle<TokioRuntime>) -> Asking {
+        Asking { clients: self.clone(), store, limit: Mutex::default() }
     }
 
     /// Notes a certificate before its holder gets it, and forgets some that have expired.
@@ -101,16 +136,17 @@ impl Clients {
         node: &str,
     ) -> Result<Record, String> {
         let record = record_of(chain, node)?;
-        let known = self.list();
-        if known.len() >= RECORDS_MAX {
+        let now = seconds(SystemTime::now());
+        let (expired, in_use): (Vec<Record>, Vec<Record>) =
+            self.list().into_iter().partition(|old| old.expires <= now);
+        if in_use.len() >= RECORDS_MAX {
             return Err(format!(
                 "{} client certificates are in use already; they go when they expire",
-                known.len()
+                in_use.len()
             ));
         }
         let mut ops = vec![record.to_op(Expect::Absent)];
-        let expired = known.iter().filter(|old| old.expires <= seconds(SystemTime::now()));
-        ops.extend(expired.take(FORGOTTEN_MAX).map(|old| Op {
+        ops.extend(expired.iter().take(FORGOTTEN_MAX).map(|old| Op {
             key: Record::key(&old.serial).into(),
             expect: Expect::Any,
             change: Change::Delete,
@@ -126,7 +162,7 @@ impl Clients {
         which: &Which,
     ) -> Result<Vec<Record>, String> {
         for _ in 0..TRIES {
-            store.read_index(Duration::from_secs(5)).await.map_err(|error| error.to_string())?;
+            store.read_index(READ_MAX).await.map_err(|error| error.to_string())?;
             let state = store.state();
             let (mut ops, mut named) = (Vec::new(), Vec::new());
             for (_, object) in state.range(PREFIX, None) {
@@ -138,6 +174,10 @@ impl Clients {
                     }
                     named.push(record);
                 }
+            }
+            if let Some(record) = which.unrecorded().filter(|_| named.is_empty()) {
+                ops.push(record.to_op(Expect::Absent));
+                named.push(record);
             }
             which.check(&named)?;
             if ops.is_empty() {
@@ -153,31 +193,43 @@ impl Clients {
         }
         Err("the certificates change all the time; try again".into())
     }
+}
 
-    fn change(&self, change: impl FnOnce(&mut BTreeMap<String, Record>)) {
-        let mut held = self.records.write().unwrap_or_else(PoisonError::into_inner);
-        change(&mut held);
-        let revoked: BTreeSet<String> =
-            held.values().filter(|record| record.revoked).map(|record| record.serial.clone()).collect();
-        drop(held);
-        self.revoked.send_if_modified(|known| {
-            let changed = *known != revoked;
-            *known = revoked;
-            changed
-        });
-    }
+/// See [`Clients::asking`].
+pub(crate) struct Asking {
+    clients: Clients,
+    store: Handle<TokioRuntime>,
+    /// Whoever has a certificate that is not on record may ask as well: the leader must not feel it.
+    limit: Mutex<RateLimit>,
 }
 
 #[async_trait]
-impl WhoMay for Clients {
-    fn is_revoked(&self, serial: &Serial) -> bool {
-        self.revoked.borrow().contains(&hex(serial))
+impl WhoMay for Asking {
+    fn standing(&self, shown: &Shown) -> Standing {
+        self.clients.book.borrow().standing(shown)
     }
 
-    async fn until_revoked(&self, serial: &Serial) {
-        let serial = hex(serial);
+    async fn confirm(&self, shown: &Shown, from: IpAddr) -> Result<Standing, Unconfirmed> {
+        if !self.limit.lock().unwrap_or_else(PoisonError::into_inner).allow(from, Instant::now()) {
+            return Err(Unconfirmed::TooOften);
+        }
+        let read = self.store.read_index(READ_MAX).await;
+        read.map_err(|error| Unconfirmed::NoMajority(error.to_string()))?;
+        let state = self.store.state();
+        let record = state.get(&Record::key(&serial_of(&shown.serial)));
+        let record: Option<Record> = record.and_then(|object| serde_json::from_slice(&object.value).ok());
+        Ok(record.map_or(Standing::Unknown, |record| record.standing(shown)))
+    }
+
+    async fn until_ended(&self, shown: &Shown) {
+        let mut was_good = false;
+        let ended = |book: &Book| {
+            let standing = book.standing(shown);
+            was_good |= standing == Standing::Good;
+            standing == Standing::Revoked || (was_good && standing == Standing::Unknown)
+        };
         // Fails only when the node is gone, and with it every connection.
-        let _ = self.revoked.subscribe().wait_for(|revoked| revoked.contains(&serial)).await;
+        let _ = self.clients.book.subscribe().wait_for(ended).await;
     }
 }
 
@@ -191,11 +243,33 @@ pub(crate) enum Which {
 }
 
 impl Which {
+    /// By a serial or its beginning, as any program prints it: `4A:0B:..`, `0x4a0b..`, `4a0b..`.
+    pub(crate) fn serial(text: &str) -> Which {
+        let text = text.strip_prefix("0x").unwrap_or(text);
+        Which::Serial(text.chars().filter(|c| *c != ':').collect::<String>().to_ascii_lowercase())
+    }
+
     fn names(&self, record: &Record) -> bool {
         match self {
             Which::Serial(begin) => record.serial.starts_with(begin),
             Which::User(user) => record.user == *user,
         }
+    }
+
+    /// A record for a whole serial that there is none of yet: it is not to count whatever turns up.
+    fn unrecorded(&self) -> Option<Record> {
+        let Which::Serial(serial) = self else { return None };
+        let whole = serial.len() == SERIAL_DIGITS && serial.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let now = SystemTime::now();
+        whole.then(|| Record {
+            serial: serial.clone(),
+            user: String::new(),
+            node: String::new(),
+            issued: seconds(now),
+            expires: seconds(now + LIFE_MAX),
+            revoked: true,
+            sha256: None,
+        })
     }
 
     fn check(&self, named: &[Record]) -> Result<(), String> {
@@ -204,9 +278,9 @@ impl Which {
             Which::Serial(begin) if named.len() > 1 => {
                 Err(format!("{begin:?} is the beginning of {} serials; {SEE}", named.len()))
             }
-            Which::Serial(begin) if named.is_empty() => {
-                Err(format!("there is no client certificate {begin:?}; {SEE}"))
-            }
+            Which::Serial(begin) if named.is_empty() => Err(format!(
+                "there is no client certificate {begin:?}; to take back one that is not on record give its whole serial, {SERIAL_DIGITS} digits; {SEE}"
+            )),
             Which::User(user) if named.is_empty() => {
                 Err(format!("there is no client certificate of {user:?}; {SEE}"))
             }
@@ -216,22 +290,29 @@ impl Which {
 }
 
 fn record_of(chain: &Chain, node: &str) -> Result<Record, String> {
-    let (identity, serial) =
-        Identity::of_certificate(chain.leaf()).ok_or("the authority's certificate cannot be read")?;
+    let unreadable = "the authority's certificate cannot be read";
+    let (identity, _) = Identity::of_certificate(chain.leaf()).ok_or(unreadable)?;
+    let shown = Shown::of_certificate(chain.leaf()).ok_or(unreadable)?;
     let validity = chain.validity();
     Ok(Record {
-        serial: hex(&serial),
+        serial: serial_of(&shown.serial),
         user: identity.user,
         node: node.to_owned(),
         issued: seconds(SystemTime::now()),
         expires: seconds(validity.until),
         revoked: false,
+        sha256: Some(hex(&shown.sha256)),
     })
 }
 
 /// Without leading zeros that encodings of numbers add.
-fn hex(serial: &Serial) -> String {
-    serial.0.iter().skip_while(|byte| **byte == 0).map(|byte| format!("{byte:02x}")).collect()
+fn serial_of(serial: &Serial) -> String {
+    let zeros = serial.0.iter().take_while(|byte| **byte == 0).count();
+    hex(&serial.0[zeros..])
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn seconds(at: SystemTime) -> u64 {
@@ -242,6 +323,8 @@ fn seconds(at: SystemTime) -> u64 {
 mod tests {
     use super::*;
 
+    const HASH: [u8; 32] = [7; 32];
+
     fn record(serial: &str, user: &str, revoked: bool) -> Record {
         Record {
             serial: serial.into(),
@@ -250,6 +333,7 @@ mod tests {
             issued: 1,
             expires: 2,
             revoked,
+            sha256: Some(hex(&HASH)),
         }
     }
 
@@ -257,19 +341,36 @@ mod tests {
         clients.apply(&Record::key(&record.serial), Some(&serde_json::to_vec(record).unwrap()));
     }
 
-    #[tokio::test]
-    async fn whoever_waits_for_a_revocation_hears_of_theirs_and_of_no_other() {
+    fn shown(serial: &[u8]) -> Shown {
+        Shown { serial: Serial(serial.into()), sha256: HASH }
+    }
+
+    #[track_caller]
+    fn check(clients: &Clients, shown: &Shown, expected: Standing) {
+        assert_eq!(clients.book.borrow().standing(shown), expected);
+    }
+
+    #[test]
+    fn only_what_is_on_record_with_its_hash_is_good() {
         let clients = Clients::default();
-        let serial = Serial(vec![0, 0xab, 0x01]);
         put(&clients, &record("ab01", "ann", false));
         put(&clients, &record("cd02", "bob", true));
-        assert!(!clients.is_revoked(&serial));
-        assert!(clients.is_revoked(&Serial(vec![0xcd, 0x02])));
-        let (waiting, task) = (clients.clone(), serial.clone());
-        let heard = tokio::spawn(async move { waiting.until_revoked(&task).await });
-        put(&clients, &record("ab01", "ann", true));
-        heard.await.unwrap();
-        assert!(clients.is_revoked(&serial));
+        check(&clients, &shown(&[0xab, 0x01]), Standing::Good);
+        check(&clients, &shown(&[0, 0xab, 0x01]), Standing::Good);
+        check(&clients, &shown(&[0xcd, 0x02]), Standing::Revoked);
+        check(&clients, &shown(&[0xef, 0x03]), Standing::Unknown);
+        // Somebody with the authority's key made another certificate of a serial that is good.
+        check(&clients, &Shown { sha256: [8; 32], ..shown(&[0xab, 0x01]) }, Standing::Unknown);
+        clients.apply("skein/clients//ab01", None);
+        check(&clients, &shown(&[0xab, 0x01]), Standing::Unknown);
+    }
+
+    #[test]
+    fn a_record_of_an_older_build_is_believed_by_its_serial() {
+        let clients = Clients::default();
+        let old = br#"{"serial":"ab01","user":"ann","node":"one","issued":1,"expires":2,"revoked":false}"#;
+        clients.apply("skein/clients//ab01", Some(old));
+        check(&clients, &shown(&[0xab, 0x01]), Standing::Good);
     }
 
     #[test]
@@ -279,9 +380,25 @@ mod tests {
             let named: Vec<Record> = records.iter().filter(|record| which.names(record)).cloned().collect();
             which.check(&named).map(|()| named.len())
         };
-        assert_eq!(check(Which::Serial("ab01".into())), Ok(1));
+        assert_eq!(check(Which::serial("AB:01")), Ok(1));
+        assert_eq!(check(Which::serial("0xab01")), Ok(1));
         assert_eq!(check(Which::User("ann".into())), Ok(2));
-        assert!(check(Which::Serial("ab".into())).unwrap_err().contains("2 serials"));
+        assert!(check(Which::serial("ab")).unwrap_err().contains("2 serials"));
         assert!(check(Which::User("eve".into())).unwrap_err().contains("no client certificate"));
+    }
+
+    #[test]
+    fn a_whole_serial_is_taken_back_though_it_is_not_on_record() {
+        let serial = "4A:0B".to_owned() + &":00".repeat(14);
+        let record = Which::serial(&serial).unrecorded().expect("a whole serial");
+        assert!(record.revoked && record.serial.starts_with("4a0b") && record.serial.len() == SERIAL_DIGITS);
+        let clients = Clients::default();
+        put(&clients, &record);
+        let bytes = [&[0x4a, 0x0b][..], &[0; 14]].concat();
+        check(&clients, &shown(&bytes), Standing::Revoked);
+        for text in ["4a0b", "not hexadecimal, but of 32 letters", &"g".repeat(32)] {
+            assert_eq!(Which::serial(text).unrecorded(), None, "{text}");
+        }
+        assert!(Which::serial("4a").check(&[]).unwrap_err().contains("whole serial"));
     }
 }

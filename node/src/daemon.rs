@@ -457,12 +457,8 @@ impl Node {
         });
         let server = apiserver::Server::new(
             apiserver::Config {
-                tls: ApiTls::new(
-                    resolver.clone(),
-                    membership.public.clients.store(),
-                    WallTime::provider(),
-                )?,
-                who_may: Arc::new(clients.clone()),
+                tls: ApiTls::new(resolver.clone(), membership.public.clients.store(), WallTime::provider())?,
+                who_may: Arc::new(clients.asking(store.clone())),
                 settings: apiserver::Settings::default(),
                 limits: apiserver::limits::Limits::default(),
             },

@@ -3,8 +3,11 @@
 //! Before there is RBAC there are two answers: cluster administrators and nodes may everything,
 //! everybody else may only ask how the server is. DESIGN "Who may, before RBAC".
 
+use std::net::IpAddr;
+
 use async_trait::async_trait;
 use rustls::pki_types::CertificateDer;
+use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// Members of this group may everything.
@@ -62,21 +65,64 @@ impl Identity {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Serial(pub Vec<u8>);
 
-/// Says who the holder of a verified client certificate is.
+/// A client's certificate as the cluster has it on record.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Shown {
+    /// By which it is found.
+    pub serial: Serial,
+    /// SHA-256 of the whole certificate: another one of the same serial is another certificate.
+    pub sha256: [u8; 32],
+}
+
+impl Shown {
+    /// What is asked about `certificate`; `None` if it is unreadable.
+    pub fn of_certificate(certificate: &CertificateDer<'_>) -> Option<Shown> {
+        let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+        let sha256 = Sha256::digest(certificate).into();
+        Some(Shown { serial: Serial(parsed.raw_serial().to_vec()), sha256 })
+    }
+}
+
+/// What the cluster says of a certificate whose signature and dates are good.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Standing {
+    /// It was given out.
+    Good,
+    /// It was taken back, or what it was signed by counts no more.
+    Revoked,
+    /// Nobody has said that it was given out, as far as is known here.
+    Unknown,
+}
+
+/// Why nobody can say how a certificate stands.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Unconfirmed {
+    /// Its address has asked too often.
+    TooOften,
+    /// No majority answers.
+    NoMajority(String),
+}
+
+/// Says who the holder of a verified client certificate is, and whether it counts.
 #[async_trait]
 pub trait WhoMay: Send + Sync + 'static {
     /// `None`: the certificate says nothing we believe, its holder is anonymous.
-    fn identify(&self, certificate: &CertificateDer<'_>) -> Option<(Identity, Serial)> {
-        Identity::of_certificate(certificate)
+    fn identify(&self, certificate: &CertificateDer<'_>) -> Option<(Identity, Shown)> {
+        let (identity, _) = Identity::of_certificate(certificate)?;
+        Some((identity, Shown::of_certificate(certificate)?))
     }
 
-    /// Whether the certificate of this serial was taken back. Asked before each request, so that it
-    /// is effective on connections that are already open.
-    fn is_revoked(&self, serial: &Serial) -> bool;
+    /// How a certificate stands, by what is known here. Asked before each request, so that it is effective on
+    /// connections that are already open.
+    fn standing(&self, shown: &Shown) -> Standing;
 
-    /// Ends when the certificate of this serial is taken back: what goes on without asking, a watch, must
-    /// end then.
-    async fn until_revoked(&self, serial: &Serial);
+    /// The same by the cluster's newest word: for one that is unknown here, where that word may not have come
+    /// yet. Bounded for each address, because who has no good certificate may ask as well.
+    async fn confirm(&self, shown: &Shown, from: IpAddr) -> Result<Standing, Unconfirmed>;
+
+    /// Ends when a certificate is taken back, or was good and is so no more: what goes on without asking, a watch,
+    /// must end then.
+    async fn until_ended(&self, shown: &Shown);
 }
 
 /// Believes what certificates say and takes none back.
@@ -85,11 +131,15 @@ pub struct AnyValidCertificate;
 
 #[async_trait]
 impl WhoMay for AnyValidCertificate {
-    fn is_revoked(&self, _: &Serial) -> bool {
-        false
+    fn standing(&self, _: &Shown) -> Standing {
+        Standing::Good
     }
 
-    async fn until_revoked(&self, _: &Serial) {
+    async fn confirm(&self, _: &Shown, _: IpAddr) -> Result<Standing, Unconfirmed> {
+        Ok(Standing::Good)
+    }
+
+    async fn until_ended(&self, _: &Shown) {
         std::future::pending().await
     }
 }
@@ -109,6 +159,8 @@ mod tests {
 
     #[test]
     fn bytes_that_are_no_certificate_name_nobody() {
-        assert_eq!(Identity::of_certificate(&CertificateDer::from(vec![0x30, 0x03, 1, 2, 3])), None);
+        let bytes = CertificateDer::from(vec![0x30, 0x03, 1, 2, 3]);
+        assert_eq!(Identity::of_certificate(&bytes), None);
+        assert_eq!(Shown::of_certificate(&bytes), None);
     }
 }

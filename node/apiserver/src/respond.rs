@@ -11,7 +11,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, SizeHint};
 use serde_json::Value;
-use skein_api::status::{Reason, Status};
+use skein_api::status::Status;
 
 /// Why a body broke off.
 pub type BodyError = std::io::Error;
@@ -36,11 +36,6 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 /// A body that breaks off with `error`.
 pub(crate) fn broken(error: BodyError) -> Body {
     BodyExt::boxed_unsync(StreamBody::new(futures::stream::iter([Err::<Frame<Bytes>, _>(error)])))
-}
-
-/// The certificate that was shown is not believed any more.
-pub(crate) fn unauthorized(why: &str) -> Response<Body> {
-    status(&Status::new(Reason::Unauthorized, why))
 }
 
 /// A `Status` with its code.

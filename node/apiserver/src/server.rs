@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use skein_api::status::{Reason, Status};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -25,10 +26,13 @@ use tracing::{debug, info, warn};
 
 use crate::api::{Api, Settings};
 use crate::cluster::Cluster;
-use crate::identity::{Identity, Serial, WhoMay};
+use crate::identity::{Identity, Shown, Standing, Unconfirmed, WhoMay};
 use crate::limits::Limits;
 use crate::respond::{self, Body};
 use crate::tls::ApiTls;
+
+/// When to come back with a certificate that is unknown here.
+const UNKNOWN_RETRY_SECONDS: u32 = 2;
 
 /// What a server is made of.
 pub struct Config {
@@ -58,8 +62,8 @@ pub struct Server {
 #[derive(Clone)]
 struct Peer {
     identity: Identity,
-    /// The serial of the certificate that said so, asked about before each request.
-    serial: Option<Serial>,
+    /// The certificate that said so, asked about before each request.
+    shown: Option<Shown>,
     address: Option<SocketAddr>,
 }
 
@@ -120,7 +124,7 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        self.serve(stream, Peer { identity, serial: None, address: None }).await;
+        self.serve(stream, Peer { identity, shown: None, address: None }).await;
     }
 
     async fn serve_tls(&self, stream: TcpStream, address: SocketAddr) {
@@ -136,11 +140,11 @@ impl Server {
             Err(_) => return debug!(peer = %address, "TLS handshake took too long"),
         };
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-        let (identity, serial) = match certificate.and_then(|der| self.who_may.identify(der)) {
-            Some((identity, serial)) => (identity, Some(serial)),
+        let (identity, shown) = match certificate.and_then(|der| self.who_may.identify(der)) {
+            Some((identity, shown)) => (identity, Some(shown)),
             None => (Identity::anonymous(), None),
         };
-        self.serve(stream, Peer { identity, serial, address: Some(address) }).await;
+        self.serve(stream, Peer { identity, shown, address: Some(address) }).await;
     }
 
     async fn serve<S>(&self, stream: S, peer: Peer)
@@ -159,31 +163,33 @@ impl Server {
             .keep_alive_timeout(Duration::from_secs(20));
         let server = self.clone();
         let (address, user) = (peer.address, peer.identity.user.clone());
-        let (who_may, serial) = (self.who_may.clone(), peer.serial.clone());
-        let revoked = async move {
-            match &serial {
+        let (who_may, shown) = (self.who_may.clone(), peer.shown.clone());
+        let ended = async move {
+            match &shown {
                 // Revoked before it was shown: each request is told so.
-                Some(serial) if !who_may.is_revoked(serial) => who_may.until_revoked(serial).await,
+                Some(shown) if who_may.standing(shown) != Standing::Revoked => {
+                    who_may.until_ended(shown).await
+                }
                 _ => std::future::pending().await,
             }
         };
         let service =
             service_fn(move |request| server.clone().answer(request, peer.clone()).map(Ok::<_, Infallible>));
         let mut connection = pin!(http.serve_connection_with_upgrades(TokioIo::new(stream), service));
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
+        let served = tokio::select! {
+            served = connection.as_mut() => served,
             () = self.stopping.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 timeout(self.limits.stop_time_max, connection).await.unwrap_or(Ok(()))
             }
-            () = revoked => {
-                info!(user, peer = ?address, "the certificate of an open connection was revoked, closing it");
+            () = ended => {
+                info!(user, peer = ?address, "the certificate of an open connection counts no more, closing it");
                 connection.as_mut().graceful_shutdown();
                 // An answer on its way may come to its end; a watch does not.
                 timeout(self.limits.revoked_time_max, connection).await.unwrap_or(Ok(()))
             }
         };
-        if let Err(error) = ended {
+        if let Err(error) = served {
             debug!(peer = ?address, %error, "connection ended");
         }
     }
@@ -191,10 +197,8 @@ impl Server {
     /// Boxed, because the compiler cannot see through the nesting that a task without is Send.
     fn answer(self, request: Request<Incoming>, peer: Peer) -> BoxFuture<'static, Response<Body>> {
         async move {
-            if peer.serial.as_ref().is_some_and(|serial| self.who_may.is_revoked(serial)) {
-                return respond::unauthorized(
-                    "this certificate was revoked; ask an administrator for a new one",
-                );
+            if let Err(refused) = self.admit(&peer).await {
+                return respond::status(&refused);
             }
             // Anonymous clients are many: each address counts for itself.
             let client = match peer.address {
@@ -204,6 +208,33 @@ impl Server {
             self.api.answer(request.map(respond::body_from), &peer.identity, &client).await
         }
         .boxed()
+    }
+
+    /// Whether the certificate that was shown counts. One that is unknown here is asked about elsewhere first: a
+    /// new one works on every node at once, however far this one is behind.
+    async fn admit(&self, peer: &Peer) -> Result<(), Status> {
+        let (Some(shown), Some(address)) = (&peer.shown, peer.address) else { return Ok(()) };
+        let mut standing = Ok(self.who_may.standing(shown));
+        if standing == Ok(Standing::Unknown) {
+            standing = self.who_may.confirm(shown, address.ip()).await;
+        }
+        let unauthorized = |why: &str| Err(Status::new(Reason::Unauthorized, why));
+        match standing {
+            Ok(Standing::Good) => Ok(()),
+            Ok(Standing::Revoked) => {
+                unauthorized("this certificate was revoked; ask an administrator for a new one")
+            }
+            Ok(Standing::Unknown) => unauthorized(
+                "this certificate is not among those that the cluster has given out; ask an administrator for a new one",
+            ),
+            Err(Unconfirmed::TooOften) => Err(Status::too_many_requests(
+                "too many certificates that are unknown here come from this address; try again later",
+                UNKNOWN_RETRY_SECONDS,
+            )),
+            Err(Unconfirmed::NoMajority(error)) => Err(Status::unavailable(format!(
+                "this certificate is unknown here, and nobody can confirm it: {error}"
+            ))),
+        }
     }
 
     /// Without descriptors `accept` fails at once and for a while: trying on is all that helps, slowly.

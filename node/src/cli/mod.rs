@@ -148,7 +148,7 @@ enum KubeconfigVerb {
     /// Take certificates back: effective at once on every node, on open connections too.
     #[command(group(ArgGroup::new("which").required(true)))]
     Revoke {
-        /// The serial of one, or its beginning.
+        /// The serial of one, or its beginning; the whole serial of one that is not on record.
         #[arg(group = "which")]
         serial: Option<String>,
         /// All of one user.

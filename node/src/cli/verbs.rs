@@ -219,13 +219,18 @@ pub(super) fn revoke_clients(dir: &Path, serial: Option<&str>, user: Option<&str
     };
     let revoked = talk(dir, Method::DELETE, &verb, None)?;
     lines(revoked["revoked"].as_array().into_iter().flatten().map(|client| {
-        format!("certificate {} of {} revoked", text(&client["serial"]), text(&client["user"]))
+        match (text(&client["serial"]), text(&client["user"])) {
+            (serial, user) if user.is_empty() => {
+                format!("certificate {serial} revoked; it was not on record")
+            }
+            (serial, user) => format!("certificate {serial} of {user} revoked"),
+        }
     }))
 }
 
 /// A word that can stand in the path of a request to the daemon as it is.
 fn in_path<'w>(what: &str, word: &'w str) -> Result<&'w str, Failure> {
-    let harmless = |c: char| c.is_ascii_alphanumeric() || ".@_-".contains(c);
+    let harmless = |c: char| c.is_ascii_alphanumeric() || ".:@_-".contains(c);
     if word.is_empty() || !word.chars().all(harmless) {
         return Err(format!("{word:?} is no {what}; see: skein kubeconfig list").into());
     }

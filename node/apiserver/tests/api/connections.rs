@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, ServerName};
-use skein_apiserver::identity::Identity;
+use skein_apiserver::identity::{Identity, Standing, Unconfirmed};
 use skein_apiserver::limits::Limits;
 use skein_apiserver::testing::MemoryCluster;
 use skein_apiserver::{Body, full};
@@ -95,14 +95,14 @@ async fn a_certificate_of_another_authority_ends_the_handshake() {
 async fn a_revoked_certificate_is_out_on_connections_that_are_open_already() {
     let served = served().await;
     let client = served.issue_client("ann", "system:masters");
-    let (_, serial) = Identity::of_certificate(&client.certificate).unwrap();
+    let certificate = client.certificate.clone();
     let stream = connect(&served, Some(client), b"http/1.1").await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     let first = sender.send_request(get(PODS)).await.unwrap();
     assert_eq!(first.status(), 200);
     first.into_body().collect().await.unwrap();
-    served.revoked.0.send_modify(|revoked| revoked.push(serial.clone()));
+    served.record.say(&certificate, Standing::Revoked);
     // The connection ends, or answers this one with a refusal if it comes in between.
     if sender.ready().await.is_ok()
         && let Ok(refused) = sender.send_request(get(PODS)).await
@@ -111,9 +111,28 @@ async fn a_revoked_certificate_is_out_on_connections_that_are_open_already() {
     }
     // A new connection is refused likewise.
     let client = served.issue_client("bob", "system:masters");
-    let (_, serial) = Identity::of_certificate(&client.certificate).unwrap();
-    served.revoked.0.send_modify(|revoked| revoked.push(serial));
+    served.record.say(&client.certificate, Standing::Revoked);
     assert_eq!(code(&served, Some(client), PODS).await, 401);
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_unknown_here_is_asked_about_before_it_is_refused() {
+    let served = served().await;
+    let ask = async |elsewhere| {
+        let client = served.issue_client("ann", "system:masters");
+        served.record.say(&client.certificate, Standing::Unknown);
+        served.record.elsewhere.lock().unwrap().0 = Some(elsewhere);
+        code(&served, Some(client), PODS).await
+    };
+    assert_eq!(ask(Ok(Standing::Good)).await, 200);
+    assert_eq!(ask(Ok(Standing::Revoked)).await, 401);
+    assert_eq!(ask(Ok(Standing::Unknown)).await, 401);
+    assert_eq!(ask(Err(Unconfirmed::TooOften)).await, 429);
+    assert_eq!(ask(Err(Unconfirmed::NoMajority("two of three are gone".into()))).await, 503);
+    assert_eq!(served.record.elsewhere.lock().unwrap().1, 5);
+    // One that is known is not asked about.
+    assert_eq!(code(&served, Some(served.issue_client("bob", "system:masters")), PODS).await, 200);
+    assert_eq!(served.record.elsewhere.lock().unwrap().1, 5);
 }
 
 #[tokio::test]
@@ -122,11 +141,11 @@ async fn a_watch_ends_when_its_certificate_is_revoked_and_those_of_others_go_on(
     for alpn in [&b"http/1.1"[..], b"h2"] {
         let (ann, bob) =
             (served.issue_client("ann", "system:masters"), served.issue_client("bob", "system:masters"));
-        let (_, serial) = Identity::of_certificate(&ann.certificate).unwrap();
+        let certificate = ann.certificate.clone();
         let path = format!("{PODS}?watch=1&resourceVersion=1");
         let ended = watched(&served, ann, alpn, &path).await;
         let goes_on = watched(&served, bob, alpn, &path).await;
-        served.revoked.0.send_modify(|revoked| revoked.push(serial));
+        served.record.say(&certificate, Standing::Revoked);
         timeout(PATIENCE, ended.into_body().collect()).await.expect("the watch ends").ok();
         let goes_on = timeout(Duration::from_millis(200), goes_on.into_body().collect()).await;
         assert!(goes_on.is_err(), "nobody took that one back");

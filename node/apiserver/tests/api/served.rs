@@ -1,8 +1,8 @@
 //! An API over TLS on loopback, with a client CA and a kubeconfig in a directory of its own.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::RootCertStore;
@@ -10,7 +10,7 @@ use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::DefaultTimeProvider;
-use skein_apiserver::identity::{Serial, WhoMay};
+use skein_apiserver::identity::{Shown, Standing, Unconfirmed, WhoMay};
 use skein_apiserver::limits::Limits;
 use skein_apiserver::testing::MemoryCluster;
 use skein_apiserver::tls::{ApiTls, SwappableCertificate};
@@ -26,7 +26,7 @@ pub(crate) struct Served {
     pub(crate) server: Server,
     pub(crate) certificate: Arc<SwappableCertificate>,
     pub(crate) tls: ApiTls,
-    pub(crate) revoked: Arc<Revoked>,
+    pub(crate) record: Arc<Record>,
     /// Resolves when the server has stopped.
     pub(crate) running: Option<tokio::task::JoinHandle<()>>,
     pub(crate) stop: CancellationToken,
@@ -34,18 +34,47 @@ pub(crate) struct Served {
     directory: tempfile::TempDir,
 }
 
-/// The serials taken back.
+/// What is known of certificates; all others are good.
 #[derive(Default)]
-pub(crate) struct Revoked(pub(crate) watch::Sender<Vec<Serial>>);
+pub(crate) struct Record {
+    /// Those that are not good here.
+    pub(crate) here: watch::Sender<Vec<(Shown, Standing)>>,
+    /// What the cluster's newest word on an unknown one is, and how often it was asked for.
+    pub(crate) elsewhere: Mutex<(Option<Result<Standing, Unconfirmed>>, usize)>,
+}
 
-#[async_trait::async_trait]
-impl WhoMay for Revoked {
-    fn is_revoked(&self, serial: &Serial) -> bool {
-        self.0.borrow().contains(serial)
+impl Record {
+    /// From now on this is known here of the certificate.
+    pub(crate) fn say(&self, certificate: &CertificateDer<'_>, standing: Standing) {
+        let shown = Shown::of_certificate(certificate).unwrap();
+        self.here.send_modify(|here| {
+            here.retain(|(known, _)| *known != shown);
+            here.push((shown, standing));
+        });
     }
 
-    async fn until_revoked(&self, serial: &Serial) {
-        self.0.subscribe().wait_for(|revoked| revoked.contains(serial)).await.unwrap();
+    fn find(here: &[(Shown, Standing)], shown: &Shown) -> Standing {
+        let found = here.iter().find(|(known, _)| known == shown);
+        found.map_or(Standing::Good, |(_, standing)| *standing)
+    }
+}
+
+#[async_trait::async_trait]
+impl WhoMay for Record {
+    fn standing(&self, shown: &Shown) -> Standing {
+        Self::find(&self.here.borrow(), shown)
+    }
+
+    async fn confirm(&self, _: &Shown, from: IpAddr) -> Result<Standing, Unconfirmed> {
+        assert!(from.is_loopback());
+        let mut elsewhere = self.elsewhere.lock().unwrap();
+        elsewhere.1 += 1;
+        elsewhere.0.clone().unwrap_or(Ok(Standing::Unknown))
+    }
+
+    async fn until_ended(&self, shown: &Shown) {
+        let ended = |here: &Vec<_>| Self::find(here, shown) == Standing::Revoked;
+        self.here.subscribe().wait_for(ended).await.unwrap();
     }
 }
 
@@ -69,17 +98,17 @@ impl Served {
         let certificate = Arc::new(SwappableCertificate::new(certified(&issue_server(&ca))));
         let time = Arc::new(DefaultTimeProvider);
         let tls = ApiTls::new(certificate.clone(), roots, time).unwrap();
-        let revoked = Arc::new(Revoked::default());
+        let record = Arc::new(Record::default());
         let stop = CancellationToken::new();
         let config =
-            Config { tls: tls.clone(), who_may: revoked.clone(), settings: Settings::default(), limits };
+            Config { tls: tls.clone(), who_may: record.clone(), settings: Settings::default(), limits };
         let server = Server::new(config, Arc::new(cluster.clone()), stop.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let runner = server.clone();
         let running = Some(tokio::spawn(async move { runner.run(listener).await }));
         let directory = tempfile::tempdir().unwrap();
-        Served { cluster, address, server, certificate, tls, revoked, running, stop, ca, directory }
+        Served { cluster, address, server, certificate, tls, record, running, stop, ca, directory }
     }
 
     /// A certificate for the API of this address, as after a restart or a renewal.
