@@ -32,6 +32,8 @@ use crate::admission::{Door, all_done};
 use crate::agent::ClusterImages;
 use crate::authority::Authority;
 use crate::clients::{Clients, Which};
+use crate::clock;
+use crate::clocks;
 use crate::disk;
 use crate::home::{Home, Membership};
 use crate::members::{self, Members, Record};
@@ -259,8 +261,7 @@ impl Admin {
         }).collect();
         let voters = metrics.voters.len();
         let name = |node: NodeId| name_of(node.0).unwrap_or_else(|| node.short());
-        let waiting: Vec<Value> =
-            voting.waits.iter().map(|wait| wait.shown(SystemTime::now(), name)).collect();
+        let waiting: Vec<Value> = voting.waits.iter().map(|wait| wait.shown(clock::system(), name)).collect();
         json!({
             "cluster": self.membership.public.cluster.name,
             "fingerprint": self.membership.public.cluster.id.fingerprint(),
@@ -278,7 +279,7 @@ impl Admin {
             "failed": metrics.failed,
             "certificateUntil": self.home.certificate().ok().flatten().map(|chain| seconds(chain.validity().until)),
             "podTrafficEncrypted": false,
-            "warnings": self.warnings,
+            "warnings": self.warnings.iter().cloned().chain(clocks::complaint()).collect::<Vec<_>>(),
             "network": self.surroundings.complaints(),
             "leftAlone": left_alone,
             "nodes": nodes,
@@ -305,7 +306,7 @@ impl Admin {
         let tokens = self.door.tokens().into_iter().map(|token| {
             let state = match () {
                 () if token.revoked => "revoked",
-                () if token.expires <= SystemTime::now() => "expired",
+                () if token.expires <= clock::system() => "expired",
                 () if token.uses_left() == 0 => "used up",
                 () => "good",
             };
@@ -327,7 +328,7 @@ impl Admin {
     }
 
     fn list_clients(&self) -> Value {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = clock::now_ms() / 1000;
         let clients = self.clients.list().into_iter().map(|client| {
             let state = match () {
                 () if client.revoked => "revoked",

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use skein_net::endpoint::Endpoint;
@@ -15,6 +15,7 @@ use skein_raft_store::{Answer, Change, Expect, Handle, Op, Options, Outcome, Sta
 use tracing::info;
 
 use crate::authority::Authority;
+use crate::clock;
 use crate::members::{Members, Record};
 use crate::wire::{self, Ask};
 
@@ -76,7 +77,7 @@ impl Door {
                 continue;
             }
             let chain =
-                authority.issue_member(&claim.csr, SystemTime::now()).map_err(|error| unavailable(&error))?;
+                authority.issue_member(&claim.csr, clock::system()).map_err(|error| unavailable(&error))?;
             info!(peer = %node, name = record.name, subnet = %record.subnet, "a node joined");
             let members = self.members.present().into_values().map(|member| Member {
                 node: member.node,
@@ -95,7 +96,7 @@ impl Door {
         let token_key = format!("{TOKENS}{}", claim.token);
         let token = state.get(&token_key);
         let spent = token.and_then(|object| serde_json::from_slice::<TokenRecord>(&object.value).ok());
-        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(stamp(state));
+        let now = clock::system();
         let after = claim.spend(spent.as_ref(), now)?;
         let mut ops = vec![Op {
             key: token_key.into(),
@@ -128,7 +129,7 @@ impl Door {
             name: about.name.clone(),
             addresses: vec![from],
             subnet,
-            joined_ms: stamp(state),
+            joined_ms: clock::now_ms(),
             removals_ms: before.as_ref().map(|record| record.removals_ms.clone()).unwrap_or_default(),
             // A known key on an empty disk has voted before, under another name.
             fresh: before.is_none(),
@@ -184,7 +185,7 @@ impl Door {
         let root = self.public.members.roots().first().ok_or("the cluster has no root certificate")?;
         let pin = skein_net::ca::Pin::of(root).ok_or("the cluster's root certificate does not parse")?;
         let (token, record) =
-            Token::mint(pin, addresses, uses, ttl, SystemTime::now()).map_err(|error| error.to_string())?;
+            Token::mint(pin, addresses, uses, ttl, clock::system()).map_err(|error| error.to_string())?;
         let op = Op {
             key: format!("{TOKENS}{}", record.id).into(),
             expect: Expect::Absent,
@@ -232,12 +233,6 @@ impl Door {
 /// Whether everything a command asked for happened.
 pub(crate) fn all_done(answer: &Answer) -> bool {
     answer.outcomes.iter().all(|outcome| matches!(outcome, Outcome::Done { .. } | Outcome::Unchanged { .. }))
-}
-
-/// The leader's moment: never earlier than the last one, as `apply` will see it.
-fn stamp(state: &State) -> u64 {
-    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    state.stamp_ms().max(wall.as_millis() as u64)
 }
 
 fn json(value: &impl serde::Serialize) -> bytes::Bytes {

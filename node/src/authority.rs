@@ -4,7 +4,6 @@
 //! them sealed to its own key. They never enter the replicated map. Everybody else asks a voter.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use serde::de::DeserializeOwned;
 use skein_net::ca::{ApiNames, Chain, ClusterCa};
@@ -14,6 +13,7 @@ use skein_net::tls::{Standing, Trust};
 use skein_raft_store::{Handle, TokioRuntime};
 use tracing::{info, warn};
 
+use crate::clock;
 use crate::home::Home;
 use crate::members::Members;
 use crate::wire::{self, Answer, Ask, Client};
@@ -92,7 +92,7 @@ impl Authority {
         if node != asker || standing != Standing::Member {
             return Err(format!("node {asker} may not renew a certificate of node {node}"));
         }
-        authority.issue_member(csr, SystemTime::now()).map_err(|error| error.to_string())
+        authority.issue_member(csr, clock::system()).map_err(|error| error.to_string())
     }
 
     /// A certificate for a member's API server. Its names are what clients check: those of the asker only.
@@ -102,7 +102,7 @@ impl Authority {
         if names.names.iter().any(|name| *name != record.name && name != "localhost") {
             return Err(format!("node {asker} is called {:?}, not {:?}", record.name, names.names));
         }
-        authority.issue_api_server(csr, names, SystemTime::now()).map_err(|error| error.to_string())
+        authority.issue_api_server(csr, names, clock::system()).map_err(|error| error.to_string())
     }
 
     /// A client certificate for an administrator: for whoever is root on a member.
@@ -111,7 +111,7 @@ impl Authority {
         if self.inner.members.judge(asker) != Standing::Member {
             return Err("only members may ask for certificates".into());
         }
-        let issued = authority.issue_client(user, SystemTime::now()).map_err(|error| error.to_string())?;
+        let issued = authority.issue_client(user, clock::system()).map_err(|error| error.to_string())?;
         info!(peer = %asker, user, serial = %issued.serial, "issued a client certificate");
         Ok(Client { chain: issued.chain, key_pem: issued.key_pem })
     }

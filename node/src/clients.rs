@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 use crate::admission::all_done;
+use crate::clock;
 
 pub(crate) const PREFIX: &str = "skein/clients//";
 /// More certificates than anybody gives out by hand; each record is some 300 bytes.
@@ -136,7 +137,7 @@ impl Clients {
         node: &str,
     ) -> Result<Record, String> {
         let record = record_of(chain, node)?;
-        let now = seconds(SystemTime::now());
+        let now = seconds(clock::system());
         let (expired, in_use): (Vec<Record>, Vec<Record>) =
             self.list().into_iter().partition(|old| old.expires <= now);
         if in_use.len() >= RECORDS_MAX {
@@ -260,7 +261,7 @@ impl Which {
     fn unrecorded(&self) -> Option<Record> {
         let Which::Serial(serial) = self else { return None };
         let whole = serial.len() == SERIAL_DIGITS && serial.bytes().all(|digit| digit.is_ascii_hexdigit());
-        let now = SystemTime::now();
+        let now = clock::system();
         whole.then(|| Record {
             serial: serial.clone(),
             user: String::new(),
@@ -298,7 +299,7 @@ fn record_of(chain: &Chain, node: &str) -> Result<Record, String> {
         serial: serial_of(&shown.serial),
         user: identity.user,
         node: node.to_owned(),
-        issued: seconds(SystemTime::now()),
+        issued: seconds(clock::system()),
         expires: seconds(validity.until),
         revoked: false,
         sha256: Some(hex(&shown.sha256)),

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -34,7 +34,8 @@ use crate::admission::{Door, all_done};
 use crate::agent::{Agent, ClusterImages, Logs, Offer};
 use crate::authority::Authority;
 use crate::clients::Clients;
-use crate::clock::WallTime;
+use crate::clock::{self, ClusterTime};
+use crate::clocks::{self, CLOCK_DATAGRAM};
 use crate::cluster::Here;
 use crate::disk;
 use crate::home::{ApiCertificate, Home, Membership};
@@ -240,7 +241,7 @@ impl Node {
             &chain,
             membership.public.members.clone(),
             Arc::new(members.clone()),
-            WallTime::provider(),
+            ClusterTime::provider(),
         )?;
         let book = AddressBook::new(home.addresses()?);
         let authority = Authority::load(home.clone(), identity.clone(), members.clone())?;
@@ -269,6 +270,7 @@ impl Node {
         let (files, voter) = open_store(&home, me, membership.tag(), StoreId(rand::random())).await?;
         let mut store_config =
             skein_raft_store::Config::new(voter, wire::store_tag(membership.tag()), identity.generation());
+        store_config.clock = Arc::new(clock::for_stamps_ms);
         store_config.timings = measured(&files).await;
         info!(node = %me, listen = %endpoint.local_address(), api = %api_listen, election_ms = store_config.timings.election_min().as_millis() as u64, "starting");
         let store: Handle<TokioRuntime> =
@@ -337,11 +339,14 @@ impl Node {
             book.clone(),
         );
         let voting = watch::Sender::new(None);
+        let (clock_shell, clocks, time_known) =
+            clocks::Shell::new(store.clone(), endpoint.clone(), members.clone());
         endpoint.serve(Arc::new(Dispatch {
             members: members.clone(),
             store: store.clone(),
             gossip: gossip.clone(),
             watchful: watchful.clone(),
+            clocks,
             door: door.clone(),
             authority: authority.clone(),
             logs: Logs(engine.clone()),
@@ -373,6 +378,7 @@ impl Node {
         store.introduce(known.iter().map(|node| node.0).collect());
         gossip.introduce(known).await;
         tasks.spawn(watch.run(stopping.clone()));
+        tasks.spawn(clock_shell.run(stopping.clone()));
         tasks.spawn(part_with_removed(
             store.clone(),
             members.clone(),
@@ -390,7 +396,7 @@ impl Node {
             ca_pem: membership.public.members.to_pem().into(),
             kubernetes_ip: KUBERNETES_IP.into(),
         };
-        let planner = Planner { store: store.clone(), desk };
+        let planner = Planner { store: store.clone(), time_known, desk };
         tasks.spawn(planner.run(stopping.clone()));
         let voters = Voters {
             store: store.clone(),
@@ -457,7 +463,11 @@ impl Node {
         });
         let server = apiserver::Server::new(
             apiserver::Config {
-                tls: ApiTls::new(resolver.clone(), membership.public.clients.store(), WallTime::provider())?,
+                tls: ApiTls::new(
+                    resolver.clone(),
+                    membership.public.clients.store(),
+                    ClusterTime::provider(),
+                )?,
                 who_may: Arc::new(clients.asking(store.clone())),
                 settings: apiserver::Settings::default(),
                 limits: apiserver::limits::Limits::default(),
@@ -571,8 +581,7 @@ async fn found(
         name: membership.name.clone(),
         addresses: endpoint.reachable_addresses(),
         subnet: first_subnet(),
-        joined_ms: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis()
-            as u64,
+        joined_ms: clock::now_ms(),
         removals_ms: Vec::new(),
         fresh: false,
         leaving: false,
@@ -723,6 +732,7 @@ struct Dispatch {
     store: Handle<TokioRuntime>,
     gossip: gossip::service::Handle,
     watchful: watchfulness::Inbox,
+    clocks: clocks::Inbox,
     door: Door,
     authority: Authority,
     logs: Logs,
@@ -764,6 +774,7 @@ impl Service for Dispatch {
         match kind {
             gossip::service::DATAGRAM_KIND => self.gossip.datagram(peer, data),
             WATCH_DATAGRAM => self.watchful.datagram(peer, &data),
+            CLOCK_DATAGRAM => self.clocks.datagram(peer, &data),
             _ => debug!(%peer, kind, "a datagram of an unknown kind"),
         }
     }
@@ -927,7 +938,7 @@ impl ApiCertificates {
 }
 
 fn is_due(chain: &Chain) -> bool {
-    SystemTime::now() >= chain.validity().renew_at()
+    clock::system() >= chain.validity().renew_at()
 }
 
 fn certified(kept: &ApiCertificate) -> Result<rustls::sign::CertifiedKey, Failure> {

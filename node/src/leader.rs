@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use skein_control::node::roster::PREFIX;
 use skein_control::voters::{self, Logs, Member, Membership, Memory, Seen, Waiting};
@@ -126,7 +126,7 @@ impl Voters {
         let record = |record: Record| voters::Record {
             store: members::voter(&record),
             fresh: record.fresh,
-            removals: record.removals_ms.iter().filter(|at| **at + DAY_MS > wall_ms()).count() as u32,
+            removals: record.removals_ms.iter().filter(|at| **at + DAY_MS > clock::now_ms()).count() as u32,
             leaving: record.leaving || record.removed,
             domain: String::new(),
         };
@@ -207,8 +207,8 @@ impl Voters {
                 next.fresh = false;
             }
             if replaced.iter().any(|store| store.node == record.node.0) {
-                next.removals_ms.retain(|at| at + DAY_MS > wall_ms());
-                next.removals_ms.push(wall_ms());
+                next.removals_ms.retain(|at| at + DAY_MS > clock::now_ms());
+                next.removals_ms.push(clock::now_ms());
             }
             if next != record {
                 let (expect, change) =
@@ -230,8 +230,4 @@ impl Voters {
 fn membership(metrics: &Metrics) -> Membership<VoterId> {
     let (voters, learners) = (metrics.voters.clone(), metrics.learners.clone());
     Membership { voters, learners, joint: metrics.joint }
-}
-
-fn wall_ms() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }

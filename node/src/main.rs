@@ -10,6 +10,7 @@ mod authority;
 mod cli;
 mod clients;
 mod clock;
+mod clocks;
 mod cluster;
 mod daemon;
 mod disk;

@@ -15,6 +15,7 @@ use skein_raft_store::{
     Answer, Changes, Handle, Op, Options, Outcome, ProposeError, ReadError, TokioRuntime,
 };
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -23,6 +24,8 @@ use crate::cluster::op;
 use crate::picture::Picture;
 use crate::watchfulness::Verdicts;
 
+/// How long a new leader waits for the clocks of the voters.
+const TIME_KNOWN_MAX: Duration = Duration::from_secs(2);
 /// How long a new leader waits for what was answered before it led.
 const OFFICE_MAX: Duration = Duration::from_secs(10);
 /// Plans in a row that came too late, before somebody should look at it.
@@ -31,6 +34,8 @@ const OUTDATED_SOUND: u32 = 8;
 /// See the module.
 pub(crate) struct Planner {
     pub(crate) store: Handle<TokioRuntime>,
+    /// Whether the cluster's time is known here: nothing is planned by one that may be years off.
+    pub(crate) time_known: watch::Receiver<bool>,
     pub(crate) desk: Desk,
 }
 
@@ -44,7 +49,7 @@ pub(crate) struct Desk {
 
 /// One term of this node's leadership, and its clock.
 trait Office {
-    /// The time by which plans are made; never earlier than what was stamped before.
+    /// The time by which plans are made: earlier than what was stamped before only where a wrong clock stamped that.
     fn stamp(&self) -> Timestamp;
     /// Whether this node still leads in it.
     fn lasts(&self) -> bool;
@@ -87,6 +92,8 @@ impl Planner {
                 return Over::Term;
             }
         };
+        // Who took over knows it from the leader before. Voters of an older build tell no clocks.
+        let _ = timeout(TIME_KNOWN_MAX, self.time_known.wait_for(|known| *known)).await;
         self.desk.picture.begin_noting();
         self.desk.picture.reach(revision).await;
         let mut office = Term { store: self.store.clone(), term, changes: self.store.on_change() };

@@ -22,7 +22,7 @@ pub struct Command {
     pub serial: u64,
     /// Answers below this serial have arrived and are forgotten.
     pub unanswered_from: u64,
-    /// Wall time of the leader in ms since 1970, never earlier than the stamp before.
+    /// Wall time of the leader in ms since 1970. Earlier than the stamp before only where a wrong clock made that one.
     pub stamp_ms: u64,
     /// Apply only if the entry is of this term: what a leader judged dies with its leadership.
     pub only_in_term: Option<u64>,

@@ -20,7 +20,7 @@ pub struct Config {
     pub tag: ClusterTag,
     /// Generation of this start; its proposals are told from those of earlier starts by it.
     pub generation: u64,
-    /// Wall clock in ms since 1970, for the stamps a leader puts on commands.
+    /// Wall clock in ms since 1970, for the stamps a leader puts on commands; 0 while nobody knows the time.
     pub clock: Clock,
     /// How patient elections must be.
     pub timings: Timings,
@@ -61,7 +61,7 @@ impl Config {
     pub fn new(voter: VoterId, tag: ClusterTag, generation: u64) -> Self {
         let clock = || {
             let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-            // Before 1970 there is no time worth telling; stamps never go back anyway.
+            // Before 1970 there is no time worth telling; the last stamp is counted on from then.
             since.map_or(0, |since| since.as_millis() as u64)
         };
         Config {

@@ -408,7 +408,8 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
     }
 
     /// The time that this node, where it leads, stamps on a write now: that of its clock, or a little more than the
-    /// last stamp where the clock is behind that. Milliseconds since 1970; it goes on also while nothing is written.
+    /// last stamp where the clock is behind that by no more than a week. Milliseconds since 1970; it goes on also
+    /// while nothing is written.
     pub fn stamp_ms(&self) -> u64 {
         let mut stamps = self.shared.stamps.lock().unwrap_or_else(PoisonError::into_inner);
         stamps.now(self.shared.replica.stamp_ms(), (self.shared.clock)())

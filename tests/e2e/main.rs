@@ -6,6 +6,7 @@
 
 mod addresses;
 mod archive;
+mod authorities;
 mod disk;
 mod failover;
 mod finding;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
     let mut trials: Vec<Trial> = [
         formation::TESTS,
         identity::TESTS,
+        authorities::TESTS,
         pods::TESTS,
         hooks::TESTS,
         images::TESTS,

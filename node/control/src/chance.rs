@@ -53,6 +53,12 @@ impl Draws {
         letters
     }
 
+    /// Any number.
+    #[cfg(test)]
+    pub(crate) fn number(&mut self) -> u64 {
+        self.next(0)
+    }
+
     /// splitmix64: one step of the half that is asked for, salted with the other.
     fn next(&mut self, half: u8) -> u64 {
         let (state, salt) =

@@ -36,7 +36,8 @@ pub mod pod;
 pub mod pod_network;
 pub mod pressure;
 
-// Who is there, and who votes.
+// Who is there, who votes, and what time it is for all.
+pub mod clocks;
 pub mod judge;
 pub mod node;
 pub mod own_link;

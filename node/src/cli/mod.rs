@@ -113,6 +113,9 @@ struct NodeArgs {
     /// For labs: the cgroup of this node's pods, below each hierarchy's root.
     #[arg(long, hide = true, env = "SKEIN_CGROUP")]
     cgroup: Option<String>,
+    /// For labs: how many seconds this machine's clock is ahead.
+    #[arg(long, hide = true, env = "SKEIN_CLOCK_OFFSET", default_value_t = 0, allow_negative_numbers = true)]
+    clock_offset: i64,
     /// For labs: how many nodes share this machine; each offers its part.
     #[arg(long, hide = true, env = "SKEIN_SHARE", default_value_t = 1)]
     share: u64,

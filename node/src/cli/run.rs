@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use skein_control::node::directory::{self, As, Asked, Past, Step, Up};
 use skein_net::beacon::{self, Around, PEERS_MAX};
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::{NodeArgs, advertise, networks};
-use crate::clock::WallTime;
+use crate::clock::{self, ClusterTime};
 use crate::daemon::{self, Config, Failure, Node, Ports};
 use crate::home::{Claim, Home, Joining, Membership};
 use crate::quorum;
@@ -37,6 +37,7 @@ pub(super) fn up(
     new_cluster: bool,
 ) -> Result<(), Failure> {
     log_to_stderr();
+    clock::set_machine_off(args.clock_offset.saturating_mul(1000));
     let home = Home::new(dir);
     check_words(&home, &args)?;
     let claim = home.claim()?;
@@ -54,7 +55,7 @@ pub(super) fn up(
         }
         Up::Found { look_around } => {
             let name = node_name(args.name.as_deref())?;
-            let authority = ClusterCa::create(cluster.unwrap_or(CLUSTER), SystemTime::now())?;
+            let authority = ClusterCa::create(cluster.unwrap_or(CLUSTER), clock::system())?;
             let mut ports = check_machine(&home, &args)?;
             if look_around {
                 // Answers come to the port where a node would be.
@@ -65,7 +66,7 @@ pub(super) fn up(
             }
             clear(&home, set_aside, &args)?;
             let identity = Identity::load_or_create(dir)?;
-            let chain = authority.issue_member(&identity.csr()?, SystemTime::now())?;
+            let chain = authority.issue_member(&identity.csr()?, clock::system())?;
             let incarnation = Some(Incarnation::first()?);
             let public = authority.public();
             let membership = Membership { public, incarnation, name, founding: true, left: None };
@@ -80,6 +81,7 @@ pub(super) fn up(
 
 pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failure> {
     log_to_stderr();
+    clock::set_machine_off(args.clock_offset.saturating_mul(1000));
     // A typing error is told before anything is made or asked.
     let token: Token = token.trim().parse()?;
     let home = Home::new(dir);
@@ -121,7 +123,7 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
     };
     let admitted = runtime.block_on(async {
         let endpoint = join::caller()?;
-        let admitted = join::join(&endpoint, &token, &joining.csr, &about, WallTime::provider()).await;
+        let admitted = join::join(&endpoint, &token, &joining.csr, &about, ClusterTime::provider()).await;
         endpoint.close(0u32.into(), b"");
         endpoint.wait_idle().await;
         Ok::<_, Failure>(admitted)
