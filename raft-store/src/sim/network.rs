@@ -96,10 +96,13 @@ impl<Rt: AsyncRuntime> SimNetwork<Rt> {
         SimNetwork { inner: Arc::new(Mutex::new(inner)), runtime: std::marker::PhantomData }
     }
 
-    /// Connects `voter`, replacing an earlier connection of the same name.
+    /// Connects `voter`, in the place of whatever store its node had before.
     pub fn connect(&self, voter: VoterId) -> (SimTransport<Rt>, Incoming) {
         let (arrived, incoming) = mpsc::channel(WINDOW);
-        self.lock().listening.insert(voter, arrived);
+        let mut inner = self.lock();
+        inner.listening.retain(|other, _| other.node != voter.node);
+        inner.listening.insert(voter, arrived);
+        drop(inner);
         (SimTransport { network: self.clone(), voter }, Incoming(incoming))
     }
 
