@@ -23,7 +23,7 @@ use skein_raft_store::sim::SimRt;
 use skein_raft_store::{Options, Outcome};
 
 use crate::machine::DIGEST;
-use crate::watch::is_marked;
+use crate::watch::is_called_unreachable;
 use crate::world::{Site, node_name};
 use crate::{members, planner};
 
@@ -357,20 +357,13 @@ async fn keep_node(site: Site, is_home: oneshot::Receiver<()>) {
         let object = state.get(&key);
         let before = object.and_then(|object| serde_json::from_slice::<Value>(&object.value).ok());
         let after = match &before {
-            None => new_node(&name),
-            Some(node)
-                if is_marked(&site.picture.view(), &name)
-                    || node["status"]["conditions"][0]["status"] == "True" =>
-            {
-                moves.next().await;
-                continue;
-            }
-            Some(node) => {
-                let mut node = node.clone();
-                node["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
-                node
-            }
+            None => described(&site, new_node(&name)),
+            Some(node) => described(&site, node.clone()),
         };
+        if before.as_ref() == Some(&after) {
+            moves.next().await;
+            continue;
+        }
         let expect = object.map_or(Expect::Absent, |object| Expect::Revision(object.mod_rev));
         let write = Write { key: key.clone(), expect, change: Change::Put(after.to_string().into()) };
         let member = members::key(site.number);
@@ -384,6 +377,17 @@ async fn keep_node(site: Site, is_home: oneshot::Receiver<()>) {
             Err(_) => SimRt::sleep(RETRY).await,
         }
     }
+}
+
+/// What this node says of itself: where it is, and that it is Ready unless the judge says otherwise.
+fn described(site: &Site, mut node: Value) -> Value {
+    let (_, api) = site.world.lan.addresses(site.number);
+    node["status"]["addresses"] = json!([{"type": "InternalIP", "address": api.ip()}]);
+    node["status"]["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": api.port()}});
+    if !is_called_unreachable(&site.picture.view(), &node_name(site.number)) {
+        node["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
+    }
+    node
 }
 
 fn new_node(name: &str) -> Value {

@@ -30,12 +30,18 @@ pub(crate) enum Post {
     Asked(List),
     Answered(List),
     Watch(Message),
+    /// "I restart", from a daemon that was asked to stop.
+    Restarting,
 }
+
+/// This machine has no route to an address: it could not try.
+#[derive(Debug)]
+pub(crate) struct NoRoute;
 
 impl Post {
     /// Streams repeat what is lost.
     fn is_stream(&self) -> bool {
-        matches!(self, Post::Asked(_) | Post::Answered(_))
+        matches!(self, Post::Asked(_) | Post::Answered(_) | Post::Restarting)
     }
 }
 
@@ -55,13 +61,24 @@ struct Inner {
     weather: Weather,
     duplicates: f64,
     cut: BTreeMap<(usize, usize), u32>,
+    /// Whose cable is out.
+    unplugged: BTreeSet<usize>,
+    /// Whether the router answers.
+    gateway: bool,
 }
 
 impl Air {
     pub(crate) fn new(seed: u64) -> (Air, UnboundedReceiver<(Now, Letter)>) {
         let (sent, carried) = futures::channel::mpsc::unbounded();
         let chance = StdRng::seed_from_u64(seed ^ 0xa1 << 56);
-        let inner = Inner { chance, weather: Weather::LAN, duplicates: 0.0, cut: BTreeMap::new() };
+        let inner = Inner {
+            chance,
+            weather: Weather::LAN,
+            duplicates: 0.0,
+            cut: BTreeMap::new(),
+            unplugged: BTreeSet::new(),
+            gateway: true,
+        };
         (Air { inner: Mutex::new(inner), sent }, carried)
     }
 
@@ -93,6 +110,37 @@ impl Air {
         let connected = passes && inner.chance.random_bool(there_and_back);
         let echoed = passes && inner.chance.random_bool(there_and_back);
         (connected, echoed, time)
+    }
+
+    /// The same to the router.
+    pub(crate) fn try_gateway(&self, from: usize) -> (bool, Duration) {
+        let mut inner = self.inner.lock().unwrap();
+        let time = inner.travel_time() + inner.travel_time();
+        let lost = inner.weather.loss;
+        let answers = inner.gateway && !inner.unplugged.contains(&from);
+        // A connect and an echo, each there and back.
+        let one_fails = 1.0 - (1.0 - lost).powi(2);
+        (answers && !inner.chance.random_bool(one_fails * one_fails), time)
+    }
+
+    pub(crate) fn plug(&self, number: usize, plugged: bool) {
+        let mut inner = self.inner.lock().unwrap();
+        match plugged {
+            true => inner.unplugged.remove(&number),
+            false => inner.unplugged.insert(number),
+        };
+    }
+
+    pub(crate) fn is_plugged(&self, number: usize) -> bool {
+        !self.inner.lock().unwrap().unplugged.contains(&number)
+    }
+
+    pub(crate) fn has_gateway(&self) -> bool {
+        self.inner.lock().unwrap().gateway
+    }
+
+    pub(crate) fn set_gateway(&self, answers: bool) {
+        self.inner.lock().unwrap().gateway = answers;
     }
 
     pub(crate) fn rtt(&self) -> Duration {
@@ -133,13 +181,16 @@ impl Air {
         let mut inner = self.inner.lock().unwrap();
         inner.weather = Weather::LAN;
         inner.duplicates = 0.0;
+        inner.unplugged.clear();
+        inner.gateway = true;
         std::mem::take(&mut inner.cut).into_keys().collect()
     }
 }
 
 impl Inner {
     fn is_cut(&self, from: usize, to: usize) -> bool {
-        self.cut.get(&(from, to)).is_some_and(|count| *count > 0)
+        let unplugged = [from, to].iter().any(|end| self.unplugged.contains(end));
+        unplugged || self.cut.get(&(from, to)).is_some_and(|count| *count > 0)
     }
 
     fn travel_time(&mut self) -> Duration {

@@ -1,5 +1,7 @@
 //! The shell of the gossip core.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::channel::mpsc::UnboundedReceiver;
@@ -31,9 +33,11 @@ pub(crate) fn has_failed(metadata: &Metadata) -> bool {
 /// Runs one core until its process ends.
 pub(crate) async fn run(site: Site, seed: u64, mut inbox: UnboundedReceiver<In>) {
     let me = node_id(site.number);
+    let (address, api) = site.world.lan.addresses(site.number);
     let mut metadata = Metadata {
         name: node_name(site.number),
-        addresses: vec![std::net::SocketAddr::from(([192, 0, 2, site.number as u8 + 1], 7946))],
+        addresses: vec![address],
+        api_address: Some(api),
         version: "0.1.0".into(),
         ..Metadata::default()
     };
@@ -42,10 +46,12 @@ pub(crate) async fn run(site: Site, seed: u64, mut inbox: UnboundedReceiver<In>)
     if site.world.plan.mutation == Some(Mutation::NoGossipGuard) {
         core.mutate(Broken::NoSuspicionGuard);
     }
-    let contacts: Vec<NodeId> = (0..site.world.plan.nodes).map(node_id).filter(|node| *node != me).collect();
+    // Whom the map names, and whom this node has seen: as a daemon that starts.
+    let members = site.picture.roster().into_keys().map(node_id).chain(site.book.nodes());
+    let contacts: BTreeSet<NodeId> = members.filter(|node| *node != me).collect();
     let mut wake_at = None;
     let mut effects = Vec::new();
-    let mut input = Input::Contacts(contacts);
+    let mut input = Input::Contacts(contacts.into_iter().collect());
     loop {
         core.handle(Instant(site.clock.boot().0), input, &mut effects);
         for effect in effects.drain(..) {
@@ -90,6 +96,9 @@ fn perform(site: &Site, effect: Effect, wake_at: &mut Option<Instant>) {
         Effect::Exchange { with, list } => air.send(site.number, number_of(with), Post::Asked(list)),
         Effect::Changed { member, change } => {
             let own = number_of(member.node()) == site.number;
+            if let Some(metadata) = member.metadata.as_deref().filter(|_| !own) {
+                site.book.learn(member.node(), &metadata.name, &metadata.addresses);
+            }
             match change {
                 Change::Rejoined if own => site.world.rejoined(site.number),
                 Change::Down => site.world.count("down in gossip"),

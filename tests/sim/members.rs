@@ -1,12 +1,14 @@
 //! The members' records in the map.
 
+use std::net::SocketAddr;
+
 use skein_control::node::roster;
 use skein_net::identity::{NodeId, StoreId};
 use skein_raft_store::State;
 
 use crate::world::{node_id, node_name, voter_id};
 
-/// A record as a node reads it; pods need no addresses here.
+/// A record as a node reads it.
 pub(crate) type Record = roster::Record<NodeId, StoreId>;
 
 pub(crate) fn key(number: usize) -> String {
@@ -19,13 +21,13 @@ pub(crate) fn read(state: &State, number: usize) -> Option<(u64, Record)> {
     Some((object.mod_rev, serde_json::from_slice(&object.value).ok()?))
 }
 
-/// Of a machine that has just been let in.
-pub(crate) fn record(number: usize) -> Record {
+/// Of a machine that has just been let in, and that is at this address.
+pub(crate) fn record(number: usize, address: SocketAddr) -> Record {
     Record {
         node: node_id(number),
         store: StoreId(voter_id(number, 1).store),
         name: node_name(number),
-        addresses: Vec::new(),
+        addresses: vec![address],
         subnet: String::new(),
         joined_ms: 0,
         removals_ms: Vec::new(),

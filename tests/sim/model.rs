@@ -76,6 +76,12 @@ impl Model {
         pod.is_some_and(|pod| pod.counts && pod.uid == uid && pod.node.as_deref() == Some(node))
     }
 
+    /// The pods that neither end nor have ended, by uid, and where each is bound.
+    pub(crate) fn living(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        let living = self.pods.values().filter(|pod| pod.counts);
+        living.map(|pod| (pod.uid.as_str(), pod.node.as_deref()))
+    }
+
     pub(crate) fn node_of(&self, uid: &str) -> Option<&str> {
         self.bound.get(uid).map(String::as_str)
     }

@@ -1,14 +1,17 @@
 //! One node's typed picture of the map, brought forward by a watch that the checks look at as well.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use openraft::AsyncRuntime;
 use openraft::async_runtime::{Watch, WatchReceiver, WatchSender};
+use skein_control::node::roster::PREFIX;
 use skein_control::view::{Changed, View};
 use skein_raft_store::sim::SimRt;
 use skein_raft_store::{Difference, Moved, State, WatchError};
 
-use crate::world::Site;
+use crate::members::Record;
+use crate::world::{Site, number_of};
 
 type Channel = <SimRt as AsyncRuntime>::Watch;
 
@@ -21,6 +24,8 @@ pub(crate) struct Picture {
 #[derive(Default)]
 struct Inner {
     view: View,
+    /// The members by the records in the map.
+    roster: BTreeMap<usize, Record>,
     revision: u64,
     /// What changed since a planner last took it; kept only while somebody plans.
     changed: Option<Changed>,
@@ -47,6 +52,11 @@ impl Picture {
 
     pub(crate) fn revision(&self) -> u64 {
         self.inner.lock().unwrap().revision
+    }
+
+    /// Everybody who is a member, by the map.
+    pub(crate) fn roster(&self) -> BTreeMap<usize, Record> {
+        self.inner.lock().unwrap().roster.clone()
     }
 
     pub(crate) fn begin_noting(&self) {
@@ -90,6 +100,10 @@ impl Picture {
         }
         let mut inner = self.inner.lock().unwrap();
         (inner.view, inner.revision) = (view, state.revision());
+        inner.roster.clear();
+        for (key, object) in state.range(PREFIX, None) {
+            inner.enroll(key, Some(&object.value));
+        }
         if inner.changed.is_some() {
             inner.changed = Some(Changed::All);
         }
@@ -102,6 +116,7 @@ impl Picture {
         let mut inner = self.inner.lock().unwrap();
         let inner = &mut *inner;
         for (key, value, since) in changes {
+            inner.enroll(key, value);
             let touched = inner.view.apply(key, value, since);
             if let Some(changed) = &mut inner.changed {
                 changed.add(touched);
@@ -109,6 +124,17 @@ impl Picture {
         }
         inner.revision = inner.revision.max(revision);
         self.wake();
+    }
+}
+
+impl Inner {
+    fn enroll(&mut self, key: &str, value: Option<&[u8]>) {
+        let Some(node) = key.strip_prefix(PREFIX).and_then(|id| id.parse().ok()) else { return };
+        let record: Option<Record> = value.and_then(|bytes| serde_json::from_slice(bytes).ok());
+        match record.filter(|record| !record.removed) {
+            Some(record) => self.roster.insert(number_of(node), record),
+            None => self.roster.remove(&number_of(node)),
+        };
     }
 }
 

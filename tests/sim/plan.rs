@@ -7,14 +7,21 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use skein_control::voters::SPARE_UP_MIN;
 
+use crate::lan::Lease;
+
 /// From one machine lost for good to the next, where nothing else goes wrong.
 pub(crate) const LOSS_EVERY: Duration = Duration::from_secs(60);
+
+/// So that a short run has one with all of its consequences.
+const FIRST_OUTAGE: Duration = Duration::from_secs(3);
 
 /// A bug that is put back, to see that the checks notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mutation {
     /// The judge takes one observer's word for everybody's.
     OneObserver,
+    /// It never judges a node that it has not heard in its office and that nobody can probe.
+    NeverHeardForgotten,
     /// Plans are committed whatever has changed since they were made.
     UnconditionalPlan,
     /// A voter whose node has another store, or that no record knows, is let go as if it had left.
@@ -46,6 +53,12 @@ pub(crate) enum Aim {
     LostStores,
     /// Pairs that do not reach each other, for so long that a leader gives way.
     LongPairCuts,
+    /// Everything goes off, and one machine stays off for a while.
+    Outages,
+    /// Daemons that are asked to stop, and machines that are then switched off.
+    Stops,
+    /// What happens to two nodes beside a router, of which one votes.
+    Pair,
     /// Machines lost for good, one after another, until two are left. In a cluster with spares they have been there
     /// for long enough to be trusted.
     LossesForGood,
@@ -64,6 +77,8 @@ pub(crate) struct Fault {
 pub(crate) enum Victim {
     Node(usize),
     Leader,
+    /// One that does not lead, the next after this one.
+    Follower(usize),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -73,6 +88,21 @@ pub(crate) enum Kind {
     /// Power off, and on afterwards.
     Power(Victim),
     AllOff,
+    /// The same, and one machine comes back long after the others; the router may give out other addresses.
+    Outage {
+        absent: Victim,
+        late: Duration,
+        lease: Lease,
+    },
+    /// SIGTERM of the daemon, which starts again afterwards; its machine may be switched off after a while.
+    Stop {
+        victim: Victim,
+        off_after: Option<Duration>,
+    },
+    /// A cable is out: nothing reaches the machine, nor it the router.
+    Unplug(Victim),
+    /// The router answers nobody.
+    RouterDown,
     /// SIGSTOP of the daemon, SIGCONT afterwards.
     Pause(Victim),
     /// The same, and the leader does not reach its machine.
@@ -137,6 +167,10 @@ pub(crate) struct Plan {
     pub(crate) mutation: Option<Mutation>,
 }
 
+fn draw_lease(chance: &mut StdRng) -> Lease {
+    [Lease::Kept, Lease::Dealt, Lease::Moved][chance.random_range(0..3)]
+}
+
 impl Plan {
     pub(crate) fn new(seed: u64) -> Plan {
         let nodes = if seed.is_multiple_of(3) { 5 } else { 3 };
@@ -148,7 +182,7 @@ impl Plan {
     pub(crate) fn faults(&self) -> Vec<Fault> {
         let mut faults = self.frequent();
         if self.aim == Aim::Everything {
-            faults.extend((0..8).filter_map(|which| self.rare(which)));
+            faults.extend((0..10).filter_map(|which| self.rare(which)));
             faults.sort_by_key(|fault| fault.at);
         }
         faults
@@ -175,6 +209,12 @@ impl Plan {
             5 => Kind::SlowLinks { rate: chance.random_range(10_000..200_000) },
             6 => Kind::Narrow { to: node },
             7 => Kind::Burst { pause: Duration::from_millis(chance.random_range(5..30)) },
+            8 => Kind::Outage { absent: Victim::Node(node), late: lasts, lease: draw_lease(&mut chance) },
+            9 => {
+                let off_after =
+                    chance.random_bool(0.5).then(|| Duration::from_millis(chance.random_range(0..4000)));
+                Kind::Stop { victim: Victim::Node(node), off_after }
+            }
             // Of three, the two others could lose nobody else.
             _ if self.nodes < 5 => return None,
             _ => Kind::Gone(Victim::Node(node)),
@@ -194,6 +234,9 @@ impl Plan {
                 Aim::LeadersAtWork | Aim::PowerCuts => 1000..3000,
                 Aim::LongAbsence => 7000..9000,
                 Aim::LostStores => 5000..9000,
+                Aim::Outages => 24_000..26_000,
+                Aim::Stops => 12_000..14_000,
+                Aim::Pair => 16_000..20_000,
                 Aim::LongPairCuts => 13_000..15_000,
                 Aim::Loss => {
                     let kind = Kind::Loss(0.2);
@@ -202,6 +245,9 @@ impl Plan {
                 Aim::LossesForGood => return self.losses_for_good(&mut chance),
             };
             at += Duration::from_millis(chance.random_range(pause));
+            if self.aim == Aim::Outages && faults.is_empty() {
+                at = FIRST_OUTAGE;
+            }
             if at >= self.faults_for {
                 return faults;
             }
@@ -253,6 +299,31 @@ impl Plan {
             Aim::LostStores => {
                 lasts = Duration::from_millis(chance.random_range(100..3000));
                 Kind::LostStore(victim)
+            }
+            Aim::Outages => {
+                lasts = Duration::from_millis(chance.random_range(200..1500));
+                let late = Duration::from_secs(20);
+                Kind::Outage { absent: victim, late, lease: draw_lease(chance) }
+            }
+            Aim::Stops => {
+                lasts = Duration::from_secs(10);
+                let off_after = chance.random_bool(0.7);
+                let off_after = off_after.then(|| Duration::from_millis(chance.random_range(0..2500)));
+                Kind::Stop { victim: Victim::Follower(node), off_after }
+            }
+            Aim::Pair => {
+                lasts = Duration::from_secs(12);
+                let follower = Victim::Follower(node);
+                match chance.random_range(0..6) {
+                    0 | 1 => Kind::Power(follower),
+                    2 => Kind::Outage { absent: follower, late: lasts, lease: draw_lease(chance) },
+                    3 => Kind::Unplug(Victim::Leader),
+                    4 => Kind::Unplug(follower),
+                    _ => {
+                        faults.push(Fault { at, lasts, kind: Kind::RouterDown });
+                        Kind::Power(follower)
+                    }
+                }
             }
             Aim::LongPairCuts => {
                 lasts = Duration::from_secs(11);

@@ -1,4 +1,5 @@
-//! What really became of each node, looked at from outside: I8, I9 and I10.
+//! What really became of each node, looked at from outside: I8, I9, I10, and F1: a dead machine's pods run elsewhere
+//! within a bound, which depends on how it died.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use skein_net::gossip::State;
 use skein_raft_store::sim::{SimRt, Weather};
 use skein_raft_store::{LogId, VoterId};
 
-use crate::world::{World, node_id};
+use crate::world::{World, node_id, node_name};
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Longer than the longest silence that any row of the judge waits for.
@@ -18,6 +19,9 @@ const REMEMBERED: Duration = Duration::from_secs(60);
 const DOWN_WITHIN: Duration = Duration::from_secs(6);
 /// A verdict may have waited for a quorum or a disk, though not for ever: who has been well for so long is not lost.
 const BACK_MAX: Duration = Duration::from_secs(10);
+/// After a verdict is due, the pods are bound elsewhere; and what is made then runs after that.
+const MOVED_WITHIN: Duration = Duration::from_secs(2);
+const RUNS_WITHIN: Duration = Duration::from_secs(3);
 /// After this long without any fault around, nothing of it lingers.
 const CALM: Duration = Duration::from_secs(8);
 
@@ -45,6 +49,7 @@ pub(crate) struct Truth {
     digested: BTreeMap<usize, LogId>,
     /// Entries of the memberships before which somebody was leaving.
     left: bool,
+    failovers: Failovers,
     /// Deaths that everybody has noticed and that are not to be counted again.
     noticed: BTreeMap<usize, bool>,
 }
@@ -62,6 +67,7 @@ fn look(world: &World) {
     watch_leaders(world);
     watch_voters(world);
     check_sessions(world);
+    check_failovers(world, &healths);
     let mut truth = world.truth.lock().unwrap();
     let truth = &mut *truth;
     truth.looks.resize_with(healths.len(), VecDeque::new);
@@ -106,6 +112,115 @@ fn check_deaths(world: &World, truth: &mut Truth) {
                 world.wrong(text);
             }
         }
+    }
+}
+
+/// What has not changed for a while, so that it is known what must have come of it.
+#[derive(Clone, Default, PartialEq, Eq)]
+struct Scene {
+    office: Option<(u64, usize)>,
+    healths: Vec<Health>,
+    gateway: bool,
+}
+
+#[derive(Default)]
+struct Failovers {
+    scene: Scene,
+    /// Looks at this scene.
+    looks: u32,
+    /// Pods that were there when it began, and the nodes they were bound to.
+    before: BTreeMap<String, Option<String>>,
+    /// Pods that came since, and at which look each was first seen.
+    born: BTreeMap<String, u32>,
+    /// Dead machines whose bound has passed.
+    counted: BTreeSet<usize>,
+}
+
+/// F1, where nothing else is wrong: counted from office, or from the death if that was later.
+fn check_failovers(world: &World, healths: &[Health]) {
+    let scene = Scene { office: world.office(), healths: healths.to_vec(), gateway: world.air.has_gateway() };
+    let fine = |number: &usize| healths[*number] == Health::Fine;
+    let living: Vec<usize> = (0..healths.len()).filter(fine).collect();
+    let connected = living.iter().all(|a| living.iter().all(|b| world.air.passes_both_ways(*a, *b)));
+    let leads = scene.office.is_some_and(|(_, leader)| fine(&leader));
+    let undisturbed = world.air.weather() == Weather::LAN && connected && world.is_untroubled();
+    let mut truth = world.truth.lock().unwrap();
+    let failovers = &mut truth.failovers;
+    if living.len() == healths.len() {
+        *failovers = Failovers { scene, ..Failovers::default() };
+        return;
+    }
+    let pods: BTreeMap<String, Option<String>> = {
+        let history = world.history.lock().unwrap();
+        let living = history.model.living();
+        living.map(|(uid, node)| (uid.to_owned(), node.map(str::to_owned))).collect()
+    };
+    if failovers.scene != scene || !undisturbed || !leads {
+        *failovers = Failovers { scene, before: pods, ..Failovers::default() };
+        return;
+    }
+    failovers.looks += 1;
+    let mut wrong = Vec::new();
+    for dead in (0..healths.len()).filter(|number| !fine(number)) {
+        let (kind, row) = row_of(world, healths, dead);
+        if LOOK_EVERY * failovers.looks < row + row / 16 + MOVED_WITHIN {
+            continue;
+        }
+        let name = node_name(dead);
+        let is_there = |node: &Option<String>| node.as_deref() == Some(&*name);
+        if failovers.counted.insert(dead) && failovers.before.values().any(is_there) {
+            world.count(kind);
+        }
+        if let Some((uid, _)) = pods.iter().find(|(_, node)| is_there(node)) {
+            let lasts = LOOK_EVERY * failovers.looks;
+            wrong.push(format!("F1: {uid} is still bound to {name} ({kind}), which is dead for {lasts:?}"));
+        }
+    }
+    // What takes their places, and whatever else was made meanwhile, runs, unless it went to a machine that is not
+    // called lost yet.
+    let number_of = |node: &str| (0..healths.len()).find(|number| node_name(*number) == node);
+    failovers.born.retain(|uid, _| pods.contains_key(uid));
+    for (uid, node) in pods.iter().filter(|(uid, _)| !failovers.before.contains_key(*uid)) {
+        let born = *failovers.born.entry(uid.clone()).or_insert(failovers.looks);
+        let age = LOOK_EVERY * (failovers.looks - born);
+        let is_well = match node.as_deref().and_then(number_of) {
+            None => false,
+            Some(number) => !fine(&number) || world.machine(number, |machine| machine.runs(uid)),
+        };
+        if age >= RUNS_WITHIN && !is_well {
+            wrong.push(format!("F1: {uid} is there for {age:?}, and does not run on {node:?}"));
+        }
+    }
+    if !wrong.is_empty() {
+        *failovers = Failovers { scene, before: pods, ..Failovers::default() };
+    }
+    drop(truth);
+    wrong.into_iter().for_each(|wrong| world.wrong(wrong));
+}
+
+/// How a machine is dead, and after how long of that it is called lost.
+fn row_of(world: &World, healths: &[Health], dead: usize) -> (&'static str, Duration) {
+    let silent = healths.iter().filter(|health| **health != Health::Fine).count();
+    let patience = Duration::from_secs(30);
+    if silent * 2 > healths.len() {
+        return ("failovers of most", patience);
+    }
+    let seen = world.lan.seen(dead);
+    let has_route = seen.is_some_and(|api| world.lan.has_route(api));
+    // The address that the others remember may be another one's by now, and answer for it.
+    let is_taken = seen.and_then(|api| world.lan.holder(api)).is_some_and(|holder| holder != dead);
+    match healths[dead] {
+        Health::Fine => unreachable!("it is dead"),
+        Health::Paused => ("failovers of paused daemons", patience),
+        Health::NoDaemon if world.was_stopped(dead) => ("failovers of stopped daemons", patience),
+        Health::NoDaemon => ("failovers of dead daemons", Duration::from_secs(5)),
+        Health::Off if healths.len() == 2 && !(has_route && world.air.has_gateway()) => {
+            ("failovers of two without a gateway", patience)
+        }
+        Health::Off if is_taken => ("failovers of machines whose address is taken", patience * 2),
+        Health::Off if !has_route => ("failovers of machines that nobody can try", Duration::from_secs(10)),
+        Health::Off if healths.len() == 2 => ("failovers of two", Duration::from_millis(2750)),
+        Health::Off => ("failovers of machines", Duration::from_millis(2750)),
     }
 }
 

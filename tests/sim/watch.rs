@@ -1,6 +1,6 @@
 //! The shell of the vigil: renewals, probes, and on the leader the judge itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -8,19 +8,20 @@ use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender};
 use k8s_openapi::api::core::v1::Node;
 use openraft::AsyncRuntime;
 use openraft::async_runtime::{Instant as _, Select2};
-use skein_api::scheduling::UNREACHABLE;
 use skein_control::judge::{self, Answer, Cause, RENEWAL, Settings};
+use skein_control::places::{self, Known, Place};
 use skein_control::probe::Probe;
 use skein_control::time::Instant;
 use skein_control::view::View;
 use skein_control::vigil::{
     self, Effect, Gossip, LEARN_EVERY, LEARN_LIMIT, Leadership, PROBE_STEP, Sight, Vigil,
 };
-use skein_net::gossip::State;
+use skein_net::gossip::{Member, State};
 use skein_raft_store::log::Health;
 use skein_raft_store::sim::SimRt;
 
-use crate::air::Post;
+use crate::air::{NoRoute, Post};
+use crate::members::Record;
 use crate::plan::Mutation;
 use crate::world::{Now, Site, node_id, node_name, number_of_voter};
 
@@ -28,9 +29,27 @@ use crate::world::{Now, Site, node_id, node_name, number_of_voter};
 pub(crate) type Message = vigil::Message<usize>;
 
 pub(crate) enum In {
-    Message { from: usize, message: Message },
-    Tried { about: usize, began: Instant, answer: Option<Answer> },
-    Learned { about: usize, answers: bool },
+    Message {
+        from: usize,
+        message: Message,
+    },
+    Tried {
+        about: usize,
+        began: Instant,
+        answer: Option<Answer>,
+    },
+    Learned {
+        about: usize,
+        answers: bool,
+    },
+    GatewayTried {
+        began: Instant,
+        answered: bool,
+    },
+    /// A node said that it restarts.
+    Announced {
+        from: usize,
+    },
 }
 
 pub(crate) struct Watch {
@@ -55,7 +74,8 @@ impl Sight<usize> for Site {
 
     fn members(&self) -> Vec<(usize, bool)> {
         let view = self.picture.view();
-        (0..self.world.plan.nodes).map(|number| (number, is_marked(&view, &node_name(number)))).collect()
+        let roster = self.picture.roster().into_iter();
+        roster.map(|(number, record)| (number, is_marked(&view, &record))).collect()
     }
 
     fn gossip(&self, node: usize) -> Gossip {
@@ -74,8 +94,10 @@ impl Sight<usize> for Site {
 impl Watch {
     pub(crate) fn new(site: Site, inbox: UnboundedReceiver<In>, back: UnboundedSender<In>) -> Watch {
         let mut vigil = Vigil::new(site.number, Settings::default());
-        if site.world.plan.mutation == Some(Mutation::OneObserver) {
-            vigil.mutate(judge::Mutation::OneObserver);
+        match site.world.plan.mutation {
+            Some(Mutation::OneObserver) => vigil.mutate(judge::Mutation::OneObserver),
+            Some(Mutation::NeverHeardForgotten) => vigil.mutate(judge::Mutation::NeverHeardForgotten),
+            _ => {}
         }
         Watch { site, vigil, inbox, back }
     }
@@ -91,6 +113,10 @@ impl Watch {
                 let (arrived, changed) = (self.inbox.next(), changes.changed());
                 SimRt::timeout_at(next, SimRt::select2(arrived, changed)).await
             };
+            if self.site.world.was_stopped(self.site.number) {
+                // It ends before the others are told: whoever renews is no more about to restart.
+                return;
+            }
             let later = |due: &mut Now, every: Duration| {
                 let is_due = *due <= Now::now();
                 if is_due {
@@ -144,6 +170,8 @@ impl Watch {
                 self.vigil.tried(now, about, began, answer, &self.site, effects);
             }
             In::Learned { about, answers } => self.vigil.learned(about, answers),
+            In::GatewayTried { began, answered } => self.vigil.gateway_tried(began, answered, effects),
+            In::Announced { from } => self.vigil.announced(now, from),
         }
     }
 
@@ -161,8 +189,8 @@ impl Watch {
             }),
             // For `skein status`.
             Effect::Shows { .. } => {}
-            // Only the other one of two nodes is judged by it, and no world is so small.
-            Effect::TryGateway { .. } | Effect::GatewayAnswers { .. } => {}
+            Effect::TryGateway { beside, began, limit } => self.try_gateway(beside, began, limit),
+            Effect::GatewayAnswers { .. } => world.count("gateways found"),
             Effect::TookOffice { term } => world.note(&format!("node {me} leads in term {term}")),
             Effect::LeftOffice { .. } => self.publish(),
             Effect::Lost { node, cause, silent_for } => {
@@ -201,25 +229,79 @@ impl Watch {
         self.site.picture.wake();
     }
 
+    /// Where the kernel of a node may be tried, by what this one knows.
+    fn places(&self, about: usize) -> Vec<Place> {
+        let site = &self.site;
+        let gossiped = site.members.lock().unwrap();
+        let api_of = |member: &Member| member.metadata.as_ref()?.api_address;
+        let lives = |member: &&Member| member.state == State::Alive && member.node() != node_id(about);
+        let held =
+            |member| api_of(member).into_iter().flat_map(|api| places::held_by(api, member.addresses()));
+        let taken: BTreeSet<_> = gossiped.values().filter(lives).flat_map(held).collect();
+        let (view, record) = (site.picture.view(), site.picture.roster().remove(&about));
+        let known = Known {
+            gossiped: gossiped.get(&node_id(about)).and_then(api_of),
+            seen: &site.book.addresses(node_id(about)),
+            node: record.as_ref().and_then(|record| object_of(&view, record)),
+            joined: record.as_ref().map_or(&[], |record| &record.addresses),
+        };
+        places::of(&known, &taken)
+    }
+
     fn try_kernel(
         &self,
         about: usize,
         limit: Duration,
         then: impl FnOnce(Option<Answer>) -> In + Send + 'static,
     ) {
+        let places = self.places(about);
+        if places.is_empty() {
+            return self.site.world.count("nowhere to try");
+        }
         let (world, back, from) = (self.site.world.clone(), self.back.clone(), self.site.number);
         drop(SimRt::spawn(async move {
-            let (answer, time) = world.try_kernel(from, about);
+            let tries = places.iter().map(|place| {
+                let (answer, time) = world.try_kernel(from, place.api)?;
+                let answer = answer.filter(|_| time <= limit).map(|answer| place.means(answer));
+                Ok((answer, time.min(limit)))
+            });
+            let tries: Vec<Result<(Option<Answer>, Duration), NoRoute>> = tries.collect();
+            let time = tries.iter().flatten().map(|(_, time)| *time).max().unwrap_or_default();
+            SimRt::sleep(time).await;
+            match places::together(tries.into_iter().map(|tried| tried.map(|(answer, _)| answer))) {
+                // The watch may have ended.
+                Ok(answer) => drop(back.unbounded_send(then(answer))),
+                Err(NoRoute) => world.count("no route to try"),
+            }
+        }));
+    }
+
+    fn try_gateway(&self, beside: usize, began: Instant, limit: Duration) {
+        let (world, back, me) = (self.site.world.clone(), self.back.clone(), self.site.number);
+        // The one on the link to the other node, as the routes have it.
+        if !self.places(beside).iter().any(|place| world.lan.has_route(place.api)) {
+            return;
+        }
+        drop(SimRt::spawn(async move {
+            let (answered, time) = world.air.try_gateway(me);
             SimRt::sleep(time.min(limit)).await;
-            // The watch may have ended.
-            let _ = back.unbounded_send(then(answer.filter(|_| time <= limit)));
+            let answered = answered && time <= limit;
+            let _ = back.unbounded_send(In::GatewayTried { began, answered });
         }));
     }
 }
 
-/// Whether the log calls the node unreachable.
-pub(crate) fn is_marked(view: &View, name: &str) -> bool {
-    let node = view.named::<Node>("", name);
-    let taints = node.and_then(|node| node.spec.as_ref()).and_then(|spec| spec.taints.as_ref());
-    taints.is_some_and(|taints| taints.iter().any(|taint| taint.key == UNREACHABLE))
+/// The Node object of a member.
+fn object_of<'v>(view: &'v View, record: &Record) -> Option<&'v Node> {
+    places::node_of(view, &record.node.to_string(), &record.name).map(|node| &**node)
+}
+
+/// Whether the log calls a member unreachable.
+fn is_marked(view: &View, record: &Record) -> bool {
+    object_of(view, record).is_some_and(places::is_called_unreachable)
+}
+
+/// Whether the log calls the node of this name unreachable.
+pub(crate) fn is_called_unreachable(view: &View, name: &str) -> bool {
+    view.named::<Node>("", name).is_some_and(|node| places::is_called_unreachable(node))
 }

@@ -4,6 +4,7 @@ mod ending;
 mod faults;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use rand::{RngExt, SeedableRng};
 use skein_control::judge::Answer;
 use skein_control::node_health::Verdict;
 use skein_control::pod::{Attempt, ContainerState};
+use skein_net::address_book::{AddressBook, Page, Pages};
 use skein_net::gossip::Member;
 use skein_net::identity::NodeId;
 use skein_raft_store::sim::{
@@ -26,9 +28,10 @@ use skein_raft_store::sim::{
 use skein_raft_store::sim_files::SimDisk;
 use skein_raft_store::{Change, ClusterTag, Compaction, Config, Event, Expect, Handle, Op, Options, VoterId};
 
-use crate::air::{Air, Letter, Post, carry};
+use crate::air::{Air, Letter, NoRoute, Post, carry};
 use crate::clock::Clock;
 use crate::history::History;
+use crate::lan::Lan;
 use crate::machine::Machine;
 use crate::picture::{self, Picture};
 use crate::plan::{Mutation, Plan};
@@ -47,6 +50,10 @@ const WRITERS: usize = 3;
 const SMALL: Compaction =
     Compaction { every_entries: 100, keep_entries: 30, every_bytes: 256 << 10, keep_bytes: 64 << 10 };
 const RING_EVENTS: usize = 250;
+/// What a daemon does before it ends takes so long.
+const STOPS_WITHIN: Duration = Duration::from_millis(200);
+/// An address book is written down at most so often.
+const ADDRESSES_EVERY: Duration = Duration::from_secs(5);
 /// All that happened so far is gone through again.
 const LOOK_FOR_WRONG_EVERY: Duration = Duration::from_secs(3);
 
@@ -62,6 +69,7 @@ pub(crate) struct Outcomes {
 pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) air: Air,
+    pub(crate) lan: Lan,
     pub(crate) history: Mutex<History>,
     pub(crate) truth: Mutex<Truth>,
     network: SimNetwork<SimRt>,
@@ -76,6 +84,10 @@ pub(crate) struct World {
     leaving: Mutex<BTreeSet<usize>>,
     /// Machines that never come back.
     gone: Mutex<BTreeSet<usize>>,
+    /// Daemons that were asked to stop, and have not been started since.
+    stopped: Mutex<BTreeSet<usize>>,
+    /// Until then something goes on that nobody sees from outside, like a slow disk.
+    troubled_until: Mutex<Now>,
     /// What happens is printed as well: for whoever looks for the cause of a violation.
     shows: bool,
     began: Now,
@@ -86,6 +98,8 @@ struct Slot {
     disk: SimDisk,
     /// How many stores it has had, the present one included.
     stores: u8,
+    /// What the address book was when it was last written down.
+    book: Pages,
     clock: Clock,
     generation: u64,
     powered: bool,
@@ -110,6 +124,7 @@ pub(crate) struct Site {
     pub(crate) clock: Clock,
     pub(crate) store: Store,
     pub(crate) picture: Picture,
+    pub(crate) book: AddressBook,
     pub(crate) members: Arc<Mutex<BTreeMap<NodeId, Member>>>,
     pub(crate) verdicts: Arc<Mutex<BTreeMap<String, Verdict>>>,
 }
@@ -162,17 +177,30 @@ async fn live(plan: Plan) -> Outcomes {
     let mut chance = StdRng::seed_from_u64(plan.seed);
     let began = Now::now();
     let (air, sent) = Air::new(plan.seed);
+    let lan = Lan::new(plan.nodes);
+    // What each was told when it joined.
+    let told: Pages = Pages(
+        (0..plan.nodes)
+            .map(|number| {
+                let page = Page { name: node_name(number), addresses: vec![lan.addresses(number).0] };
+                (node_id(number), page)
+            })
+            .collect(),
+    );
     let slots = (0..plan.nodes).map(|number| {
         let disk = SimDisk::new(plan.seed ^ (number as u64) << 32);
         disk.set_sync_time(SYNC_MIN, SYNC_MAX);
         let clock = Clock::draw(began, &mut chance);
         let (process, running) = (None, None);
+        let mut book = told.clone();
+        book.0.remove(&node_id(number));
         let (stores, generation, powered, paused) = (1, 0, true, false);
-        Mutex::new(Slot { disk, stores, clock, generation, powered, paused, process, running })
+        Mutex::new(Slot { disk, stores, book, clock, generation, powered, paused, process, running })
     });
     let world = Arc::new(World {
         plan,
         air,
+        lan,
         history: Mutex::default(),
         truth: Mutex::default(),
         network: SimNetwork::new(Weather::LAN),
@@ -185,6 +213,8 @@ async fn live(plan: Plan) -> Outcomes {
         voted: Mutex::default(),
         leaving: Mutex::default(),
         gone: Mutex::default(),
+        stopped: Mutex::default(),
+        troubled_until: Mutex::new(began),
         shows: std::env::var_os("SKEIN_SHOW").is_some(),
         began,
     });
@@ -199,6 +229,15 @@ async fn live(plan: Plan) -> Outcomes {
         true
     };
     world.outcomes(is_over)
+}
+
+/// Writes the address book down, seldom, as a daemon does. What a power cut takes is what came since.
+async fn keep_addresses(site: Site) {
+    loop {
+        let pages = site.book.pages();
+        site.world.slots[site.number].lock().unwrap().book = pages;
+        SimRt::sleep(ADDRESSES_EVERY).await;
+    }
 }
 
 impl World {
@@ -320,7 +359,7 @@ impl World {
         let records = (0..self.plan.nodes).map(|number| Op {
             key: members::key(number).into(),
             expect: Expect::Absent,
-            change: Change::Put(members::record(number).to_bytes().into()),
+            change: Change::Put(members::record(number, self.lan.addresses(number).0).to_bytes().into()),
         });
         first.store.propose(records.collect(), Options::default()).await.expect("the founder writes");
         let formed = async {
@@ -340,6 +379,8 @@ impl World {
         }
         slot.generation += 1;
         slot.paused = false;
+        self.stopped.lock().unwrap().remove(&number);
+        self.lan.note_start(number);
         let generation = slot.generation;
         let clock = slot.clock.clone();
         let store_clock = clock.clone();
@@ -361,14 +402,9 @@ impl World {
                 Err(_) if world.has_broken_disk(number) => return world.count("starts on a failed disk"),
                 Err(error) => return world.wrong(format!("node {number} did not start: {error:?}")),
             };
-            // What its address book on the disk says.
-            store.introduce(
-                (0..world.plan.nodes)
-                    .filter(|other| *other != number)
-                    .map(|other| node_id(other).0)
-                    .collect(),
-            );
             let picture = Picture::new();
+            let book = AddressBook::new(world.slots[number].lock().unwrap().book.clone());
+            store.introduce(book.nodes().into_iter().map(|node| node.0).collect());
             let (members, verdicts) = Default::default();
             let store_of_site = store.clone();
             let site = Site {
@@ -378,6 +414,7 @@ impl World {
                 clock,
                 store: store_of_site,
                 picture,
+                book,
                 members,
                 verdicts,
             };
@@ -386,6 +423,7 @@ impl World {
             let (gossip, gossiped) = unbounded();
             let (watch, watched) = unbounded();
             drop(SimRt::spawn(picture::follow(site.clone())));
+            drop(SimRt::spawn(keep_addresses(site.clone())));
             drop(SimRt::spawn(gossip::run(site.clone(), chance.random(), gossiped)));
             drop(SimRt::spawn(Watch::new(site.clone(), watched, watch.clone()).run()));
             drop(SimRt::spawn(planner::run(site.clone(), chance.random())));
@@ -396,6 +434,31 @@ impl World {
             while let Some((from, lane, pipe)) = incoming.next().await {
                 let store = store.clone();
                 drop(SimRt::spawn(async move { store.serve(from, lane, pipe).await }));
+            }
+        }));
+    }
+
+    /// SIGTERM: the daemon hands over what it leads, and says that it restarts.
+    fn stop(self: &Arc<Self>, number: usize) {
+        let Some(process) = self.slots[number].lock().unwrap().process.clone() else { return };
+        let Some(site) = self.site(number) else { return };
+        self.count("stops");
+        self.stopped.lock().unwrap().insert(number);
+        let world = self.clone();
+        drop(process.spawn(async move {
+            if site.store.metrics().leads() {
+                site.store.transfer_leader(None).await;
+            }
+            let leader = site.store.metrics().leader.as_ref().map(number_of_voter);
+            if let Some(leader) = leader.filter(|leader| *leader != number) {
+                world.air.send(number, leader, Post::Restarting);
+            }
+        }));
+        let (world, generation) = (self.clone(), self.slots[number].lock().unwrap().generation);
+        drop(SimRt::spawn(async move {
+            SimRt::sleep(STOPS_WITHIN).await;
+            if world.slots[number].lock().unwrap().generation == generation {
+                world.kill(number);
             }
         }));
     }
@@ -456,11 +519,20 @@ impl World {
             Post::Watch(message) => {
                 running.watch.unbounded_send(watch::In::Message { from, message }).is_ok()
             }
+            Post::Restarting => running.watch.unbounded_send(watch::In::Announced { from }).is_ok(),
         };
     }
 
-    /// What a kernel answers, and after how long.
-    pub(crate) fn try_kernel(&self, from: usize, to: usize) -> (Option<Answer>, Duration) {
+    /// What the kernel at an address answers, and after how long.
+    pub(crate) fn try_kernel(
+        &self,
+        from: usize,
+        api: SocketAddr,
+    ) -> Result<(Option<Answer>, Duration), NoRoute> {
+        if !self.lan.has_route(api) {
+            return Err(NoRoute);
+        }
+        let Some(to) = self.lan.holder(api) else { return Ok((None, Duration::MAX)) };
         let (connected, echoed, time) = self.air.try_kernel(from, to);
         let slot = self.slots[to].lock().unwrap();
         let answer = match (slot.powered, slot.running.is_some()) {
@@ -469,7 +541,7 @@ impl World {
             (true, false) if connected => Some(Answer::Refused),
             (true, _) => echoed.then_some(Answer::Echo),
         };
-        (answer, time)
+        Ok((answer, time))
     }
 
     /// Takes what a node's watch delivered.
@@ -581,7 +653,12 @@ impl World {
             self.air.passes_both_ways(number, **other)
                 && self.slots[**other].lock().unwrap().running.is_some()
         });
-        if !powered || reached.count() * 2 < others.len() {
+        // Of two neither reaches more than the other: only whose own cable is out is cut off.
+        let is_reached = match self.plan.nodes {
+            2 => self.air.is_plugged(number),
+            _ => reached.count() * 2 >= others.len(),
+        };
+        if !powered || !is_reached {
             Health::Off
         } else if !runs {
             Health::NoDaemon
@@ -597,11 +674,26 @@ impl World {
     }
 
     fn leader(&self) -> Option<usize> {
+        self.office().map(|(_, number)| number)
+    }
+
+    /// Who leads, and in which term.
+    pub(crate) fn office(&self) -> Option<(u64, usize)> {
         let leads = |number: usize| {
             let metrics = self.site(number)?.store.metrics();
             metrics.leads().then_some((metrics.term, number))
         };
-        (0..self.plan.nodes).filter_map(leads).max().map(|(_, number)| number)
+        (0..self.plan.nodes).filter_map(leads).max()
+    }
+
+    /// Whether a node's daemon was asked to stop, and has not been started since.
+    pub(crate) fn was_stopped(&self, number: usize) -> bool {
+        self.stopped.lock().unwrap().contains(&number)
+    }
+
+    /// Whether nothing goes on that only slows everything down.
+    pub(crate) fn is_untroubled(&self) -> bool {
+        Now::now() >= *self.troubled_until.lock().unwrap()
     }
 
     fn outcomes(&self, is_over: bool) -> Outcomes {

@@ -133,7 +133,7 @@ impl World {
             if view.named::<Node>("", &name).is_none() {
                 return Some(format!("{name} has no object"));
             }
-            let (is_marked, is_gone) = (watch::is_marked(&view, &name), self.is_gone(number));
+            let (is_marked, is_gone) = (watch::is_called_unreachable(&view, &name), self.is_gone(number));
             if is_marked != is_gone {
                 return Some(format!("{name} is called unreachable: {is_marked}, and gone: {is_gone}"));
             }

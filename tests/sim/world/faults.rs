@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use openraft::AsyncRuntime;
 use openraft::async_runtime::Instant as _;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use skein_raft_store::sim::{SimRt, Weather};
 use skein_raft_store::sim_files::Broken;
 
@@ -14,6 +16,20 @@ use super::{Now, SYNC_MAX, SYNC_MIN, World, number_of_voter, voter_id};
 use crate::clients;
 use crate::plan::{Fault, Kind, Victim};
 use skein_raft_store::sim_files::SimDisk;
+
+/// Whether the machines and the network show to whoever looks that this goes on: then it is known what has to come in
+/// time all the same.
+fn shows_from_outside(kind: &Kind) -> bool {
+    match kind {
+        Kind::Kill(_) | Kind::Power(_) | Kind::AllOff | Kind::Outage { .. } | Kind::Gone(_) => true,
+        Kind::Stop { .. } | Kind::Pause(_) | Kind::PauseUnseen(_) => true,
+        Kind::CutPair { .. } | Kind::Isolate { .. } | Kind::Unplug(_) | Kind::RouterDown => true,
+        Kind::Loss(_) | Kind::Delay(_) | Kind::ClockJump { .. } => true,
+        Kind::SlowDisk { .. } | Kind::SlowDisks(_) | Kind::FailingDisk { .. } | Kind::LostStore(_) => false,
+        Kind::SlowLinks { .. } | Kind::Narrow { .. } | Kind::Burst { .. } | Kind::Duplicates(_) => false,
+        Kind::Leave(_) => false,
+    }
+}
 
 impl World {
     pub(super) async fn break_things(self: &Arc<Self>, until: Now) {
@@ -29,6 +45,25 @@ impl World {
     fn may_take(&self, number: usize) -> bool {
         let down = (0..self.plan.nodes).filter(|number| self.is_down(*number)).count();
         !self.is_down(number) && down < (self.plan.nodes - 1) / 2
+    }
+
+    /// Whether one may stay off while the others are there: a majority of those that vote is left.
+    fn may_stay_off(&self, number: usize) -> bool {
+        let down = (0..self.plan.nodes).filter(|number| self.is_down(*number)).count();
+        self.may_lose(number) && down <= (self.plan.nodes - 1) / 2
+    }
+
+    /// The first from this one on that does not lead, while anybody does.
+    fn follower(&self, number: usize) -> Option<usize> {
+        let leader = self.leader()?;
+        let others = (0..self.plan.nodes).map(|further| (number + further) % self.plan.nodes);
+        others.into_iter().find(|number| *number != leader)
+    }
+
+    /// Nothing is expected to come in time for a while.
+    fn trouble(&self, lasts: Duration) {
+        let mut until = self.troubled_until.lock().unwrap();
+        *until = (*until).max(Now::now() + lasts);
     }
 
     /// Whether one may go for good: a majority of those that vote now stays up.
@@ -51,7 +86,11 @@ impl World {
         let victim = |victim| match victim {
             Victim::Node(number) => Some(number),
             Victim::Leader => self.leader(),
+            Victim::Follower(number) => self.follower(number),
         };
+        if !shows_from_outside(&fault.kind) {
+            self.trouble(fault.lasts);
+        }
         match fault.kind {
             Kind::Kill(which) => {
                 let Some(number) = victim(which).filter(|number| self.may_take(*number)) else { return };
@@ -60,7 +99,12 @@ impl World {
                 self.afterwards(fault.lasts, move |world| world.start(number));
             }
             Kind::Power(which) => {
-                let Some(number) = victim(which).filter(|number| self.may_take(*number)) else { return };
+                // Of two, one may go as long as the other one votes.
+                let may_take = |number: &usize| match self.plan.nodes {
+                    2 => self.may_stay_off(*number),
+                    _ => self.may_take(*number),
+                };
+                let Some(number) = victim(which).filter(may_take) else { return };
                 self.power_off(number);
                 self.afterwards(fault.lasts, move |world| world.power_on(number));
             }
@@ -71,6 +115,49 @@ impl World {
                     let lasts = fault.lasts + Duration::from_millis(90 * number as u64);
                     self.afterwards(lasts, move |world| world.power_on(number));
                 }
+            }
+            Kind::Outage { absent, late, lease } => {
+                let Some(absent) = victim(absent).filter(|number| self.may_stay_off(*number)) else { return };
+                self.count("all off but one on");
+                for number in 0..self.plan.nodes {
+                    self.power_off(number);
+                    let lasts = match number == absent {
+                        true => fault.lasts + late,
+                        false => fault.lasts + Duration::from_millis(90 * number as u64),
+                    };
+                    self.afterwards(lasts, move |world| world.power_on(number));
+                }
+                let mut chance = StdRng::seed_from_u64(self.plan.seed ^ fault.at.as_millis() as u64);
+                self.lan.give_out(lease, &mut chance);
+            }
+            Kind::Stop { victim: which, off_after } => {
+                let Some(number) = victim(which).filter(|number| self.may_stay_off(*number)) else { return };
+                self.stop(number);
+                if let Some(after) = off_after {
+                    self.afterwards(after, move |world| world.power_off(number));
+                }
+                self.afterwards(fault.lasts, move |world| {
+                    world.power_on(number);
+                    world.start(number);
+                });
+            }
+            Kind::Unplug(which) => {
+                let Some(number) = victim(which) else { return };
+                self.count(if self.leader() == Some(number) {
+                    "leaders unplugged"
+                } else {
+                    "followers unplugged"
+                });
+                self.air.plug(number, false);
+                let others = (0..self.plan.nodes).filter(|other| *other != number);
+                let directions = others.flat_map(|other| [(number, other), (other, number)]);
+                self.cut(directions.collect(), fault.lasts);
+                self.afterwards(fault.lasts, move |world| world.air.plug(number, true));
+            }
+            Kind::RouterDown => {
+                self.count("routers down");
+                self.air.set_gateway(false);
+                self.afterwards(fault.lasts, |world| world.air.set_gateway(true));
             }
             Kind::Pause(which) => {
                 let Some(number) = victim(which).filter(|number| self.may_take(*number)) else { return };
@@ -198,6 +285,7 @@ impl World {
         let first = match which {
             Victim::Node(number) => number,
             Victim::Leader => self.leader()?,
+            Victim::Follower(number) => self.follower(number)?,
         };
         // Whoever was drawn may be gone already.
         let others = (0..self.plan.nodes).map(|further| (first + further) % self.plan.nodes);
