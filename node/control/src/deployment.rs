@@ -40,7 +40,7 @@ pub(crate) fn plan(draft: &mut Draft<'_>) {
 fn touched(view: &View, changed: &Changed) -> BTreeSet<Key> {
     let (keys, uids) = match changed {
         Changed::All => return view.all::<Deployment>().map(|(key, _)| key.clone()).collect(),
-        Changed::Some { keys, uids } => (keys, uids),
+        Changed::Some { keys, uids, .. } => (keys, uids),
     };
     let named = uids.iter().filter_map(|uid| view.key_of_uid(uid)).chain(keys);
     let mut found = BTreeSet::new();

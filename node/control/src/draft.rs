@@ -13,9 +13,11 @@
 //! of one object.
 
 use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use skein_api::write::{Change, Expect, Write};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
@@ -24,9 +26,10 @@ use crate::chance::Chance;
 use crate::event::Notice;
 use crate::meta;
 use crate::plan::{Bounds, Wakes};
+use crate::replicaset::Replicas;
 use crate::size::{OBJECT_BYTES_MAX, Size};
 use crate::time::{seconds_after, whole_seconds};
-use crate::view::{Changed, Key, Kind, Object, Stored, Touched, View};
+use crate::view::{Changed, Key, Kind, Object, Stored, Touched, Uid, View};
 
 /// Who tells about what cannot be written.
 const WHO: &str = "skein";
@@ -44,6 +47,8 @@ pub(crate) struct Draft<'a> {
     fresh: Changed,
     /// All that was looked at in any pass.
     seen: Changed,
+    /// What was found of each ReplicaSet's pods, by its uid, until one of them is touched: planners ask again and again.
+    replicas: RefCell<BTreeMap<Uid, Arc<Replicas>>>,
     edits: BTreeMap<Key, Edit>,
     events: BTreeMap<Key, Vec<u8>>,
     /// Owners of what is created: it comes only while they are as the plan knew them.
@@ -171,6 +176,7 @@ impl<'a> Draft<'a> {
             looked_at: changed,
             touched: Changed::default(),
             fresh: Changed::default(),
+            replicas: RefCell::default(),
             edits: BTreeMap::new(),
             events: BTreeMap::new(),
             owners: BTreeSet::new(),
@@ -198,6 +204,18 @@ impl<'a> Draft<'a> {
     /// What this pass is to look at.
     pub(crate) fn changed(&self) -> &Changed {
         &self.looked_at
+    }
+
+    /// The pods of a ReplicaSet.
+    pub(crate) fn replicas_of(&self, set: &Arc<ReplicaSet>) -> Arc<Replicas> {
+        let uid = meta::uid(&set.metadata);
+        let mut known = self.replicas.borrow_mut();
+        if let Some(held) = known.get(uid).filter(|held| held.are_of(set)) {
+            return held.clone();
+        }
+        let found = Arc::new(Replicas::of(&self.view, set, self.now));
+        known.insert(uid.into(), found.clone());
+        found
     }
 
     /// Begins the next pass over what this one wrote. False if it wrote nothing.
@@ -289,6 +307,7 @@ impl<'a> Draft<'a> {
             if draft.may_touch(&key) {
                 draft.note(&key, false);
                 let touched = draft.view.put(key, object, 0);
+                draft.forget_replicas(&touched);
                 draft.touch(touched);
             }
         })
@@ -303,6 +322,7 @@ impl<'a> Draft<'a> {
             if draft.may_touch(key) {
                 draft.note(key, draft.base.stored(key).is_some());
                 let touched = draft.view.remove(key);
+                draft.forget_replicas(&touched);
                 draft.touch(touched);
             }
         })
@@ -454,6 +474,11 @@ impl<'a> Draft<'a> {
         self.the_step().touched.push(touched);
     }
 
+    fn forget_replicas(&mut self, touched: &Touched) {
+        let known = self.replicas.get_mut();
+        touched.owners().iter().for_each(|owner| drop(known.remove(owner)));
+    }
+
     fn rely_on(&mut self, owner: Key) {
         if self.owners.insert(owner.clone()) {
             self.the_step().owners.push(owner);
@@ -543,10 +568,11 @@ impl<'a> Draft<'a> {
 
     fn undo(&mut self, step: Step) {
         for (key, stored, edit) in step.before.into_iter().rev() {
-            match stored {
-                Some(stored) => drop(self.view.put(key.clone(), stored.object, stored.revision)),
-                None => drop(self.view.remove(&key)),
-            }
+            let touched = match stored {
+                Some(stored) => self.view.put(key.clone(), stored.object, stored.revision),
+                None => self.view.remove(&key),
+            };
+            self.forget_replicas(&touched);
             match edit {
                 Some(edit) => drop(self.edits.insert(key, edit)),
                 None => drop(self.edits.remove(&key)),

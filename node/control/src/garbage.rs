@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use crate::draft::{Draft, edit_metadata};
 use crate::meta;
 use crate::time::seconds_after;
-use crate::view::{Changed, Key, Kind, View};
+use crate::view::{Changed, Key, Kind, Uid, View};
 
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
@@ -40,14 +40,17 @@ pub(crate) fn plan(draft: &mut Draft<'_>) {
     expire_events(draft);
 }
 
-/// Changed objects, dependents of changed and of vanished ones, and owners of changed ones.
+/// Changed objects, their owners, and the dependents of owners that are gone or wait for them: what depends on an owner
+/// that stays is none of ours.
 fn touched(view: &View, changed: &Changed) -> BTreeSet<Key> {
     let (keys, uids) = match changed {
         Changed::All => return view.keys().filter(|key| matters(view, key)).cloned().collect(),
-        Changed::Some { keys, uids } => (keys, uids),
+        Changed::Some { keys, uids, .. } => (keys, uids),
     };
-    let near = uids.iter().flat_map(|uid| view.dependents(uid).chain(view.key_of_uid(uid)));
-    near.chain(keys).filter(|key| matters(view, key)).cloned().collect()
+    let left = |uid: &&Uid| view.key_of_uid(uid).is_none() || owner_waits(view, uid);
+    let left = uids.iter().filter(left).flat_map(|uid| view.dependents(uid));
+    let owners = uids.iter().filter_map(|uid| view.key_of_uid(uid));
+    left.chain(owners).chain(keys).filter(|key| matters(view, key)).cloned().collect()
 }
 
 fn matters(view: &View, key: &Key) -> bool {

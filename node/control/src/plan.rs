@@ -10,6 +10,7 @@ pub use agenda::{Agenda, Fate, Next};
 pub use wakes::Wakes;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
 use skein_api::write::Write;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +21,7 @@ use crate::draft::{Draft, Finished};
 use crate::node::roster;
 use crate::node_health::Verdict;
 use crate::size::Size;
-use crate::view::{Changed, Key, View};
+use crate::view::{Changed, Key, Kind, View};
 use crate::{deployment, endpoints, evictions, garbage, namespace, node_health, replicaset, scheduler};
 
 /// What planners are told besides the view.
@@ -100,7 +101,7 @@ pub fn plan(view: &View, changed: &Changed, round: &Round<'_>, bounds: &Bounds) 
     let mut draft = Draft::new(view, changed.clone(), round.now, round.chance, bounds);
     let mut pass = 0;
     let came_to_rest = loop {
-        one_pass(&mut draft, round);
+        one_pass(&mut draft, round, pass == 0);
         pass += 1;
         if !draft.next_pass() {
             break true;
@@ -114,11 +115,14 @@ pub fn plan(view: &View, changed: &Changed, round: &Round<'_>, bounds: &Bounds) 
     Plan { writes, wakes, rest: is_unfinished.then_some(seen), left_out, size, steps, first_step }
 }
 
-fn one_pass(draft: &mut Draft<'_>, round: &Round<'_>) {
+fn one_pass(draft: &mut Draft<'_>, round: &Round<'_>, is_first: bool) {
     draft.fill_half();
     // Who is there comes first, then what should be, then where.
     roster::plan(draft);
-    node_health::mark(draft, round.verdicts);
+    // Verdicts change between plans only.
+    if is_first || draft.changed().any_under(Node::PREFIX) {
+        node_health::mark(draft, round.verdicts);
+    }
     if draft.is_full() {
         // A node that is not marked yet would be given the pods of one that is.
         return;

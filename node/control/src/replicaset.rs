@@ -39,7 +39,7 @@ pub(crate) fn plan(draft: &mut Draft<'_>) {
 fn touched(view: &View, changed: &Changed) -> BTreeSet<Key> {
     let (keys, uids) = match changed {
         Changed::All => return view.all::<ReplicaSet>().map(|(key, _)| key.clone()).collect(),
-        Changed::Some { keys, uids } => (keys, uids),
+        Changed::Some { keys, uids, .. } => (keys, uids),
     };
     let mut found: BTreeSet<Key> = uids
         .iter()
@@ -67,10 +67,8 @@ fn selects(set: &ReplicaSet, pod: &Pod) -> bool {
 /// Takes in pods that match and have no controller; lets go of owned ones that no longer match.
 fn adopt_and_release(draft: &mut Draft<'_>, set: &Arc<ReplicaSet>) {
     let uid = meta::uid(&set.metadata);
-    let strangers = draft.view().controlled_by::<Pod>(uid).filter(|(_, pod)| !selects(set, pod));
-    let strangers: Vec<Key> = strangers.map(|(key, _)| key.clone()).collect();
-    for key in strangers {
-        draft.edit::<Pod>(&key, |pod| {
+    for key in &draft.replicas_of(set).strangers {
+        draft.edit::<Pod>(key, |pod| {
             let owners = pod.metadata.owner_references.get_or_insert_default();
             owners.retain(|owner| owner.uid != uid);
             if owners.is_empty() {
@@ -95,12 +93,12 @@ fn adopt_and_release(draft: &mut Draft<'_>, set: &Arc<ReplicaSet>) {
 }
 
 fn bring_to_size(draft: &mut Draft<'_>, set: &Arc<ReplicaSet>) {
-    let active = active_pods(draft.view(), set);
+    let replicas = draft.replicas_of(set);
     let wanted = wanted(set);
-    if active.len() < wanted {
-        create(draft, set, (wanted - active.len()).min(BURST));
+    if replicas.active.len() < wanted {
+        create(draft, set, (wanted - replicas.active.len()).min(BURST));
     } else {
-        for key in surplus(active, wanted) {
+        for key in surplus(&replicas.active, wanted) {
             let name = key.rsplit('/').next().unwrap_or_default().to_owned();
             draft.together(|draft| {
                 draft.delete_pod(&key);
@@ -115,11 +113,6 @@ fn bring_to_size(draft: &mut Draft<'_>, set: &Arc<ReplicaSet>) {
 
 pub(crate) fn wanted(set: &ReplicaSet) -> usize {
     usize::try_from(set.spec.replicas.unwrap_or(1)).unwrap_or(0)
-}
-
-fn active_pods(view: &View, set: &ReplicaSet) -> Vec<(Key, Arc<Pod>)> {
-    let owned = view.controlled_by::<Pod>(meta::uid(&set.metadata));
-    owned.filter(|(_, pod)| meta::is_active(pod)).map(|(key, pod)| (key.clone(), pod.clone())).collect()
 }
 
 fn create(draft: &mut Draft<'_>, set: &ReplicaSet, count: usize) {
@@ -187,15 +180,16 @@ fn pod_of(set: &ReplicaSet) -> Pod {
 
 /// Whom to delete so that `wanted` stay: who serves least goes first, and among equals the newest.
 /// Order: ReplicaSet documentation, "Scaling a ReplicaSet".
-fn surplus(mut active: Vec<(Key, Arc<Pod>)>, wanted: usize) -> Vec<Key> {
+fn surplus(active: &[(Key, Arc<Pod>)], wanted: usize) -> Vec<Key> {
     let too_many = active.len().saturating_sub(wanted);
     if too_many == 0 {
         return Vec::new();
     }
     let mut neighbours: BTreeMap<String, usize> = BTreeMap::new();
-    for (_, pod) in &active {
+    for (_, pod) in active {
         *neighbours.entry(meta::node_of(pod).unwrap_or_default().to_owned()).or_default() += 1;
     }
+    let mut active: Vec<&(Key, Arc<Pod>)> = active.iter().collect();
     active.sort_by_cached_key(|(key, pod)| {
         let node = meta::node_of(pod);
         let phase = match meta::phase(pod) {
@@ -220,7 +214,7 @@ fn surplus(mut active: Vec<(Key, Arc<Pod>)>, wanted: usize) -> Vec<Key> {
             ),
         )
     });
-    active.into_iter().take(too_many).map(|(key, _)| key).collect()
+    active.into_iter().take(too_many).map(|(key, _)| key.clone()).collect()
 }
 
 fn restarts(pod: &Pod) -> i32 {
@@ -228,25 +222,29 @@ fn restarts(pod: &Pod) -> i32 {
     statuses.map(|status| status.restart_count).max().unwrap_or(0)
 }
 
-/// How many pods a ReplicaSet has, counted from the pods themselves: a status in the map may be older.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Tally {
-    pub(crate) replicas: i32,
-    pub(crate) fully_labeled: i32,
-    pub(crate) ready: i32,
-    pub(crate) available: i32,
-    pub(crate) terminating: i32,
-    /// When the next ready pod becomes available.
-    pub(crate) next_available: Option<Timestamp>,
+/// The pods of a ReplicaSet, gone through once.
+#[derive(Debug)]
+pub(crate) struct Replicas {
+    set: Arc<ReplicaSet>,
+    pub(crate) tally: Tally,
+    /// Those that count.
+    active: Vec<(Key, Arc<Pod>)>,
+    /// Those that it does not select any more.
+    strangers: Vec<Key>,
 }
 
-impl Tally {
-    pub(crate) fn of(view: &View, set: &ReplicaSet, now: Timestamp) -> Tally {
+impl Replicas {
+    /// Cost: one pass over its pods.
+    pub(crate) fn of(view: &View, set: &Arc<ReplicaSet>, now: Timestamp) -> Replicas {
         let min_ready = set.spec.min_ready_seconds.unwrap_or(0);
         let template =
             set.spec.template.as_ref().and_then(|template| template.metadata.as_ref()?.labels.as_ref());
         let mut tally = Tally::default();
-        for (_, pod) in view.controlled_by::<Pod>(meta::uid(&set.metadata)) {
+        let (mut active, mut strangers) = (Vec::new(), Vec::new());
+        for (key, pod) in view.pods_controlled_by(meta::uid(&set.metadata)) {
+            if !selects(set, pod) {
+                strangers.push(key.clone());
+            }
             if meta::has_ended(pod) {
                 continue;
             }
@@ -254,6 +252,7 @@ impl Tally {
                 tally.terminating += 1;
                 continue;
             }
+            active.push((key.clone(), pod.clone()));
             tally.replicas += 1;
             let labels = pod.metadata.labels.as_ref();
             let has = |key: &String, value: &String| labels.and_then(|labels| labels.get(key)) == Some(value);
@@ -268,13 +267,30 @@ impl Tally {
                 None => {}
             }
         }
-        tally
+        Replicas { set: set.clone(), tally, active, strangers }
     }
+
+    /// Whether a look at the same pods for `set` would find the same.
+    pub(crate) fn are_of(&self, set: &Arc<ReplicaSet>) -> bool {
+        Arc::ptr_eq(&self.set, set) || self.set.metadata.uid == set.metadata.uid && self.set.spec == set.spec
+    }
+}
+
+/// How many pods a ReplicaSet has, counted from the pods themselves: a status in the map may be older.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) replicas: i32,
+    pub(crate) fully_labeled: i32,
+    pub(crate) ready: i32,
+    pub(crate) available: i32,
+    pub(crate) terminating: i32,
+    /// When the next ready pod becomes available.
+    pub(crate) next_available: Option<Timestamp>,
 }
 
 fn report(draft: &mut Draft<'_>, key: &Key) {
     let Some(set) = draft.view().get::<ReplicaSet>(key) else { return };
-    let tally = Tally::of(draft.view(), set, draft.now);
+    let tally = draft.replicas_of(set).tally;
     if let Some(at) = tally.next_available {
         draft.wake(key, at);
     }

@@ -7,8 +7,10 @@
 use imbl::{OrdMap, OrdSet};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Event, Namespace, Node, Pod, PodAffinityTerm, Secret, Service, ServiceAccount,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use std::sync::Arc;
 use crate::event::{Notice, Told};
 use crate::node::roster::Member;
 use crate::resources::{self, Amounts};
-use crate::scheduler::apart;
+use crate::scheduler::{apart, host_ports};
 
 /// An object's key in the map, such as `core/pods/default/web-1`.
 pub type Key = Arc<str>;
@@ -37,17 +39,59 @@ pub struct View {
     by_owner: Index,
     by_namespace: Index,
     /// Node name -> pods bound to it.
-    by_node: Index,
+    by_node: OrdMap<Arc<str>, PodsOf>,
+    /// Uid of a controller -> its pods.
+    by_controller: OrdMap<Uid, PodsOf>,
+    /// Label of a pod, as `namespace/key=value` -> the pods that have it.
+    by_label: Index,
+    /// Port of a machine, as `node/protocol/port` -> the pod that has it.
+    by_host_port: Index,
     used: OrdMap<Arc<str>, Amounts>,
+    /// What each node offers.
+    offered: OrdMap<Arc<str>, Amounts>,
     /// Pods without a node that have not ended.
     unbound: OrdSet<Key>,
-    /// Bound pods with required anti-affinity: few, and every new pod must be held against them.
-    wary: OrdSet<Key>,
+    /// What bound pods keep away from themselves. Thousands of pods have few different such terms.
+    apart: OrdMap<Arc<str>, Apart>,
     /// Pods and ReplicaSets without a controller: what may be adopted, or recreated under its own name.
     orphans: OrdSet<Key>,
     /// Events by the time of their last occurrence.
     events: OrdSet<(Timestamp, Key)>,
     faults: OrdMap<Key, Arc<str>>,
+}
+
+/// The pods bound to one node or made by one controller, as they were when this was taken.
+#[derive(Clone, Default)]
+pub struct PodsOf(OrdMap<Key, Arc<Pod>>);
+
+impl PodsOf {
+    /// Whether these are the pods of `other`, and none has changed. One comparison: it may say no where a new picture
+    /// was made from the same map.
+    pub fn is_same(&self, other: &PodsOf) -> bool {
+        self.0.ptr_eq(&other.0)
+    }
+
+    /// In the order of their keys.
+    pub fn iter(&self) -> impl Iterator<Item = (&Key, &Arc<Pod>)> {
+        self.0.iter()
+    }
+}
+
+/// A required anti-affinity term of bound pods.
+#[derive(Clone)]
+pub(crate) struct Apart {
+    /// The namespace of the pods that have it.
+    pub(crate) namespace: Arc<str>,
+    pub(crate) term: Arc<PodAffinityTerm>,
+    /// How many pods on each node have it.
+    nodes: OrdMap<Arc<str>, usize>,
+}
+
+impl Apart {
+    /// The nodes that have such pods.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &str> {
+        self.nodes.keys().map(|name| &**name)
+    }
 }
 
 /// An object with the revision it was read at.
@@ -194,6 +238,15 @@ pub struct Touched {
     uid: Option<Uid>,
     /// Owners before and after.
     owners: Vec<Uid>,
+    /// Pods that wait may fit now, or for other reasons not: what some node holds is not what it was.
+    moves: bool,
+}
+
+impl Touched {
+    /// Uids of the owners before and after.
+    pub(crate) fn owners(&self) -> &[Uid] {
+        &self.owners
+    }
 }
 
 /// What changed since the last plan.
@@ -207,22 +260,25 @@ pub enum Changed {
         keys: BTreeSet<Key>,
         /// Uids of these objects and of their owners, before and after.
         uids: BTreeSet<Uid>,
+        /// Some node holds other pods than before, or the same with other labels or requests.
+        moves: bool,
     },
 }
 
 impl Default for Changed {
     fn default() -> Self {
-        Changed::Some { keys: BTreeSet::new(), uids: BTreeSet::new() }
+        Changed::Some { keys: BTreeSet::new(), uids: BTreeSet::new(), moves: false }
     }
 }
 
 impl Changed {
     /// Adds what one [`View::apply`] touched.
     pub fn add(&mut self, touched: Touched) {
-        if let Changed::Some { keys, uids } = self {
+        if let Changed::Some { keys, uids, moves } = self {
             keys.extend(touched.key);
             uids.extend(touched.uid);
             uids.extend(touched.owners);
+            *moves |= touched.moves;
         }
     }
 
@@ -236,9 +292,13 @@ impl Changed {
     /// Adds all of `other`, for instance of a plan that could not be committed.
     pub fn merge(&mut self, other: Changed) {
         match (&mut *self, other) {
-            (Changed::Some { keys, uids }, Changed::Some { keys: more_keys, uids: more_uids }) => {
+            (
+                Changed::Some { keys, uids, moves },
+                Changed::Some { keys: more_keys, uids: more_uids, moves: more_moves },
+            ) => {
                 keys.extend(more_keys);
                 uids.extend(more_uids);
+                *moves |= more_moves;
             }
             _ => *self = Changed::All,
         }
@@ -354,12 +414,22 @@ impl View {
 
     /// Pods bound to a node.
     pub fn pods_on(&self, node: &str) -> impl Iterator<Item = (&Key, &Arc<Pod>)> {
-        of_index(&self.by_node, node).filter_map(|key| Some((key, self.get::<Pod>(key)?)))
+        self.by_node.get(node).into_iter().flat_map(PodsOf::iter)
+    }
+
+    /// The same to keep, for whoever wants to know later whether they have changed. O(1).
+    pub fn pods_of(&self, node: &str) -> PodsOf {
+        self.by_node.get(node).cloned().unwrap_or_default()
     }
 
     /// Names of nodes that pods are bound to, whether the node exists or not.
     pub fn nodes_with_pods(&self) -> impl Iterator<Item = &Arc<str>> {
         self.used.keys()
+    }
+
+    /// Pods whose controller has this uid.
+    pub fn pods_controlled_by(&self, controller: &str) -> impl Iterator<Item = (&Key, &Arc<Pod>)> {
+        self.by_controller.get(controller).into_iter().flat_map(PodsOf::iter)
     }
 
     /// What the pods bound to a node ask for together; pods that have ended ask for nothing.
@@ -372,17 +442,65 @@ impl View {
         self.unbound.iter().filter_map(|key| Some((key, self.get::<Pod>(key)?)))
     }
 
-    /// Pods that are bound and have not ended.
-    pub(crate) fn all_bound(&self) -> impl Iterator<Item = &Pod> {
-        self.by_node
-            .iter()
-            .filter_map(|(_, key)| Some(&**self.get::<Pod>(key)?))
-            .filter(|pod| !crate::meta::has_ended(pod))
+    /// What a node offers to pods.
+    pub(crate) fn offered_by(&self, node: &str) -> Amounts {
+        self.offered.get(node).copied().unwrap_or_default()
     }
 
-    /// Bound pods that keep others away.
-    pub(crate) fn wary(&self) -> impl Iterator<Item = &Pod> {
-        self.wary.iter().filter_map(|key| Some(&**self.get::<Pod>(key)?))
+    /// Whether a pod on this node holds this port of the machine.
+    pub(crate) fn host_port_is_taken(&self, node: &str, port: i32, protocol: &str) -> bool {
+        of_index(&self.by_host_port, &host_port(node, port, protocol)).next().is_some()
+    }
+
+    /// What bound pods keep away from themselves.
+    pub(crate) fn apart(&self) -> impl Iterator<Item = &Apart> {
+        self.apart.values()
+    }
+
+    /// The pods of a namespace that `selector` picks; an empty one picks nothing.
+    ///
+    /// Cost: the pods that fulfil the rarest of its requirements, or all of the namespace where it only says which
+    /// labels must not be there.
+    pub fn pods_like<'a>(
+        &'a self,
+        namespace: &str,
+        selector: &'a LabelSelector,
+    ) -> impl Iterator<Item = (&'a Key, &'a Arc<Pod>)> + use<'a> {
+        let pod = |key: &'a Key| Some((key, self.get::<Pod>(key)?));
+        let found = self.labelled(namespace, selector).into_iter().filter_map(pod);
+        found.filter(|(_, pod)| crate::meta::selects(selector, pod.metadata.labels.as_ref()))
+    }
+
+    /// The pods that fulfil that requirement of the selector which fewest do.
+    fn labelled(&self, namespace: &str, selector: &LabelSelector) -> Vec<&Key> {
+        let with = |key: &str, value: &str| of_index(&self.by_label, &label(namespace, key, value));
+        let equal = selector.match_labels.iter().flatten();
+        let equal = equal.map(|(key, value)| Box::new(with(key, value)) as Box<dyn Iterator<Item = &Key>>);
+        let listed = selector.match_expressions.iter().flatten().filter_map(|wanted| {
+            let values: BTreeSet<&String> = wanted.values.iter().flatten().collect();
+            match wanted.operator.as_str() {
+                "In" => {
+                    Some(Box::new(values.into_iter().flat_map(|value| with(&wanted.key, value))) as Box<_>)
+                }
+                "Exists" => {
+                    Some(Box::new(under(&self.by_label, &label(namespace, &wanted.key, ""))) as Box<_>)
+                }
+                _ => None,
+            }
+        });
+        let mut ways: Vec<(_, Vec<&Key>)> = equal.chain(listed).map(|way| (way, Vec::new())).collect();
+        if ways.is_empty() {
+            return self.in_namespace::<Pod>(namespace).map(|(key, _)| key).collect();
+        }
+        // All of them at the same pace: the shortest ends first.
+        loop {
+            for (way, found) in &mut ways {
+                match way.next() {
+                    Some(key) => found.push(key),
+                    None => return std::mem::take(found),
+                }
+            }
+        }
     }
 
     /// Objects of a kind in `namespace` that have no controller.
@@ -415,9 +533,20 @@ impl View {
     /// Puts a decoded object in place of whatever was at `key`.
     pub(crate) fn put(&mut self, key: Key, object: Object, revision: u64) -> Touched {
         self.faults.remove(&key);
-        let mut touched = self.remove(&key);
-        touched.note(&key, object.metadata());
-        self.index(&key, &object);
+        let mut touched = Touched { key: Some(key.clone()), ..Touched::default() };
+        let before = self.objects.get(&key).map(|stored| stored.object.clone());
+        touched.note(before.as_ref().map(Object::metadata));
+        touched.note(Some(object.metadata()));
+        // Most writes say what a pod does, and no index knows about that.
+        if before.as_ref().is_none_or(|before| !is_indexed_alike(before, &object)) {
+            touched.moves = before.as_ref().is_some_and(is_on_a_node) || is_on_a_node(&object);
+            if let Some(before) = &before {
+                self.unindex(&key, before);
+            }
+            self.index(&key, &object);
+        } else if let Object::Pod(pod) = &object {
+            self.keep_pod(&key, pod);
+        }
         self.objects.insert(key, Stored { object, revision });
         touched
     }
@@ -426,15 +555,16 @@ impl View {
     pub(crate) fn remove(&mut self, key: &Key) -> Touched {
         self.faults.remove(key);
         let mut touched = Touched { key: Some(key.clone()), ..Touched::default() };
-        if let Some(stored) = self.objects.remove(key) {
-            touched.note(key, stored.object.metadata());
-            self.unindex(key, &stored.object);
+        if let Some(Stored { object, .. }) = self.objects.remove(key) {
+            touched.note(Some(object.metadata()));
+            touched.moves = is_on_a_node(&object);
+            self.unindex(key, &object);
         }
         touched
     }
 
     fn index(&mut self, key: &Key, object: &Object) {
-        for (index, word) in self.words(object) {
+        for (index, word) in words(object) {
             self.of(index).insert((word, key.clone()));
         }
         let metadata = object.metadata();
@@ -444,13 +574,21 @@ impl View {
         if is_orphan(object) {
             self.orphans.insert(key.clone());
         }
+        if let Object::Pod(pod) = object {
+            self.keep_pod(key, pod);
+        }
         match object {
-            Object::Pod(pod) => {
-                self.count(pod, Amounts::plus, key);
-                let keeps_away = pod.spec.as_ref().is_some_and(|spec| apart(spec).next().is_some());
-                if keeps_away && crate::meta::node_of(pod).is_some() && !crate::meta::has_ended(pod) {
-                    self.wary.insert(key.clone());
+            Object::Pod(pod) if crate::meta::has_ended(pod) => {}
+            Object::Pod(pod) => match crate::meta::node_of(pod) {
+                Some(node) => {
+                    self.use_node(node, self.used_on(node).plus(resources::asked_by(pod)));
+                    self.keep_apart(pod, node);
                 }
+                None => drop(self.unbound.insert(key.clone())),
+            },
+            Object::Node(node) => {
+                let name = crate::meta::name(&node.metadata);
+                self.offered.insert(name.into(), resources::offered_by(node));
             }
             Object::Event(event) => drop(self.events.insert((event.last, key.clone()))),
             _ => {}
@@ -458,7 +596,7 @@ impl View {
     }
 
     fn unindex(&mut self, key: &Key, object: &Object) {
-        for (index, word) in self.words(object) {
+        for (index, word) in words(object) {
             self.of(index).remove(&(word, key.clone()));
         }
         if let Some(uid) = &object.metadata().uid
@@ -467,27 +605,50 @@ impl View {
             self.by_uid.remove(&**uid);
         }
         self.orphans.remove(key);
+        if let Object::Pod(pod) = object {
+            self.drop_pod(key, pod);
+        }
         match object {
-            Object::Pod(pod) => {
-                self.count(pod, Amounts::minus, key);
-                self.unbound.remove(key);
-                self.wary.remove(key);
-            }
+            Object::Pod(pod) if crate::meta::has_ended(pod) => {}
+            Object::Pod(pod) => match crate::meta::node_of(pod) {
+                Some(node) => {
+                    self.use_node(node, self.used_on(node).minus(resources::asked_by(pod)));
+                    self.keep_apart_no_more(pod, node);
+                }
+                None => drop(self.unbound.remove(key)),
+            },
+            Object::Node(node) => drop(self.offered.remove(crate::meta::name(&node.metadata))),
             Object::Event(event) => drop(self.events.remove(&(event.last, key.clone()))),
             _ => {}
         }
     }
 
-    /// Notes what a pod uses, and whether it waits for a node.
-    fn count(&mut self, pod: &Pod, by: fn(Amounts, Amounts) -> Amounts, key: &Key) {
-        if crate::meta::has_ended(pod) {
-            return;
+    fn keep_pod(&mut self, key: &Key, pod: &Arc<Pod>) {
+        let node = crate::meta::node_of(pod).map(|node| (&mut self.by_node, node));
+        let owner = crate::meta::controller(&pod.metadata);
+        let owner = owner.map(|owner| (&mut self.by_controller, owner.uid.as_str()));
+        for (index, word) in node.into_iter().chain(owner) {
+            match index.get_mut(word) {
+                Some(pods) => drop(pods.0.insert(key.clone(), pod.clone())),
+                None => drop(index.insert(word.into(), PodsOf(OrdMap::unit(key.clone(), pod.clone())))),
+            }
         }
-        let Some(node) = crate::meta::node_of(pod) else {
-            self.unbound.insert(key.clone());
-            return;
-        };
-        let sum = by(self.used_on(node), resources::asked_by(pod));
+    }
+
+    fn drop_pod(&mut self, key: &Key, pod: &Pod) {
+        let node = crate::meta::node_of(pod).map(|node| (&mut self.by_node, node));
+        let owner = crate::meta::controller(&pod.metadata);
+        let owner = owner.map(|owner| (&mut self.by_controller, owner.uid.as_str()));
+        for (index, word) in node.into_iter().chain(owner) {
+            let Some(pods) = index.get_mut(word) else { continue };
+            pods.0.remove(key);
+            if pods.0.is_empty() {
+                index.remove(word);
+            }
+        }
+    }
+
+    fn use_node(&mut self, node: &str, sum: Amounts) {
         if sum.pods == 0 {
             self.used.remove(node);
         } else {
@@ -495,28 +656,38 @@ impl View {
         }
     }
 
-    /// The index entries of an object.
-    fn words(&self, object: &Object) -> Vec<(Which, Arc<str>)> {
-        let metadata = object.metadata();
-        let owners: BTreeSet<&str> = owners(metadata).map(|owner| owner.uid.as_str()).collect();
-        let mut words: Vec<(Which, Arc<str>)> =
-            owners.into_iter().map(|owner| (Which::Owner, owner.into())).collect();
-        if let Some(namespace) = metadata.namespace.as_deref().filter(|name| !name.is_empty()) {
-            words.push((Which::Namespace, namespace.into()));
+    fn keep_apart(&mut self, pod: &Pod, node: &str) {
+        let namespace = crate::meta::namespace(&pod.metadata);
+        for term in pod.spec.iter().flat_map(apart) {
+            let apart = self.apart.entry(in_words(namespace, term)).or_insert_with(|| Apart {
+                namespace: namespace.into(),
+                term: Arc::new(term.clone()),
+                nodes: OrdMap::new(),
+            });
+            *apart.nodes.entry(node.into()).or_insert(0) += 1;
         }
-        if let Object::Pod(pod) = object
-            && let Some(node) = crate::meta::node_of(pod)
-        {
-            words.push((Which::Node, node.into()));
+    }
+
+    fn keep_apart_no_more(&mut self, pod: &Pod, node: &str) {
+        for term in pod.spec.iter().flat_map(apart) {
+            let word = in_words(crate::meta::namespace(&pod.metadata), term);
+            let Some(apart) = self.apart.get_mut(&word) else { continue };
+            match apart.nodes.get_mut(node) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => drop(apart.nodes.remove(node)),
+            }
+            if apart.nodes.is_empty() {
+                self.apart.remove(&word);
+            }
         }
-        words
     }
 
     fn of(&mut self, index: Which) -> &mut Index {
         match index {
             Which::Owner => &mut self.by_owner,
             Which::Namespace => &mut self.by_namespace,
-            Which::Node => &mut self.by_node,
+            Which::Label => &mut self.by_label,
+            Which::HostPort => &mut self.by_host_port,
         }
     }
 }
@@ -531,12 +702,74 @@ pub fn key_of<K: Kind>(namespace: &str, name: &str) -> Key {
 enum Which {
     Owner,
     Namespace,
-    Node,
+    Label,
+    HostPort,
+}
+
+/// The index entries of an object.
+fn words(object: &Object) -> Vec<(Which, Arc<str>)> {
+    let metadata = object.metadata();
+    let owners: BTreeSet<&str> = owners(metadata).map(|owner| owner.uid.as_str()).collect();
+    let mut words: Vec<(Which, Arc<str>)> =
+        owners.into_iter().map(|owner| (Which::Owner, owner.into())).collect();
+    let namespace = crate::meta::namespace(metadata);
+    if !namespace.is_empty() {
+        words.push((Which::Namespace, namespace.into()));
+    }
+    if let Object::Pod(pod) = object {
+        let labels = metadata.labels.iter().flatten();
+        words.extend(labels.map(|(key, value)| (Which::Label, label(namespace, key, value))));
+        if let Some(node) = crate::meta::node_of(pod) {
+            let spec = pod.spec.as_ref().filter(|_| !crate::meta::has_ended(pod));
+            let ports: BTreeSet<(i32, &str)> = spec.map(host_ports).unwrap_or_default();
+            words.extend(
+                ports.into_iter().map(|(port, protocol)| (Which::HostPort, host_port(node, port, protocol))),
+            );
+        }
+    }
+    words
+}
+
+fn label(namespace: &str, key: &str, value: &str) -> Arc<str> {
+    format!("{namespace}/{key}={value}").into()
+}
+
+fn host_port(node: &str, port: i32, protocol: &str) -> Arc<str> {
+    format!("{node}/{protocol}/{port}").into()
+}
+
+fn in_words(namespace: &str, term: &PodAffinityTerm) -> Arc<str> {
+    let term =
+        serde_json::to_string(term).expect("a term is made of strings, lists and maps with string keys");
+    format!("{namespace}/{term}").into()
+}
+
+/// Whether all indices have the same of both, which are at the same key.
+fn is_indexed_alike(one: &Object, other: &Object) -> bool {
+    let (a, b) = (one.metadata(), other.metadata());
+    let alike = a.uid == b.uid
+        && a.namespace == b.namespace
+        && a.labels == b.labels
+        && a.owner_references == b.owner_references;
+    alike
+        && match (one, other) {
+            (Object::Pod(one), Object::Pod(other)) => {
+                crate::meta::has_ended(one) == crate::meta::has_ended(other) && one.spec == other.spec
+            }
+            (Object::Event(one), Object::Event(other)) => one.last == other.last,
+            (Object::Node(_), _) => false,
+            _ => true,
+        }
+}
+
+/// Whether a node keeps room for it.
+fn is_on_a_node(object: &Object) -> bool {
+    matches!(object, Object::Pod(pod) if crate::meta::node_of(pod).is_some() && !crate::meta::has_ended(pod))
 }
 
 impl Touched {
-    fn note(&mut self, key: &Key, metadata: &ObjectMeta) {
-        self.key = Some(key.clone());
+    fn note(&mut self, metadata: Option<&ObjectMeta>) {
+        let Some(metadata) = metadata else { return };
         // A new object under an old name has another uid: both matter.
         if let Some(uid) = metadata.uid.as_deref() {
             match self.uid.as_deref() {
@@ -578,6 +811,113 @@ fn of_index<'a>(index: &'a Index, word: &str) -> impl Iterator<Item = &'a Key> +
     index.range((word.clone(), Key::from(""))..).take_while(move |(at, _)| *at == word).map(|(_, key)| key)
 }
 
+/// Keys of all words with this start.
+fn under<'a>(index: &'a Index, prefix: &str) -> impl Iterator<Item = &'a Key> + use<'a> {
+    let prefix: Arc<str> = prefix.into();
+    index
+        .range((prefix.clone(), Key::from(""))..)
+        .take_while(move |(at, _)| at.starts_with(&*prefix))
+        .map(|(_, key)| key)
+}
+
 fn typed<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
     serde_json::from_slice(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn apply(view: &mut View, object: Option<Value>) -> bool {
+        let bytes = object.map(|object| object.to_string());
+        let mut changed = Changed::default();
+        changed.add(view.apply("core/pods/default/p", bytes.as_ref().map(String::as_bytes), 1));
+        matches!(changed, Changed::Some { moves: true, .. })
+    }
+
+    /// Each word of a pod about itself made the scheduler look for a node for all that wait.
+    #[test]
+    fn pods_that_wait_are_looked_at_only_when_what_a_node_holds_has_changed() {
+        let pod = |node: Option<&str>, app: &str, phase: &str| {
+            let requests = json!({"requests": {"cpu": "1"}});
+            Some(json!({
+                "metadata": {"name": "p", "namespace": "default", "uid": "u", "labels": {"app": app}},
+                "spec": {"nodeName": node, "containers": [{"name": "c", "resources": requests}]},
+                "status": {"phase": phase},
+            }))
+        };
+        let mut view = View::default();
+        let steps = [
+            (pod(None, "a", "Pending"), false, "it waits"),
+            (pod(Some("n"), "a", "Pending"), true, "it is bound"),
+            (pod(Some("n"), "a", "Running"), false, "it runs"),
+            (pod(Some("n"), "b", "Running"), true, "it is other company"),
+            (pod(Some("n"), "b", "Failed"), true, "it has ended"),
+            (pod(Some("n"), "a", "Failed"), false, "nobody minds it any more"),
+            (None, false, "it is gone"),
+            (pod(Some("n"), "a", "Running"), true, "another one comes"),
+            (None, true, "that one goes"),
+        ];
+        for (object, moves, why) in steps {
+            let is_held = object.as_ref().is_some_and(|object| {
+                object["spec"]["nodeName"] == "n" && object["status"]["phase"] != "Failed"
+            });
+            assert_eq!(apply(&mut view, object), moves, "{why}");
+            assert_eq!(view.used_on("n").cpu_millis, if is_held { 1000 } else { 0 }, "{why}");
+        }
+    }
+
+    #[test]
+    fn the_pods_of_a_node_are_the_same_until_one_of_them_is_another() {
+        let put = |view: &mut View, name: &str, node: Option<&str>, phase: &str| {
+            let pod = json!({
+                "metadata": {"name": name, "namespace": "default"},
+                "spec": {"nodeName": node, "containers": []}, "status": {"phase": phase},
+            });
+            view.apply(&format!("core/pods/default/{name}"), Some(pod.to_string().as_bytes()), 1);
+        };
+        let mut view = View::default();
+        let none = view.pods_of("n");
+        put(&mut view, "elsewhere", Some("m"), "Running");
+        put(&mut view, "waiting", None, "Pending");
+        assert!(view.pods_of("n").is_same(&none));
+        put(&mut view, "p", Some("n"), "Pending");
+        let one = view.pods_of("n");
+        assert!(!one.is_same(&none));
+        put(&mut view, "elsewhere", Some("m"), "Failed");
+        view.apply("core/pods/default/waiting", None, 1);
+        assert!(view.pods_of("n").is_same(&one), "nothing has happened here");
+        put(&mut view, "p", Some("n"), "Running");
+        assert!(!view.pods_of("n").is_same(&one));
+        let phases = |pods: &PodsOf| {
+            let phases = pods.iter().map(|(_, pod)| crate::meta::phase(pod).to_owned());
+            phases.collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (phases(&one), phases(&view.pods_of("n"))),
+            (vec!["Pending".into()], vec!["Running".into()])
+        );
+        view.apply("core/pods/default/p", None, 1);
+        assert!(view.pods_of("n").is_same(&none));
+    }
+
+    #[test]
+    fn a_port_of_a_machine_is_taken_as_long_as_its_pod_runs() {
+        let pod = |phase: &str| {
+            let ports = json!([{"containerPort": 80, "hostPort": 8080}]);
+            Some(json!({
+                "metadata": {"name": "p", "namespace": "default"},
+                "spec": {"nodeName": "n", "containers": [{"name": "c", "ports": ports}]},
+                "status": {"phase": phase},
+            }))
+        };
+        let mut view = View::default();
+        apply(&mut view, pod("Running"));
+        assert!(view.host_port_is_taken("n", 8080, "TCP"));
+        let others = [("m", 8080, "TCP"), ("n", 8081, "TCP"), ("n", 8080, "UDP")];
+        assert!(!others.iter().any(|(node, port, protocol)| view.host_port_is_taken(node, *port, protocol)));
+        apply(&mut view, pod("Succeeded"));
+        assert!(!view.host_port_is_taken("n", 8080, "TCP"));
+    }
 }

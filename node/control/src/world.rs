@@ -238,7 +238,7 @@ impl World {
     fn check_sizes(&self, before: &View) {
         let counts = |view: &View, set: &ReplicaSet| {
             let pods =
-                view.controlled_by::<Pod>(meta::uid(&set.metadata)).filter(|(_, pod)| meta::is_active(pod));
+                view.pods_controlled_by(meta::uid(&set.metadata)).filter(|(_, pod)| meta::is_active(pod));
             pods.count()
         };
         for (key, set) in self.view.all::<ReplicaSet>() {

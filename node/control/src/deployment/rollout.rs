@@ -3,7 +3,6 @@
 //! Numbers come from the pods themselves, so a step never rests on a status that is out of date.
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Pod;
 use std::cmp::Reverse;
 
 use super::sets::{self, Set, Sets, ensure_new, noted_max, noted_size, scale};
@@ -59,7 +58,7 @@ fn recreate(draft: &mut Draft<'_>, key: &Key, deployment: &Deployment) {
     }
     let old_pods_live = sets.old.iter().any(|set| {
         let uid = meta::uid(&set.object.metadata);
-        draft.view().controlled_by::<Pod>(uid).any(|(_, pod)| !meta::has_ended(pod))
+        draft.view().pods_controlled_by(uid).any(|(_, pod)| !meta::has_ended(pod))
     });
     if old_pods_live {
         ensure_new(draft, key, deployment, false);

@@ -58,7 +58,7 @@ impl Sets {
             .map(|(key, set)| Set {
                 key: key.clone(),
                 object: set.clone(),
-                tally: Tally::of(view, set, draft.now),
+                tally: draft.replicas_of(set).tally,
             })
             .collect();
         all.sort_by(|a, b| {
@@ -93,15 +93,17 @@ fn owned<'v>(
 }
 
 fn is_made_of(set: &Set, template: &PodTemplateSpec) -> bool {
-    set.object.spec.template.as_ref().is_some_and(|held| without_hash(held) == without_hash(template))
+    let alike =
+        |held: &PodTemplateSpec| held.spec == template.spec && without_hash(held) == without_hash(template);
+    set.object.spec.template.as_ref().is_some_and(alike)
 }
 
-fn without_hash(template: &PodTemplateSpec) -> PodTemplateSpec {
-    let mut template = template.clone();
-    if let Some(labels) = template.metadata.as_mut().and_then(|metadata| metadata.labels.as_mut()) {
+fn without_hash(template: &PodTemplateSpec) -> Option<ObjectMeta> {
+    let mut metadata = template.metadata.clone();
+    if let Some(labels) = metadata.as_mut().and_then(|metadata| metadata.labels.as_mut()) {
         labels.remove(TEMPLATE_HASH_LABEL);
     }
-    template
+    metadata
 }
 
 /// Takes in ReplicaSets that match and have no controller; lets go of owned ones that no longer match.

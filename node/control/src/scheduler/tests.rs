@@ -224,6 +224,28 @@ fn a_waiting_pod_is_bound_when_another_one_leaves() {
     assert_eq!(meta::node_of(&world.pod("p")), Some("a"));
 }
 
+/// Replicas that fit nowhere are looked at once for all; what the others are told follows what happens.
+#[test]
+fn replicas_that_wait_are_told_the_same_and_bound_as_room_comes() {
+    let mut world = World::with_nodes(&["a"]);
+    let first = world.put(bare_pod("first", asking("2")));
+    let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": asking("2")});
+    world.put(deployment("web", 3, json!({"template": template})));
+    world.settle();
+    let waiting = |world: &World| {
+        let pods = world.pods().into_iter().filter(|(_, pod)| meta::node_of(pod).is_none());
+        let why = |name: &str| world.why_unscheduled(name).unwrap_or_default();
+        pods.map(|(_, pod)| why(meta::name(&pod.metadata))).collect::<Vec<_>>()
+    };
+    assert_eq!(waiting(&world), ["0/1 nodes are available: 1 Insufficient cpu."; 2]);
+    world.delete(&first);
+    world.settle();
+    assert_eq!(waiting(&world), ["0/1 nodes are available: 1 Insufficient cpu."]);
+    edit_node(&mut world, "a", |node| node.spec.get_or_insert_default().unschedulable = Some(true));
+    world.settle();
+    assert_eq!(waiting(&world), ["0/1 nodes are available: 1 node(s) were unschedulable."]);
+}
+
 #[test]
 fn the_more_urgent_pod_is_bound_first() {
     let mut world = World::with_nodes(&["a"]);
