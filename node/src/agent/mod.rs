@@ -25,6 +25,7 @@ use skein_control::event::Notice;
 use skein_control::homecoming::{self, Homecoming};
 use skein_control::pod_network::Trouble;
 use skein_control::pressure::Pressures;
+use skein_control::view::PodsOf;
 use skein_net::endpoint::Endpoint;
 use skein_net::gossip::service::Members as Gossiped;
 use skein_net::interfaces::Interfaces;
@@ -60,7 +61,7 @@ pub(crate) struct Tools {
     pub(crate) images: ClusterImages,
     pub(crate) network: Arc<std::sync::Mutex<Network>>,
     pub(crate) picture: Picture,
-    pub(crate) status: status::Sender,
+    pub(crate) status: status::Outbox,
     pub(crate) endpoint: Endpoint,
     pub(crate) events: events::Sender,
 }
@@ -91,7 +92,7 @@ impl Agent {
     /// Runs until `stopping`. Pods go on when it ends: they are no part of the daemon.
     pub(crate) async fn run(self, stopping: CancellationToken) {
         let tasks = TaskTracker::new();
-        let (status, reports) = status::channel();
+        let status = status::Outbox::default();
         tasks.spawn(self.images.clone().follow(stopping.clone()));
         let (events, notices) = events::channel();
         let tools = Tools {
@@ -100,12 +101,12 @@ impl Agent {
             images: self.images,
             network: Arc::new(std::sync::Mutex::new(self.network)),
             picture: self.picture.clone(),
-            status,
+            status: status.clone(),
             endpoint: self.endpoint.clone(),
             events,
         };
         tasks.spawn(events::write(self.store.clone(), notices, stopping.clone()));
-        tasks.spawn(status::write(self.store.clone(), self.picture.clone(), reports, stopping.clone()));
+        tasks.spawn(status::write(self.store.clone(), self.picture.clone(), status, stopping.clone()));
         let (home, is_home) = watch::channel(false);
         tasks.spawn(node::keep(
             is_home,
@@ -202,7 +203,8 @@ async fn pods(
         info!(count = found.len(), "found what runs");
     }
     let mut homecoming = Homecoming::new(found.keys().cloned());
-    let mut input = settled.then(|| homecoming::Input::Settled(bound_here(&tools).into_keys().collect()));
+    let here = tools.picture.view().pods_of(&tools.node);
+    let mut input = settled.then(|| homecoming::Input::Settled(by_uid(&here).into_keys().collect()));
     let (mut effects, mut wake_at) = (Vec::new(), None);
     let live: BTreeSet<String> = found.keys().map(|uid| uid.as_str().to_owned()).collect();
     let network = tools.network.clone();
@@ -211,8 +213,9 @@ async fn pods(
     if let Ok(Err(error)) = retained.await {
         warn!(%error, "could not clear links of pods that are gone");
     }
-    let mut running: BTreeMap<PodUid, mpsc::UnboundedSender<pod::Message>> = BTreeMap::new();
+    let mut running: BTreeMap<PodUid, pod::Address> = BTreeMap::new();
     let tasks = TaskTracker::new();
+    // One word of each worker, and of each that ends what nobody wants.
     let (gone, mut ended) = mpsc::unbounded_channel::<PodUid>();
     let mut revisions = tools.picture.revisions();
     loop {
@@ -242,60 +245,73 @@ async fn pods(
                 }
             }
         }
-        let mut bound = bound_here(&tools);
+        let here = tools.picture.view().pods_of(&tools.node);
+        let mut bound = by_uid(&here);
         let has_log = homecoming.is_home() || has_log(store);
+        let all = bound.len();
         bound.retain(|uid, _| running.contains_key(uid) || homecoming.may_begin(uid, has_log));
+        let some_wait = bound.len() < all;
         for (uid, pod) in &bound {
-            let sender = running.entry(uid.clone()).or_insert_with(|| {
-                let worker = pod::Worker::new(uid.clone(), pod.clone(), found.remove(uid), tools.clone());
-                let (sender, gone, uid) = (worker.sender(), gone.clone(), uid.clone());
+            let address = running.entry(uid.clone()).or_insert_with(|| {
+                let (found, tools, stopping) = (found.remove(uid), tools.clone(), stopping.clone());
+                let worker = pod::Worker::new(uid.clone(), pod.clone(), found, tools, stopping);
+                let (address, gone, uid) = (worker.address(), gone.clone(), uid.clone());
                 tasks.spawn(async move {
                     worker.run().await;
                     let _ = gone.send(uid);
                 });
-                sender
+                address
             });
             // A worker that is about to end takes no more; its end is on the way here.
-            let _ = sender.send(pod::Message::Desired(Some(pod.clone())));
+            address.want(Some(pod.clone()));
         }
-        for (uid, sender) in running.iter().filter(|(uid, _)| !bound.contains_key(*uid)) {
-            tracing::debug!(%uid, "no longer bound here");
-            let _ = sender.send(pod::Message::Desired(None));
+        for (_, address) in running.iter().filter(|(uid, _)| !bound.contains_key(*uid)) {
+            address.want(None);
         }
         tokio::select! {
             () = stopping.cancelled() => break,
             () = &mut settling, if !settled => {
                 settled = true;
-                input = Some(homecoming::Input::Settled(bound_here(&tools).into_keys().collect()));
+                let here = tools.picture.view().pods_of(&tools.node);
+                input = Some(homecoming::Input::Settled(by_uid(&here).into_keys().collect()));
             }
             () = clock::sleep_until(wake_at) => {
                 wake_at = None;
                 input = Some(homecoming::Input::Woken);
             }
-            _ = revisions.changed() => {}
+            // Whether those that wait may begin depends on more than the pods.
+            () = news(&tools, &mut revisions, (!some_wait).then_some(&here)) => {}
             Some(uid) = ended.recv() => {
                 running.remove(&uid);
                 input = Some(homecoming::Input::Ended(uid));
             }
             Some((id, exit)) = exits.next() => {
-                if let Some(sender) = running.get(&id.pod) {
-                    let _ = sender.send(pod::Message::Exited(id, exit));
+                if let Some(address) = running.get(&id.pod) {
+                    tasks.spawn(address.clone().exited(id, exit));
                 }
             }
         }
     }
     // Workers stop where they are; their containers go on.
-    for sender in running.values() {
-        let _ = sender.send(pod::Message::Stop);
-    }
     tasks.close();
     tasks.wait().await;
 }
 
-/// Pods of the picture that run, or may run, on this node.
-fn bound_here(tools: &Tools) -> BTreeMap<PodUid, Arc<Pod>> {
-    let view = tools.picture.view();
-    let pods = view.pods_on(&tools.node).filter_map(|(_, pod)| {
+/// Waits until the picture has other pods on this node than these, or until it moves at all. What happens elsewhere
+/// costs one comparison.
+async fn news(tools: &Tools, revisions: &mut watch::Receiver<u64>, than: Option<&PodsOf>) {
+    while revisions.changed().await.is_ok() {
+        if than.is_none_or(|than| !tools.picture.view().pods_of(&tools.node).is_same(than)) {
+            return;
+        }
+    }
+    // The picture is gone, and with it all news.
+    std::future::pending().await
+}
+
+/// Pods that run, or may run, on this node.
+fn by_uid(here: &PodsOf) -> BTreeMap<PodUid, Arc<Pod>> {
+    let pods = here.iter().filter_map(|(_, pod)| {
         let uid = pod.metadata.uid.as_deref()?.parse().ok()?;
         Some((uid, pod.clone()))
     });

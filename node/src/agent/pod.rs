@@ -16,7 +16,8 @@ use skein_control::pod::{
 };
 use skein_runtime::images::{self, Images};
 use skein_runtime::{ContainerId, End, Network, PodUid};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info_span, warn};
 
 use super::status::{Name, Report};
@@ -29,16 +30,45 @@ const LAST_WORDS_LINES: u64 = 80;
 /// As much as kubelet keeps of them.
 const LAST_WORDS_BYTES: usize = 2048;
 
+/// What a worker is told at once. Who tells it waits while there are so many: nothing of it can be left out, and there
+/// is at most one answer to each effect, and one end of each start of a container.
+const INBOX_MAX: usize = 64;
+
 /// What a worker is told.
 pub(super) enum Message {
-    /// The pod as the map has it; `None`: not bound here any more.
-    Desired(Option<Arc<Pod>>),
     /// A container ended.
     Exited(ContainerId, skein_runtime::Exit),
     /// An answer to an effect.
     Input(Input),
-    /// The daemon stops; the containers go on.
-    Stop,
+}
+
+/// Where a worker is told things. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Address {
+    desired: watch::Sender<Option<Arc<Pod>>>,
+    inbox: mpsc::Sender<Message>,
+}
+
+impl Address {
+    /// The pod as the map has it; `None`: not bound here any more. What it was before does not matter.
+    pub(super) fn want(&self, pod: Option<Arc<Pod>>) {
+        let is_same = |held: &Option<Arc<Pod>>| match (held, &pod) {
+            (Some(held), Some(pod)) => Arc::ptr_eq(held, pod),
+            (held, pod) => held.is_none() && pod.is_none(),
+        };
+        self.desired.send_if_modified(|held| {
+            let is_news = !is_same(held);
+            if is_news {
+                held.clone_from(&pod);
+            }
+            is_news
+        });
+    }
+
+    /// A container ended. A worker that has ended does not want to know.
+    pub(super) async fn exited(self, id: ContainerId, exit: skein_runtime::Exit) {
+        let _ = self.inbox.send(Message::Exited(id, exit)).await;
+    }
 }
 
 /// See the module.
@@ -47,8 +77,10 @@ pub(super) struct Worker {
     pod: Arc<Pod>,
     life: PodLife,
     tools: Tools,
-    inbox: mpsc::UnboundedReceiver<Message>,
-    sender: mpsc::UnboundedSender<Message>,
+    desired: watch::Receiver<Option<Arc<Pod>>>,
+    inbox: mpsc::Receiver<Message>,
+    address: Address,
+    stopping: CancellationToken,
     wake_at: Option<skein_control::time::Instant>,
     /// The map still wants it here.
     bound: bool,
@@ -58,12 +90,13 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// A worker for a pod bound here; `found` is what ran of it already.
+    /// A worker for a pod bound here; `found` is what ran of it already. On `stopping` its containers go on.
     pub(super) fn new(
         uid: PodUid,
         pod: Arc<Pod>,
         found: Option<skein_runtime::Sandbox>,
         tools: Tools,
+        stopping: CancellationToken,
     ) -> Worker {
         let host_ips = vec![tools.endpoint.host_address().to_string()];
         let address = tools.network.lock().unwrap_or_else(PoisonError::into_inner).address(uid.as_str());
@@ -78,15 +111,19 @@ impl Worker {
             }
             None => PodLife::new(pod.clone(), host_ips, clock::now()),
         };
-        let (sender, inbox) = mpsc::unbounded_channel();
+        let (sender, inbox) = mpsc::channel(INBOX_MAX);
+        let (wanted, mut desired) = watch::channel(Some(pod.clone()));
+        desired.mark_changed();
         let addresses = Arc::new(Mutex::new(addresses));
         Worker {
             uid,
             pod,
             life,
             tools,
+            desired,
             inbox,
-            sender,
+            address: Address { desired: wanted, inbox: sender },
+            stopping,
             wake_at: None,
             bound: true,
             addresses,
@@ -94,8 +131,8 @@ impl Worker {
         }
     }
 
-    pub(super) fn sender(&self) -> mpsc::UnboundedSender<Message> {
-        self.sender.clone()
+    pub(super) fn address(&self) -> Address {
+        self.address.clone()
     }
 
     /// Runs until nothing of the pod is left, or the daemon stops.
@@ -106,17 +143,18 @@ impl Worker {
             loop {
                 let input = tokio::select! {
                     biased;
-                    message = self.inbox.recv() => match message {
-                        Some(Message::Desired(desired)) => {
-                            self.bound = desired.is_some();
-                            if let Some(pod) = &desired {
-                                self.pod = pod.clone();
-                            }
-                            Input::Desired(desired)
+                    () = self.stopping.cancelled() => return,
+                    Ok(()) = self.desired.changed() => {
+                        let desired = self.desired.borrow_and_update().clone();
+                        self.bound = desired.is_some();
+                        if let Some(pod) = &desired {
+                            self.pod = pod.clone();
                         }
-                        Some(Message::Exited(id, exit)) => self.ended(id, exit).await,
-                        Some(Message::Input(input)) => input,
-                        Some(Message::Stop) | None => return,
+                        Input::Desired(desired)
+                    }
+                    Some(message) = self.inbox.recv() => match message {
+                        Message::Exited(id, exit) => self.ended(id, exit).await,
+                        Message::Input(input) => input,
                     },
                     () = clock::sleep_until(self.wake_at) => {
                         self.wake_at = None;
@@ -284,11 +322,11 @@ impl Worker {
     }
 
     fn spawn(&self, work: impl Future<Output = Option<Input>> + Send + 'static) {
-        let sender = self.sender.clone();
+        let inbox = self.address.inbox.clone();
         let answer = async move {
             if let Some(input) = work.await {
                 // The worker may have ended meanwhile; then nobody wants to know.
-                let _ = sender.send(Message::Input(input));
+                let _ = inbox.send(Message::Input(input)).await;
             }
         };
         tokio::spawn(answer.in_current_span());

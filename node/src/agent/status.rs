@@ -1,11 +1,12 @@
 //! Writes what the pods do: [`Reports`] gathers it, one batch is under way at a time.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use skein_control::pod::report::Reports;
 pub(crate) use skein_control::pod::report::{Name, Report};
 use skein_raft_store::{Handle, Options, Outcome, ProposeError, TokioRuntime};
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -17,47 +18,51 @@ const RETRY: Duration = Duration::from_millis(200);
 /// The same while the leader's disk is full: somebody has to make room first.
 const FULL_RETRY: Duration = Duration::from_secs(1);
 
-/// Where workers report to. Cheap to clone.
-#[derive(Clone)]
-pub(crate) struct Sender(mpsc::UnboundedSender<(Name, Report)>);
+/// Where workers report to: at most one report of each pod waits here, the newest. Cheap to clone; all clones are one.
+#[derive(Clone, Default)]
+pub(crate) struct Outbox(Arc<Inner>);
 
-impl Sender {
-    pub(crate) fn send(&self, pod: Name, report: Report) {
-        // The writer ends with the daemon; a report after that comes again after its restart.
-        let _ = self.0.send((pod, report));
-    }
+#[derive(Default)]
+struct Inner {
+    pending: Mutex<Reports>,
+    news: Notify,
 }
 
-pub(crate) fn channel() -> (Sender, mpsc::UnboundedReceiver<(Name, Report)>) {
-    // One pending report per pod is kept below; the channel holds what comes during one batch.
-    let (sender, receiver) = mpsc::unbounded_channel();
-    (Sender(sender), receiver)
+impl Outbox {
+    /// The writer ends with the daemon; a report after that comes again after its restart.
+    pub(crate) fn send(&self, pod: Name, report: Report) {
+        self.pending().note(pod, report);
+        self.0.news.notify_one();
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Reports> {
+        self.0.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there is something to write.
+    async fn filled(&self) {
+        while self.pending().is_empty() {
+            self.0.news.notified().await;
+        }
+    }
 }
 
 /// Writes until `stopping`, one batch at a time.
 pub(crate) async fn write(
     store: Handle<TokioRuntime>,
     picture: Picture,
-    mut reports: mpsc::UnboundedReceiver<(Name, Report)>,
+    outbox: Outbox,
     stopping: CancellationToken,
 ) {
-    let mut pending = Reports::default();
     let mut failing = false;
     loop {
-        if pending.is_empty() {
-            tokio::select! {
-                () = stopping.cancelled() => return,
-                first = reports.recv() => match first {
-                    Some((pod, report)) => pending.note(pod, report),
-                    None => return,
-                },
-            }
-        }
-        while let Ok((pod, report)) = reports.try_recv() {
-            pending.note(pod, report);
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = outbox.filled() => {}
         }
         let state = store.state();
-        let batch = pending.batch(|key| state.get(key).map(|object| (object.mod_rev, &*object.value)));
+        let batch =
+            outbox.pending().batch(|key| state.get(key).map(|object| (object.mod_rev, &*object.value)));
         if batch.writes.is_empty() {
             continue;
         }
@@ -71,7 +76,7 @@ pub(crate) async fn write(
                 failing = false;
                 let reports = batch.reports.into_iter().zip(answer.outcomes);
                 let refused = reports.filter(|(_, outcome)| matches!(outcome, Outcome::Refused(_)));
-                pending.give_back(refused.map(|((pod, report), outcome)| {
+                outbox.pending().give_back(refused.map(|((pod, report), outcome)| {
                     debug!(pod = pod.name, ?outcome, "a status came too late and is computed anew");
                     (pod, report)
                 }));
@@ -83,7 +88,7 @@ pub(crate) async fn write(
                 if !std::mem::replace(&mut failing, true) {
                     warn!(%error, count = batch.reports.len(), "could not report what pods do");
                 }
-                pending.give_back(batch.reports);
+                outbox.pending().give_back(batch.reports);
                 let pause = if matches!(error, ProposeError::DiskFull { .. }) { FULL_RETRY } else { RETRY };
                 tokio::select! {
                     () = stopping.cancelled() => return,
