@@ -18,6 +18,7 @@
 //! ```
 
 mod claim;
+mod close;
 mod look;
 mod path;
 
@@ -67,6 +68,11 @@ pub(crate) enum Error {
         "{path} is damaged ({reason}); restore it from a copy, or move {dir} away and join as a new node"
     )]
     Damaged { path: PathBuf, dir: PathBuf, reason: String },
+    /// It is open to other users, and closing it would take from them what is no business of ours.
+    #[error(
+        "cannot close {dir} to other users, for it holds {foreign:?}, which is not skein's; give it a directory of its own, or move that away"
+    )]
+    Shared { dir: PathBuf, foreign: String },
 }
 
 /// Which cluster this node belongs to.

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -149,7 +149,8 @@ pub(crate) fn write<T: Serialize>(
 /// The same for bytes.
 pub(crate) fn write_bytes(dir: &Path, name: &str, bytes: &[u8], durability: Durability) -> io::Result<()> {
     let temporary = dir.join(format!("{name}.tmp"));
-    let mut file = File::create(&temporary)?;
+    // Environments of containers are among them.
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(bytes)?;
     if durability == Durability::Durable {
         file.sync_all()?;

@@ -22,6 +22,7 @@ use crate::broken;
 use crate::oci;
 use crate::record::Durability;
 use crate::sys::mount::{Attributes, add_attributes, open_at};
+use destination::{Kind, Links};
 use hidden::Cover;
 
 /// A step that failed, in words for the operator.
@@ -66,12 +67,40 @@ pub(crate) fn enter(spec: &oci::Spec, layers: &overlay::Layers) -> Result<Option
         hidden::hide(root.as_fd(), Path::new(path), &cover).step(|| format!("hide {path}"))?;
     }
     pivot(&root).step(|| "change the root".to_owned())?;
+    let cwd = &spec.process.cwd;
+    // While the root may be written. What is there and cannot be entered is for the program's user to try.
+    match directory(Path::new(cwd)) {
+        Err(error) if error.kind() != io::ErrorKind::PermissionDenied && !is_loop(&error) => {
+            return Err(error).step(|| format!("make directory {cwd}, where the program starts"));
+        }
+        _ => {}
+    }
     if spec.root.readonly {
         let root = File::open("/").step(|| "open /".to_owned())?;
         let read_only = add_attributes(root.as_fd(), Attributes::READ_ONLY, false);
         read_only.step(|| "make the root file system read-only".to_owned())?;
     }
     Ok(null)
+}
+
+/// A link of `/proc`, or too many of others.
+pub(crate) fn is_loop(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ELOOP)
+}
+
+/// Opens a directory of this process's root, making it where it is absent. No descriptor that leads out of the
+/// root, by a link of `/proc`, counts as a directory in it.
+pub(crate) fn directory(path: &Path) -> io::Result<OwnedFd> {
+    let root = open_root(Path::new("/"))?;
+    let resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
+    open_at(root.as_fd(), path, libc::O_PATH | libc::O_DIRECTORY, resolve).or_else(|error| {
+        match error.kind() {
+            io::ErrorKind::NotFound => {
+                destination::open_or_make(root.as_fd(), path, Kind::Directory, Links::Inside)
+            }
+            _ => Err(error),
+        }
+    })
 }
 
 /// Makes `root` the root of this process and lets go of the machine's.

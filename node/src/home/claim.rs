@@ -18,7 +18,7 @@ pub(crate) struct Claim {
 }
 
 impl Home {
-    /// Takes the directory for this process, making it (for this user only) where there is none.
+    /// Takes the directory for this process, making it where there is none, and for this user only.
     pub(crate) fn claim(&self) -> Result<Claim, Error> {
         let failed = |doing| {
             let path = self.dir.clone();
@@ -31,7 +31,11 @@ impl Home {
         match dir.try_lock() {
             Err(TryLockError::WouldBlock) => Err(Error::InUse { dir: self.dir.clone() }),
             // Some network file systems lock no directories; the store's own lock still does.
-            Ok(()) | Err(TryLockError::Error(_)) => Ok(Claim { _dir: dir, made }),
+            Ok(()) | Err(TryLockError::Error(_)) => {
+                let claim = Claim { _dir: dir, made };
+                self.close()?;
+                Ok(claim)
+            }
         }
     }
 

@@ -5,9 +5,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::OFlag;
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 
 use crate::broken;
+use crate::opening;
 use crate::sys::mount::open_at;
 
 /// What a place must be.
@@ -56,13 +57,15 @@ pub(crate) fn open_or_make(
     kind: Kind,
     links: Links,
 ) -> io::Result<OwnedFd> {
-    walk(root, path, kind, links, &|_| Ok(()))
+    let place = Place { links, replaces_dangling: false, check: &|_| Ok(()) };
+    place.open_or_make(root, path, kind)
 }
 
 /// Opens the place of a mount in the root file system `root` of a container, making it where it is absent.
 ///
 /// Whoever could choose where `/proc` lies could have it without what hides its secrets. So no link takes part
-/// in finding `/proc`, `/sys`, `/dev` and what is below them, and none leads from elsewhere to there.
+/// in finding `/proc`, `/sys`, `/dev` and what is below them, and none leads from elsewhere to there. A link that
+/// leads nowhere in the image gives way to the place: images come with `/etc/resolv.conf` as one.
 pub(crate) fn mount_point(root: BorrowedFd<'_>, path: &Path, kind: Kind) -> io::Result<OwnedFd> {
     let top = relative(path)?.components().next().map(|part| PathBuf::from(part.as_os_str()));
     if top.is_some_and(|top| is_kernels(&top)) && !broken!(LinksToKernelFiles) {
@@ -89,7 +92,8 @@ pub(crate) fn mount_point(root: BorrowedFd<'_>, path: &Path, kind: Kind) -> io::
         }
         Ok(())
     };
-    walk(root, path, kind, Links::Inside, &stays_outside)
+    let place = Place { links: Links::Inside, replaces_dangling: true, check: &stays_outside };
+    place.open_or_make(root, path, kind)
 }
 
 /// Whether a path relative to the root of a container is, or is below, a place of the kernel's.
@@ -102,39 +106,62 @@ fn place_of(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
     std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
-/// Opens each part of `path` in turn, makes those that are absent, and asks `check` before it makes anything and
-/// at the end.
-fn walk(
-    root: BorrowedFd<'_>,
-    path: &Path,
-    kind: Kind,
+/// How a place is looked for, and made.
+struct Place<'a> {
     links: Links,
-    check: &dyn Fn(BorrowedFd<'_>) -> io::Result<()>,
-) -> io::Result<OwnedFd> {
-    if let Some(found) = open_if_there(root, path, links)? {
-        check(found.as_fd())?;
-        return Ok(found);
+    /// Whether a link that leads nowhere is replaced, rather than refused.
+    replaces_dangling: bool,
+    /// Asked before anything is made, and at the end.
+    check: &'a dyn Fn(BorrowedFd<'_>) -> io::Result<()>,
+}
+
+impl Place<'_> {
+    /// Opens each part of `path` in turn and makes those that are absent.
+    fn open_or_make(&self, root: BorrowedFd<'_>, path: &Path, kind: Kind) -> io::Result<OwnedFd> {
+        if let Some(found) = open_if_there(root, path, self.links)? {
+            (self.check)(found.as_fd())?;
+            return Ok(found);
+        }
+        let path = relative(path)?;
+        let mut above = PathBuf::from(".");
+        let mut parent = open_at(root, &above, libc::O_PATH, self.links.resolve())?;
+        let count = path.components().count();
+        for (index, part) in path.components().enumerate() {
+            above.push(part);
+            let here = match open_if_there(root, &above, self.links)? {
+                Some(found) => found,
+                None => {
+                    (self.check)(parent.as_fd())?;
+                    let name = Path::new(part.as_os_str());
+                    if self.replaces_dangling {
+                        remove_link(root, parent.as_fd(), name)?;
+                    }
+                    let kind = if index + 1 == count { kind } else { Kind::Directory };
+                    make(parent.as_fd(), name, kind)?;
+                    // Looked up from the top again, so that a link put there meanwhile stays inside, too.
+                    open_at(root, &above, libc::O_PATH, self.links.resolve())?
+                }
+            };
+            parent = here;
+        }
+        (self.check)(parent.as_fd())?;
+        Ok(parent)
     }
-    let path = relative(path)?;
-    let mut above = PathBuf::from(".");
-    let mut parent = open_at(root, &above, libc::O_PATH, links.resolve())?;
-    let count = path.components().count();
-    for (index, part) in path.components().enumerate() {
-        above.push(part);
-        let here = match open_if_there(root, &above, links)? {
-            Some(found) => found,
-            None => {
-                check(parent.as_fd())?;
-                let kind = if index + 1 == count { kind } else { Kind::Directory };
-                make(parent.as_fd(), Path::new(part.as_os_str()), kind)?;
-                // Looked up from the top again, so that a link put there meanwhile stays inside, too.
-                open_at(root, &above, libc::O_PATH, links.resolve())?
-            }
-        };
-        parent = here;
+}
+
+/// Removes a link of the image itself: what lies in a volume belongs to others, too.
+fn remove_link(root: BorrowedFd<'_>, parent: BorrowedFd<'_>, name: &Path) -> io::Result<()> {
+    let found =
+        nix::fcntl::openat(parent, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty());
+    let is_link = match found {
+        Ok(found) => opening::kind(&fstat(&found)?) == SFlag::S_IFLNK,
+        Err(nix::Error::ENOENT) => false,
+        Err(error) => return Err(error.into()),
+    };
+    if is_link && fstat(parent)?.st_dev == fstat(root)?.st_dev {
+        nix::unistd::unlinkat(parent, name, nix::unistd::UnlinkatFlags::NoRemoveDir)?;
     }
-    check(parent.as_fd())?;
-    Ok(parent)
+    Ok(())
 }
 
 /// Opens `path` below `root` where no part of it is a link.
@@ -166,7 +193,7 @@ fn make(parent: BorrowedFd<'_>, name: &Path, kind: Kind) -> io::Result<()> {
     match made {
         // A link that leads nowhere is there and is not: we do not make what it points at.
         Err(nix::Error::EEXIST) => {
-            let text = format!("{} is a link that leads nowhere in the image", name.display());
+            let text = format!("{} is a link that leads nowhere", name.display());
             Err(io::Error::other(text))
         }
         other => Ok(other?),
@@ -209,5 +236,23 @@ mod tests {
         assert!(dir.path().join("run/secrets/token").is_file());
         open_or_make(fd.as_fd(), Path::new("/var/run/secrets"), Kind::Directory, Links::Inside)
             .expect("the same place");
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_gives_way_to_a_mount_and_to_nothing_else() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (etc, var) = (dir.path().join("etc"), dir.path().join("var"));
+        [&etc, &var].into_iter().for_each(|part| fs::create_dir(part).expect("a directory"));
+        symlink("../run/systemd/stub.conf", etc.join("resolv.conf")).expect("a link");
+        symlink("/run", var.join("run")).expect("a link");
+        let fd = File::open(dir.path()).expect("the root");
+        for (path, kind) in [("/etc/resolv.conf", Kind::File), ("/var/run/secrets", Kind::Directory)] {
+            let refused = open_or_make(fd.as_fd(), Path::new(path), kind, Links::Inside).expect_err("a link");
+            assert!(refused.to_string().contains("leads nowhere"), "{refused}");
+            mount_point(fd.as_fd(), Path::new(path), kind).expect("a place");
+        }
+        assert!(fs::symlink_metadata(etc.join("resolv.conf")).expect("a file").is_file());
+        assert!(fs::symlink_metadata(var.join("run")).expect("a directory").is_dir());
+        assert!(!dir.path().join("run").exists(), "nothing is made where they led");
     }
 }

@@ -22,7 +22,6 @@ use crate::broken;
 use crate::capability;
 use crate::cgroup;
 use crate::oci;
-use crate::rootfs::destination::{self, Kind, Links};
 use crate::rootfs::passwd::ID_MAX;
 use crate::rootfs::{self, Failure, Step};
 use crate::seccomp::Filters;
@@ -112,12 +111,19 @@ pub(super) fn settle(process: &oci::Process, filters: &[u8]) -> Result<CString, 
         let _ = nix::unistd::fchown(output, Some(uid), Some(gid));
     }
     umask(Mode::from_bits_truncate(0o022));
-    enter_directory(&process.cwd).step(|| format!("change to directory {}", process.cwd))?;
+    // Before rights are given up, for root may have kept it to itself; but where root has no say, the user may have.
+    let entered = match enter_directory(&process.cwd) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => false,
+        other => other.step(|| format!("change to directory {}", process.cwd)).map(|()| true)?,
+    };
     if !broken!(DescriptorsKept) {
         process::close_on_exec_from(3).step(|| "close the shim's files".to_owned())?;
     }
     process::reset_signals().step(|| "reset signals".to_owned())?;
     give_up_rights(process, filters)?;
+    if !entered {
+        enter_directory(&process.cwd).step(|| format!("change to directory {}", process.cwd))?;
+    }
     find_program(process)
 }
 
@@ -140,26 +146,16 @@ fn set_limits(limits: &[oci::Rlimit]) {
     }
 }
 
-/// Steps into the program's directory, making it where it is absent. No descriptor that leads out of the image,
-/// by a link of `/proc`, counts as a directory in it.
+/// Steps into the program's directory, making it where it is absent.
 fn enter_directory(path: &str) -> io::Result<()> {
     if broken!(DirectoryAnywhere) {
         return std::env::set_current_dir(path);
     }
-    let root = rootfs::open_root(Path::new("/"))?;
-    let resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
-    let found = sys::mount::open_at(root.as_fd(), Path::new(path), libc::O_PATH | libc::O_DIRECTORY, resolve);
-    let directory = found.or_else(|error| match error.kind() {
-        io::ErrorKind::NotFound => {
-            destination::open_or_make(root.as_fd(), Path::new(path), Kind::Directory, Links::Inside)
-        }
-        _ => Err(error),
+    let directory = rootfs::directory(Path::new(path)).map_err(|error| match rootfs::is_loop(&error) {
+        true => io::Error::other("a link leads out of the image"),
+        false => error,
     });
-    let directory = directory.map_err(|error| match error.raw_os_error() {
-        Some(libc::ELOOP) => io::Error::other("a link leads out of the image"),
-        _ => error,
-    })?;
-    Ok(nix::unistd::fchdir(directory)?)
+    Ok(nix::unistd::fchdir(directory?)?)
 }
 
 fn give_up_rights(process: &oci::Process, filters: &[u8]) -> Result<(), Failure> {
@@ -232,7 +228,12 @@ fn find_program(process: &oci::Process) -> Result<CString, Failure> {
             Err(error) => refused = error,
         }
     }
-    Err(Failure(format!("execute {name:?}: {refused}; the image has no such program in {search:?}")))
+    let where_to_look = match (refused.kind(), name.contains('/')) {
+        (io::ErrorKind::NotFound, true) => "the image has no such program".to_owned(),
+        (io::ErrorKind::NotFound, false) => format!("the image has no such program in {search:?}"),
+        _ => format!("user {} may not execute it, or not reach it", process.user.uid),
+    };
+    Err(Failure(format!("execute {name:?}: {refused}; {where_to_look}")))
 }
 
 /// Whether it is a file that may be executed. Not one behind a link of `/proc`: that could be ourselves.

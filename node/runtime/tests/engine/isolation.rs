@@ -21,6 +21,7 @@ crate::tests![
     the_default_rights_are_few_and_filtered,
     escalation_and_capabilities_follow_the_manifest,
     the_root_has_no_devices_and_no_set_uid_programs_where_nothing_may_be_gained,
+    links_of_the_image_that_lead_nowhere_give_way_to_mounts,
     files_of_a_volume_are_seen_and_read_only_ones_refuse,
     a_part_of_a_volume_or_of_the_machine_is_seen_and_made_where_it_is_absent,
     the_manifest_says_the_stop_signal_the_groups_and_what_is_hidden,
@@ -55,6 +56,34 @@ fn the_root_has_no_devices_and_no_set_uid_programs_where_nothing_may_be_gained(w
         assert_eq!(options.contains(&"nosuid"), !escalation, "{root}");
         assert_eq!(options.contains(&"ro"), read_only, "{root}");
     }
+}
+
+fn links_of_the_image_that_lead_nowhere_give_way_to_mounts(world: &World) {
+    let top = world.dir.path().join("image/top");
+    fs::create_dir(top.join("var")).expect("a directory");
+    for (link, target) in [
+        ("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf"),
+        ("etc/hosts", "/nowhere/hosts"),
+        ("var/run", "/nowhere"),
+    ] {
+        symlink(target, top.join(link)).expect("a link");
+    }
+    let pod = world.pod("a");
+    world.run(world.engine().put_volume(&pod, "v", Volume::Directory)).expect("a volume");
+    let looks = "cat /etc/resolv.conf ; cat /etc/hosts ; list /var/run ; write /var/run/v/file x ; list /";
+    let mut spec = world.container(&pod, "main", &words(looks));
+    spec.network_files.nameservers = vec!["192.0.2.53".parse().expect("an address")];
+    spec.mounts = vec![volume("v", None, "/var/run/v", false)];
+    let id = spec.id.clone();
+    world.start(spec);
+    world.end(&id);
+    let text = world.log(&id, LogOptions::default());
+    assert!(text.contains("nameserver 192.0.2.53") && text.contains("localhost"), "{text}");
+    assert!(text.contains("v") && !text.contains("nowhere"), "{text}");
+    assert!(
+        fs::symlink_metadata(top.join("var/run")).expect("a link").is_symlink(),
+        "the layer is as it was"
+    );
 }
 
 /// What only the kernel knows of a process, and the same of one that joined it later.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -151,6 +152,9 @@ fn programs_find_the_same_surroundings_as_under_runc(world: &World) {
     }
     let pod = world.pod("a");
     world.run(world.engine().put_volume(&pod, "v", Volume::Directory)).expect("a volume");
+    let locked = world.dir.path().join("image/base/locked");
+    fs::create_dir(&locked).expect("a directory");
+    fs::set_permissions(&locked, fs::Permissions::from_mode(0o700)).expect("permissions");
     let base = |name: &str| world.container(&pod, name, &words(LOOKS));
     let with = |name: &str, change: fn(&mut ContainerSpec)| {
         let mut spec = base(name);
@@ -170,6 +174,18 @@ fn programs_find_the_same_surroundings_as_under_runc(world: &World) {
             spec.security.capabilities.drop = ["ALL".to_owned()].into();
             spec.security.capabilities.add = ["NET_BIND_SERVICE".to_owned()].into();
             spec.mounts = vec![volume("v", None, "/data", false), volume("v", None, "/data-ro", true)];
+        }),
+        // A directory that root kept to itself, and one that is absent where nothing can be written.
+        with("locked", |spec| {
+            spec.rootfs.config.user = "web".to_owned();
+            spec.security.capabilities.drop = ["ALL".to_owned()].into();
+            spec.workdir = Some("/locked".to_owned());
+        }),
+        with("absent", |spec| {
+            spec.rootfs.config.user = "web".to_owned();
+            spec.security.capabilities.drop = ["ALL".to_owned()].into();
+            spec.security.read_only_root = true;
+            spec.workdir = Some("/absent/deep".to_owned());
         }),
         with("open", |spec| {
             spec.security.seccomp = Seccomp::Unconfined;
