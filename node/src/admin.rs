@@ -23,6 +23,7 @@ use skein_net::endpoint::Endpoint;
 use skein_net::gossip;
 use skein_net::identity::NodeId;
 use skein_raft_store::{Change, Expect, Handle, Op, Options, TokioRuntime, VoterId};
+use skein_runtime::images::Digest;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -66,6 +67,7 @@ pub(crate) struct Admin {
     pub(crate) door: Door,
     pub(crate) authority: Authority,
     pub(crate) images: ClusterImages,
+    pub(crate) engine: Arc<dyn skein_runtime::Engine>,
     pub(crate) clients: Clients,
     pub(crate) watchful: watchfulness::Inbox,
     pub(crate) surroundings: Surroundings,
@@ -170,6 +172,8 @@ impl Admin {
             (Method::DELETE, ("users", user)) => self.revoke_client(Which::User(user.into())).await,
             (Method::POST, ("images", "")) => self.load_image(request).await,
             (Method::GET, ("images", "")) => self.list_images().await,
+            (Method::DELETE, ("images", "")) => self.prune_images().await,
+            (Method::DELETE, ("images", name)) => self.remove_image(name).await,
             (Method::POST, ("leave", "")) if request.uri().query() == Some("end-cluster=true") => {
                 self.end().await
             }
@@ -481,6 +485,35 @@ impl Admin {
             times.get(rank).map(|time| time.as_secs_f64() * 1000.0)
         };
         Ok(json!({ "writes": times.len(), "p50_ms": at(0.5), "p99_ms": at(0.99) }))
+    }
+
+    async fn images_in_use(&self) -> Result<BTreeMap<Digest, String>, (StatusCode, String)> {
+        let view = self.picture.view();
+        self.images.in_use(&*self.engine, &view, &self.membership.name).await.map_err(unavailable)
+    }
+
+    async fn remove_image(&self, name: &str) -> Reply {
+        let in_use = self.images_in_use().await?;
+        let (local, reference) = (self.images.local.clone(), name.to_owned());
+        let digest = tokio::task::spawn_blocking(move || local.digest_of(&reference)).await;
+        let digest = digest.map_err(|error| unavailable(error.to_string()))?;
+        let digest = digest.map_err(|error| (StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))?;
+        if let Some(pod) = digest.and_then(|digest| in_use.get(&digest)) {
+            let message = format!("image {name} is in use by pod {pod} on this node; delete that first");
+            return Err((StatusCode::CONFLICT, message));
+        }
+        match self.images.remove(name, &in_use).await.map_err(unavailable)? {
+            true => Ok(json!({})),
+            false => {
+                let message = format!("there is no image {name} on this node; see: skein image list");
+                Err((StatusCode::NOT_FOUND, message))
+            }
+        }
+    }
+
+    async fn prune_images(&self) -> Reply {
+        let removed = self.images.prune(&self.images_in_use().await?).await.map_err(unavailable)?;
+        Ok(json!({ "names": removed.names, "blobBytes": removed.blob_bytes }))
     }
 
     async fn list_images(&self) -> Reply {

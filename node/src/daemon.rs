@@ -507,6 +507,7 @@ impl Node {
             door: door.clone(),
             authority,
             images,
+            engine: engine.clone(),
             clients,
             watchful,
             surroundings: Surroundings {

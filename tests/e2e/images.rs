@@ -19,6 +19,7 @@ pub(crate) const TESTS: crate::Tests = crate::tests![
     an_image_loaded_on_one_node_runs_on_all,
     an_archive_of_docker_save_comes_in_by_a_pipe,
     an_image_loaded_here_is_here_only,
+    images_go_when_they_are_told_to_and_no_pod_needs_them,
     a_loaded_image_reaches_late_joiners_and_outlives_its_first_node,
     a_hostile_archive_is_refused_and_leaves_nothing,
     a_registry_is_asked_as_the_policy_says,
@@ -126,6 +127,38 @@ fn an_image_loaded_here_is_here_only() {
     assert_eq!(page(&house, &space.until_ready("here")), "only here\n");
     space.until("there", "without its image", |status| waits(status).0 == "ErrImageNeverPull");
     assert!(!names(&house, "one").contains(&name.to_owned()));
+}
+
+fn images_go_when_they_are_told_to_and_no_pod_needs_them() {
+    let house = Arc::new(House::formed(&["one"]));
+    let space = house.namespace("going");
+    let load = |name: &str, here: &[&str]| {
+        let file = write(&house, "going.tar", &archive::good_oci(name, &[busybox(name)]));
+        house.skein_ok("one", &[&["image", "load"], here, &[&file]].concat());
+    };
+    let (used, spare, kept) = ("example.org/used:1", "example.org/spare:1", "example.org/kept:1");
+    load(used, &["--here"]);
+    load(spare, &["--here"]);
+    load(kept, &[]);
+    space.run("web", spec(used, Some("Never"), None));
+    space.until_ready("web");
+    let refused = house.skein("one", &["image", "rm", used]);
+    assert!(refused.code != 0 && refused.err.contains("/web"), "{refused:?}");
+    // What a pod needs stays, and what the cluster was given to keep.
+    let pruned = house.skein_ok("one", &["image", "prune"]);
+    assert_eq!(pruned, format!("removed {spare}\n"));
+    assert_eq!(names(&house, "one"), [kept, used]);
+    house.skein_ok("one", &["image", "rm", kept]);
+    assert_eq!(names(&house, "one"), [used]);
+    let unknown = house.skein("one", &["image", "rm", kept]);
+    assert!(unknown.code != 0 && unknown.err.contains("skein image list"), "{unknown:?}");
+    wait(house.cluster.api("one").delete(&format!("{}/web", space.pods()))).expect("it is deleted");
+    house.until("the image without pods", || {
+        (house.skein("one", &["image", "rm", used]).code == 0).then_some(())
+    });
+    assert!(names(&house, "one").is_empty());
+    let blobs = house.lab().machine("one").disk().join("images/blobs/sha256");
+    assert_eq!(fs::read_dir(blobs).expect("the disk is ours").count(), 0);
 }
 
 fn a_loaded_image_reaches_late_joiners_and_outlives_its_first_node() {

@@ -5,19 +5,22 @@
 //! image outlives the node it was loaded on, and at the latest when a pod needs it. A name that was loaded
 //! means what was loaded; names that the map does not know go to their registry.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use skein_control::view::View;
 use skein_net::endpoint::{Class, Endpoint};
 use skein_net::identity::NodeId;
 use skein_net::stream::Stream;
 use skein_raft_store::{Change, Expect, Handle, Op, Options, TokioRuntime};
-use skein_runtime::images::{Credentials, Digest, Error, Image, Images, Loaded, is_built_in};
+use skein_runtime::Engine;
+use skein_runtime::images::{Credentials, Digest, Error, Image, Images, Loaded, Removed, is_built_in};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::container::IMAGE;
 use crate::admission::all_done;
 use crate::members::Members;
 use crate::pieces;
@@ -187,6 +190,91 @@ impl ClusterImages {
                 return Ok(());
             }
             self.store.wait_revision(answer.revision, std::time::Duration::from_secs(3)).await;
+        }
+        Err("the image's record changes all the time; try again".into())
+    }
+
+    /// Images that this machine's pods need, by digest, each with one of those pods: what their containers are made
+    /// of, and what the pods that are bound here name.
+    pub(crate) async fn in_use(
+        &self,
+        engine: &dyn Engine,
+        view: &View,
+        node: &str,
+    ) -> Result<BTreeMap<Digest, String>, String> {
+        let mut in_use = BTreeMap::new();
+        for sandbox in engine.list().await.map_err(|error| error.to_string())? {
+            let images = sandbox.containers.iter().filter_map(|container| container.labels.get(IMAGE));
+            for digest in images.filter_map(|digest| digest.parse::<Digest>().ok()) {
+                in_use.insert(digest, format!("{}/{}", sandbox.spec.namespace, sandbox.spec.name));
+            }
+        }
+        let mut named = BTreeMap::new();
+        for (_, pod) in view.pods_on(node) {
+            let Some(spec) = &pod.spec else { continue };
+            let part = |part: &Option<String>| part.clone().unwrap_or_default();
+            let whose = format!("{}/{}", part(&pod.metadata.namespace), part(&pod.metadata.name));
+            let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+            for image in containers.filter_map(|container| container.image.as_deref()) {
+                if let Ok(name) = Images::full_name(image) {
+                    named.insert(name, whose.clone());
+                }
+            }
+        }
+        let local = self.local.clone();
+        let found = blocking(move || {
+            let digest =
+                |(name, pod): (String, String)| Ok(local.digest_of(&name)?.map(|digest| (digest, pod)));
+            named.into_iter().filter_map(|entry| digest(entry).transpose()).collect::<Result<Vec<_>, Error>>()
+        })
+        .await
+        .map_err(|error| error.to_string())?;
+        in_use.extend(found);
+        Ok(in_use)
+    }
+
+    /// Takes a name from the cluster, if it was loaded into that, and from this machine. `false` if nobody had it.
+    pub(crate) async fn remove(
+        &self,
+        reference: &str,
+        in_use: &BTreeMap<Digest, String>,
+    ) -> Result<bool, String> {
+        let name = Images::full_name(reference).map_err(|error| error.to_string())?;
+        // First: a name that the cluster knows is fetched again at once.
+        let was_known = self.forget(&name).await?;
+        let (local, in_use) = (self.local.clone(), in_use.keys().copied().collect());
+        let removed =
+            blocking(move || local.remove(&name, &in_use)).await.map_err(|error| error.to_string())?;
+        Ok(was_known || removed.is_some())
+    }
+
+    /// Removes what neither this machine's pods need nor the cluster was given to keep.
+    pub(crate) async fn prune(&self, in_use: &BTreeMap<Digest, String>) -> Result<Removed, String> {
+        let mut kept: BTreeSet<Digest> = in_use.keys().copied().collect();
+        let state = self.store.state();
+        let records = state.range(PREFIX, None);
+        kept.extend(records.filter_map(|(_, object)| {
+            serde_json::from_slice::<Record>(&object.value).ok().map(|record| record.digest)
+        }));
+        let local = self.local.clone();
+        blocking(move || local.remove_unused(&kept, true)).await.map_err(|error| error.to_string())
+    }
+
+    /// Removes the record of a name; `false` if there is none.
+    async fn forget(&self, name: &str) -> Result<bool, String> {
+        let key = key(name);
+        for _ in 0..TRIES {
+            let Some(revision) = self.store.state().get(&key).map(|object| object.mod_rev) else {
+                return Ok(false);
+            };
+            let expect = Expect::Revision(revision);
+            let op = Op { key: key.as_str().into(), expect, change: Change::Delete };
+            let answer = self.store.propose(vec![op], Options::default()).await;
+            let answer = answer.map_err(|error| error.to_string())?;
+            if all_done(&answer) {
+                return Ok(true);
+            }
+            self.store.wait_revision(answer.revision, Duration::from_secs(3)).await;
         }
         Err("the image's record changes all the time; try again".into())
     }

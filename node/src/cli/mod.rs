@@ -170,6 +170,14 @@ enum ImageVerb {
         #[arg(long)]
         here: bool,
     },
+    /// Remove images from this node, and from what the cluster keeps. Other nodes keep their copy until they prune.
+    Rm {
+        /// As in `skein image list`, or in a manifest.
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Remove from this node the images that none of its pods needs and that were not loaded into the cluster.
+    Prune,
     /// The images of this node.
     List {
         #[arg(short, long, default_value = "table")]
@@ -211,6 +219,8 @@ pub(crate) fn main() -> ExitCode {
         Verb::Token(TokenVerb::List { output }) => verbs::list_tokens(&dir, output),
         Verb::Token(TokenVerb::Revoke { id }) => verbs::revoke_token(&dir, &id),
         Verb::Image(ImageVerb::Load { file, here }) => verbs::load_image(&dir, &file, here),
+        Verb::Image(ImageVerb::Rm { names }) => verbs::remove_images(&dir, &names),
+        Verb::Image(ImageVerb::Prune) => verbs::prune_images(&dir),
         Verb::Image(ImageVerb::List { output }) => verbs::list_images(&dir, output),
         Verb::Kubeconfig { verb: Some(KubeconfigVerb::List { output }), .. } => {
             verbs::list_clients(&dir, output)

@@ -11,6 +11,8 @@ use http_body_util::StreamBody;
 use hyper::body::Frame;
 use serde_json::{Value, json};
 
+use skein_runtime::images::Images;
+
 use super::Output;
 use super::talk::{talk, talk_with};
 use crate::daemon::Failure;
@@ -171,6 +173,22 @@ pub(super) fn load_image(dir: &Path, file: &Path, here: bool) -> Result<(), Fail
             .flatten()
             .map(|image| format!("loaded {} ({})", text(&image["name"]), text(&image["digest"]))),
     )
+}
+
+pub(super) fn remove_images(dir: &Path, names: &[String]) -> Result<(), Failure> {
+    // A typing error is told before anything is removed.
+    let names = names.iter().map(|name| Images::full_name(name)).collect::<Result<Vec<_>, _>>()?;
+    for name in names {
+        talk(dir, Method::DELETE, &format!("images/{name}"), None)?;
+        lines([format!("removed {name}")])?;
+    }
+    Ok(())
+}
+
+pub(super) fn prune_images(dir: &Path) -> Result<(), Failure> {
+    let removed = talk(dir, Method::DELETE, "images", None)?;
+    let names = removed["names"].as_array().into_iter().flatten();
+    lines(names.map(|name| format!("removed {}", text(name))))
 }
 
 pub(super) fn list_images(dir: &Path, output: Output) -> Result<(), Failure> {

@@ -31,7 +31,7 @@ use std::path::PathBuf;
 pub use built_in::{BUILT_IN, is_built_in};
 pub use digest::{Digest, InvalidDigest};
 pub use registry::{Credentials, InvalidRegistry, PlainHttp, PlainHttpRegistry};
-pub use store::{Config, Image, Images, Limits, Loaded};
+pub use store::{Config, Image, Images, Limits, Loaded, Removed};
 
 /// Why an image cannot be used or could not be fetched. Nothing is half done: what was written so far
 /// is dropped, or is a whole blob that the next try finds.

@@ -71,6 +71,15 @@ pub struct Loaded {
     pub digest: Digest,
 }
 
+/// What was removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Names that stand for nothing any more, in order.
+    pub names: Vec<String>,
+    /// The size of the blobs that went; unpacked layers come on top.
+    pub blob_bytes: u64,
+}
+
 #[derive(Serialize, Deserialize)]
 struct Name {
     name: String,
@@ -99,6 +108,8 @@ struct Inner {
 const PIECE_BYTES: usize = 64 << 10;
 /// How long a registry may take to say whether a name means something newer than what is here.
 const NEWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long a blob may wait for the rest of its image.
+const FRESH: Duration = Duration::from_secs(3600);
 
 impl Images {
     /// Opens the store in `dir`, which is made if absent; what a crash left half written goes.
@@ -340,31 +351,48 @@ impl Images {
     }
 
     /// Removes names, blobs and layers of images that are in no use: not in `in_use` (manifest digests)
-    /// and, unless `named_too`, not named either. Returns the bytes of the blobs that went.
-    pub fn remove_unused(&self, in_use: &InUse, named_too: bool) -> Result<u64, Error> {
+    /// and, unless `named_too`, not named either.
+    pub fn remove_unused(&self, in_use: &InUse, named_too: bool) -> Result<Removed, Error> {
+        self.sweep(in_use, |image| named_too && !in_use.contains(&image.digest))
+    }
+
+    /// Removes a name, and what its image alone needed unless that is in use. `None` if there is no such name.
+    pub fn remove(&self, reference: &str, in_use: &InUse) -> Result<Option<Removed>, Error> {
+        let name = Self::full_name(reference)?;
+        if !self.name_path(&name).exists() {
+            return Ok(None);
+        }
+        self.sweep(in_use, |image| image.name == name).map(Some)
+    }
+
+    /// Removes the names that `goes` names, then whatever neither a name nor `in_use` needs.
+    fn sweep(&self, in_use: &InUse, goes: impl Fn(&Loaded) -> bool) -> Result<Removed, Error> {
         let _quiet = self.inner.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
+        let (going, staying): (Vec<Loaded>, Vec<Loaded>) = self.names()?.into_iter().partition(goes);
+        let mut removed = Removed::default();
+        let mut unneeded: BTreeSet<Digest> = BTreeSet::new();
+        for Loaded { name, digest } in going {
+            unneeded.extend(self.blobs(&digest).unwrap_or_default());
+            remove_all(&self.name_path(&name)).map_err(Error::io("remove a name"))?;
+            removed.names.push(name);
+        }
         let mut kept: BTreeSet<Digest> = BTreeSet::new();
         let mut chains: BTreeSet<String> = BTreeSet::new();
-        let names = self.names()?;
-        for Loaded { name, digest } in &names {
-            if named_too && !in_use.contains(digest) {
-                remove_all(&self.name_path(name)).map_err(Error::io("remove a name"))?;
-            }
-        }
-        let named = names.iter().filter(|_| !named_too).map(|loaded| loaded.digest);
-        for digest in named.chain(in_use.iter().copied()) {
+        for digest in staying.iter().map(|image| image.digest).chain(in_use.iter().copied()) {
             // An image of which something is missing keeps what it has: a pull may be on its way.
             kept.extend(self.blobs(&digest).unwrap_or(vec![digest]));
             if let Ok(configuration) = self.configuration(&digest) {
                 chains.extend(chain_ids(configuration.diff_ids()));
             }
         }
-        let mut freed = 0;
         for entry in self.entries("blobs/sha256")? {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let digest = format!("sha256:{name}").parse::<Digest>();
-            if digest.is_ok_and(|digest| !kept.contains(&digest)) {
-                freed += entry.metadata().map_or(0, |metadata| metadata.len());
+            let Ok(digest) = format!("sha256:{name}").parse::<Digest>() else { continue };
+            let metadata = entry.metadata().ok();
+            // What came a moment ago and has no name yet is of a pull that goes on.
+            let goes = unneeded.contains(&digest) || !metadata.as_ref().is_some_and(is_fresh);
+            if goes && !kept.contains(&digest) {
+                removed.blob_bytes += metadata.map_or(0, |metadata| metadata.len());
                 remove_all(&entry.path()).map_err(Error::io("remove a blob"))?;
             }
         }
@@ -374,7 +402,7 @@ impl Images {
                 remove_all(&entry.path()).map_err(Error::io("remove a layer"))?;
             }
         }
-        Ok(freed)
+        Ok(removed)
     }
 
     /// The image with that manifest (or index), its layers unpacked.
@@ -531,6 +559,10 @@ fn chain_ids(diff_ids: &[Digest]) -> Vec<String> {
         names.push(next.hex());
     }
     names
+}
+
+fn is_fresh(metadata: &fs::Metadata) -> bool {
+    metadata.modified().is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age < FRESH))
 }
 
 /// Runs `work` where it may block.

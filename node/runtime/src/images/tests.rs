@@ -572,9 +572,42 @@ fn what_is_in_no_use_goes_and_what_is_in_use_stays() {
     let in_use: InUse = keep.iter().map(|loaded| loaded.digest).collect();
     store.images.remove_unused(&in_use, true).unwrap();
     assert!(store.images.find("example.org/hello:1").unwrap().is_some());
-    assert!(store.images.remove_unused(&InUse::new(), true).unwrap() > 0);
+    let removed = store.images.remove_unused(&InUse::new(), true).unwrap();
+    assert_eq!(removed.names, ["example.org/hello:1"]);
+    assert!(removed.blob_bytes > 0);
     assert_eq!(store.images.find("example.org/hello:1").unwrap(), None);
     assert_eq!(fs::read_dir(store._dir.path().join("layers")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_name_goes_with_what_only_its_image_needed() {
+    let store = store();
+    let shared = Tar::new().file("shared", b"x").bytes();
+    let lower = unpacked(&store, std::slice::from_ref(&shared));
+    let digest = store.images.digest_of("example.org/hello:1").unwrap().unwrap();
+    store.images.set_name("example.org/twin:1", &digest).unwrap();
+    assert_eq!(store.images.remove("example.org/none:1", &InUse::new()).unwrap(), None);
+    // Another name, then a container, still needs it.
+    let removed = store.images.remove("example.org/hello:1", &InUse::new()).unwrap().unwrap();
+    assert_eq!((removed.names.len(), removed.blob_bytes), (1, 0));
+    let removed = store.images.remove("example.org/twin:1", &InUse::from([digest])).unwrap().unwrap();
+    assert_eq!((removed.names.len(), removed.blob_bytes), (1, 0));
+    assert!(lower[0].join("shared").exists() && store.images.names().unwrap().is_empty());
+    store.images.set_name("example.org/hello:1", &digest).unwrap();
+    let removed = store.images.remove("example.org/hello:1", &InUse::new()).unwrap().unwrap();
+    assert!(removed.blob_bytes > 0 && !lower[0].exists());
+}
+
+#[test]
+fn the_blobs_of_a_pull_that_goes_on_stay() {
+    let store = store();
+    let digest = Digest::of(b"half an image");
+    store.images.put_blob(&digest, b"half an image".as_slice()).unwrap();
+    store.images.remove_unused(&InUse::new(), true).unwrap();
+    let blob = store.images.open_blob(&digest).unwrap();
+    blob.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(86_400)).unwrap();
+    store.images.remove_unused(&InUse::new(), true).unwrap();
+    assert!(!store.images.has_blob(&digest));
 }
 
 #[test]
