@@ -50,6 +50,8 @@ const MEMBER_LIFE: Duration = DAY;
 /// Dates do count for kubectl: a cluster that was off for two weeks still answers it at once.
 const API_LIFE: Duration = Duration::from_secs(30 * DAY.as_secs());
 const CLIENT_LIFE: Duration = Duration::from_secs(365 * DAY.as_secs());
+/// Longer than any client's certificate lives that was made before a change of the root.
+const CROSS_LIFE: Duration = Duration::from_secs(370 * DAY.as_secs());
 
 /// A certificate that ran out this long ago is still good for asking for the next one.
 pub const RENEWABLE_AFTER_EXPIRY: Duration = Duration::from_secs(30 * DAY.as_secs());
@@ -237,15 +239,67 @@ impl ClusterCa {
         Pin::of(&self.root.certificate).expect("an authority's certificate parses")
     }
 
-    /// When to call [`ClusterCa::renew_issuing`]: at half of the issuing authority's life.
-    pub fn renew_issuing_at(&self) -> SystemTime {
-        Validity::of(&self.issuing.certificate).expect("an authority's certificate parses").renew_at()
+    /// What this edition of the authorities is called: half of SHA-256 over its certificates, in hex.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        for Authority { certificate, .. } in [&self.root, &self.issuing, &self.clients] {
+            hash.update((certificate.len() as u64).to_be_bytes());
+            hash.update(certificate);
+        }
+        hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Draws a new issuing key and has the root sign it. Certificates of the old one stay valid.
-    pub fn renew_issuing(&mut self, now: SystemTime) -> Result<(), Error> {
-        self.issuing = Authority::issued_by(&self.root, &self.cluster.authority("issuing"), now)?;
-        Ok(())
+    /// Between which moments the issuing certificate is valid.
+    pub fn issuing_validity(&self) -> Validity {
+        self.issuing.validity()
+    }
+
+    /// The same of the root that ends first.
+    pub fn roots_validity(&self) -> Validity {
+        let (members, clients) = (self.root.validity(), self.clients.validity());
+        if members.until <= clients.until { members } else { clients }
+    }
+
+    /// The next edition with the same roots: a new issuing key, and new certificates for the roots' keys where
+    /// it is time. All certificates stay valid, and all tokens.
+    pub fn renewed(&self, now: SystemTime) -> Result<ClusterCa, Error> {
+        let root = self.root.renewed(now)?;
+        Ok(ClusterCa {
+            issuing: Authority::issued_by(&root, &self.cluster.authority("issuing"), now)?,
+            root,
+            clients: self.clients.renewed(now)?,
+            cluster: self.cluster.clone(),
+        })
+    }
+
+    /// An edition of a cluster that exists, with new keys for everything. What it issues is believed by who
+    /// knows its roots, or the [cross-signed](ClusterCa::cross_sign) one.
+    pub fn anew(cluster: &Cluster, now: SystemTime) -> Result<ClusterCa, Error> {
+        // Named by their keys: no other authority of this cluster has their names.
+        let named = |what: &str, key: &KeyPair| {
+            let hash = Sha256::digest(key.subject_public_key_info());
+            let short: String = hash[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+            cluster.authority(&format!("{what} {short}"))
+        };
+        let (root_key, clients_key) = (identity::generate_key()?, identity::generate_key()?);
+        let root_name = named("root", &root_key);
+        let root = Authority::self_signed(root_key, &root_name, now)?;
+        let clients_name = named("clients", &clients_key);
+        Ok(ClusterCa {
+            issuing: Authority::issued_by(&root, &cluster.authority("issuing"), now)?,
+            root,
+            clients: Authority::self_signed(clients_key, &clients_name, now)?,
+            cluster: cluster.clone(),
+        })
+    }
+
+    /// The members' root of a newer edition, signed by the root of this one: for
+    /// [`Chain::vouched_by`]. Whoever trusts only this root believes the newer one by it, for a good year.
+    pub fn cross_sign(&self, newer: &ClusterCa, now: SystemTime) -> Result<CertificateDer<'static>, Error> {
+        let mut params =
+            authority_template(&newer.root.name()?, now, CROSS_LIFE, BasicConstraints::Unconstrained)?;
+        params.not_after = params.not_after.min(at!(self.root.validity().until));
+        Ok(params.signed_by(&newer.root.key, &self.root.issuer()?)?.into())
     }
 
     /// A member certificate for the key of a request: 24 hours, to be used both ways. Cannot sign others.
@@ -359,7 +413,7 @@ impl ClusterCa {
         key: &SubjectPublicKeyInfo,
         now: SystemTime,
     ) -> Result<Chain, Error> {
-        let issuing = Validity::of(&self.issuing.certificate).expect("an authority's certificate parses");
+        let issuing = self.issuing.validity();
         if now > issuing.until {
             return Err(Error::AuthorityExpired);
         }
@@ -388,7 +442,7 @@ pub fn new_request(subject: &str) -> Result<(PrivateKeyDer<'static>, Vec<u8>), E
     Ok((PrivatePkcs8KeyDer::from(key.serialize_der()).into(), request.to_vec()))
 }
 
-/// A certificate and the key that may sign others by it.
+/// A certificate and the key that may sign others by it; roots sign themselves.
 struct Authority {
     certificate: CertificateDer<'static>,
     key: KeyPair,
@@ -404,6 +458,26 @@ impl Authority {
         let key = identity::generate_key()?;
         let params = authority_template(name, now, ISSUING_LIFE, BasicConstraints::Constrained(0))?;
         Ok(Authority { certificate: params.signed_by(&key, &root.issuer()?)?.into(), key })
+    }
+
+    /// The same key, name and rights in a certificate that is valid for longer; the same certificate where its
+    /// time has not come.
+    fn renewed(&self, now: SystemTime) -> Result<Authority, Error> {
+        let key = PrivatePkcs8KeyDer::from(self.key.serialize_der());
+        let key = KeyPair::from_pkcs8_der_and_sign_algo(&key, &PKCS_ECDSA_P256_SHA256)?;
+        if !self.validity().is_due(now) {
+            return Ok(Authority { certificate: self.certificate.clone(), key });
+        }
+        Authority::self_signed(key, &self.name()?, now)
+    }
+
+    fn validity(&self) -> Validity {
+        Validity::of(&self.certificate).expect("an authority's certificate parses")
+    }
+
+    fn name(&self) -> Result<String, Error> {
+        let subject = client_subject(&self.certificate);
+        Ok(subject.ok_or(Error::MalformedCertificate("an authority without a name"))?.user)
     }
 
     fn issuer(&self) -> Result<Issuer<'_, &KeyPair>, Error> {

@@ -282,6 +282,7 @@ impl Admin {
             "waiting": waiting,
             "failed": metrics.failed,
             "certificateUntil": self.home.certificate().ok().flatten().map(|chain| seconds(chain.validity().until)),
+            "authorities": self.authority.status(),
             "podTrafficEncrypted": false,
             "warnings": self.warnings.iter().cloned().chain(clocks::complaint()).collect::<Vec<_>>(),
             "network": self.surroundings.complaints(),
@@ -335,7 +336,7 @@ impl Admin {
         let now = clock::now_ms() / 1000;
         let clients = self.clients.list().into_iter().map(|client| {
             let state = match () {
-                () if client.revoked => "revoked",
+                () if client.revoked || !self.clients.counts(client.authority) => "revoked",
                 () if client.expires <= now => "expired",
                 () => "good",
             };
@@ -374,17 +375,14 @@ impl Admin {
         }
         let user = named.map_or_else(|| format!("admin@{}", self.membership.name), str::to_owned);
         let here = |authority: &Authority, me: NodeId| authority.answer_client(me, &user);
-        let client: Client = self
-            .authority
-            .ask(&Ask::CertifyClient(user.clone()), here, &self.store, &self.endpoint)
-            .await
-            .map_err(unavailable)?;
+        let client: Client =
+            self.authority.ask(&Ask::CertifyClient(user.clone()), here).await.map_err(unavailable)?;
         // Known before it is given out, so that it can be taken back.
         self.clients.note(&self.store, &client.chain, &self.membership.name).await.map_err(unavailable)?;
         let cluster = &self.membership.public.cluster.name;
         let entry = format!("{cluster}-{}", named.unwrap_or("admin"));
         let encode = |text: String| base64::engine::general_purpose::STANDARD.encode(text);
-        let authority = encode(self.membership.public.members.to_pem());
+        let authority = encode(self.authority.public().members.to_pem());
         let gossiped = self.gossip.members().borrow().clone();
         let me = self.endpoint.node();
         let servers: BTreeMap<String, String> = self

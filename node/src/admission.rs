@@ -19,7 +19,7 @@ use crate::clock;
 use crate::members::{Members, Record};
 use crate::wire::{self, Ask};
 
-const TOKENS: &str = "skein/tokens//";
+pub(crate) const TOKENS: &str = "skein/tokens//";
 const SUBNETS: &str = "skein/subnets//";
 /// Pods per node: 254. Nodes in a /16: 256.
 const SUBNET_PREFIX: u8 = 24;
@@ -32,7 +32,6 @@ pub(crate) struct Door {
     pub(crate) store: Handle<TokioRuntime>,
     pub(crate) authority: Authority,
     pub(crate) members: Members,
-    pub(crate) public: skein_net::ca::Public,
     /// Told to whoever is let in.
     pub(crate) incarnation: Incarnation,
     pub(crate) cluster: Subnet,
@@ -77,14 +76,14 @@ impl Door {
                 continue;
             }
             let chain =
-                authority.issue_member(&claim.csr, clock::system()).map_err(|error| unavailable(&error))?;
+                self.authority.certify(&authority, &claim.csr).map_err(|error| unavailable(&error))?;
             info!(peer = %node, name = record.name, subnet = %record.subnet, "a node joined");
             let members = self.members.present().into_values().map(|member| Member {
                 node: member.node,
                 name: member.name,
                 addresses: self.addresses(member.node, member.addresses),
             });
-            let public = self.public.clone();
+            let public = self.authority.public();
             let extra = Admitted::added(self.incarnation);
             return Ok(Admitted { chain, public, members: members.collect(), extra });
         }
@@ -182,7 +181,8 @@ impl Door {
         uses: u32,
         ttl: Duration,
     ) -> Result<Token, String> {
-        let root = self.public.members.roots().first().ok_or("the cluster has no root certificate")?;
+        let public = self.authority.public();
+        let root = public.members.roots().first().ok_or("the cluster has no root certificate")?;
         let pin = skein_net::ca::Pin::of(root).ok_or("the cluster's root certificate does not parse")?;
         let (token, record) =
             Token::mint(pin, addresses, uses, ttl, clock::system()).map_err(|error| error.to_string())?;

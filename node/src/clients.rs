@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use skein_apiserver::identity::{Identity, Serial, Shown, Standing, Unconfirmed, WhoMay};
+use skein_control::node::authority::{TRUST, Trust};
 use skein_net::ca::Chain;
 use skein_net::join::RateLimit;
 use skein_raft_store::{Change, Expect, Handle, Op, Options, State, TokioRuntime};
@@ -20,7 +21,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 use crate::admission::all_done;
-use crate::clock;
+use crate::{authority, clock};
 
 pub(crate) const PREFIX: &str = "skein/clients//";
 /// More certificates than anybody gives out by hand; each record is some 300 bytes.
@@ -52,6 +53,13 @@ pub(crate) struct Record {
     /// SHA-256 of the whole certificate, hexadecimal. Builds before this one wrote none; those are believed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) sha256: Option<String>,
+    /// Which of the clients' roots signed it: [`Trust::counts`] says whether that still counts.
+    #[serde(default = "first")]
+    pub(crate) authority: u64,
+}
+
+fn first() -> u64 {
+    1
 }
 
 impl Record {
@@ -64,11 +72,11 @@ impl Record {
         Op { key: Self::key(&self.serial).into(), expect, change: Change::Put(bytes.into()) }
     }
 
-    fn standing(&self, shown: &Shown) -> Standing {
+    fn standing(&self, shown: &Shown, counts: impl Fn(u64) -> bool) -> Standing {
         let is_it = |sha256: &String| *sha256 == hex(&shown.sha256);
         match () {
             () if !self.sha256.as_ref().is_none_or(is_it) => Standing::Unknown,
-            () if self.revoked => Standing::Revoked,
+            () if self.revoked || !counts(self.authority) => Standing::Revoked,
             () => Standing::Good,
         }
     }
@@ -83,12 +91,15 @@ pub(crate) struct Clients {
 #[derive(Debug, Default)]
 struct Book {
     records: BTreeMap<String, Record>,
+    /// What the map says of the authorities; all count before it says anything.
+    trust: Option<Trust>,
 }
 
 impl Book {
     fn standing(&self, shown: &Shown) -> Standing {
         let record = self.records.get(&serial_of(&shown.serial));
-        record.map_or(Standing::Unknown, |record| record.standing(shown))
+        let counts = |number| self.trust.as_ref().is_none_or(|trust| trust.counts(number));
+        record.map_or(Standing::Unknown, |record| record.standing(shown, counts))
     }
 }
 
@@ -104,11 +115,16 @@ impl Clients {
         let records =
             state.range(PREFIX, None).filter_map(|(_, object)| serde_json::from_slice(&object.value).ok());
         let records = records.map(|record: Record| (record.serial.clone(), record)).collect();
-        self.book.send_replace(Book { records });
+        let trust = authority::trust_of(state).map(|(_, trust)| trust);
+        self.book.send_replace(Book { records, trust });
     }
 
-    /// Takes over one change of the map, if it is about a certificate.
+    /// Takes over one change of the map, if it is about a certificate or about what it counts by.
     pub(crate) fn apply(&self, key: &str, value: Option<&[u8]>) {
+        if key == TRUST {
+            let trust = value.and_then(|bytes| serde_json::from_slice(bytes).ok());
+            return self.book.send_modify(|book| book.trust = trust);
+        }
         let Some(serial) = key.strip_prefix(PREFIX) else { return };
         let record = value.and_then(|bytes| serde_json::from_slice(bytes).ok());
         self.book.send_modify(|book| match record {
@@ -124,6 +140,11 @@ impl Clients {
         records
     }
 
+    /// Whether certificates recorded under this number still count.
+    pub(crate) fn counts(&self, number: u64) -> bool {
+        self.book.borrow().trust.as_ref().is_none_or(|trust| trust.counts(number))
+    }
+
     /// Who asks these records, and the cluster where they do not know.
     pub(crate) fn asking(&self, store: Handle<TokioRuntime>) -> Asking {
         Asking { clients: self.clone(), store, limit: Mutex::default() }
@@ -136,7 +157,9 @@ impl Clients {
         chain: &Chain,
         node: &str,
     ) -> Result<Record, String> {
-        let record = record_of(chain, node)?;
+        let number = authority::clients_number(&store.state(), chain)
+            .ok_or("the cluster's authorities are being made anew at this moment; try again")?;
+        let record = record_of(chain, number, node)?;
         let now = seconds(clock::system());
         let (expired, in_use): (Vec<Record>, Vec<Record>) =
             self.list().into_iter().partition(|old| old.expires <= now);
@@ -219,7 +242,9 @@ impl WhoMay for Asking {
         let state = self.store.state();
         let record = state.get(&Record::key(&serial_of(&shown.serial)));
         let record: Option<Record> = record.and_then(|object| serde_json::from_slice(&object.value).ok());
-        Ok(record.map_or(Standing::Unknown, |record| record.standing(shown)))
+        let trust = authority::trust_of(&state).map(|(_, trust)| trust);
+        let counts = |number| trust.as_ref().is_none_or(|trust| trust.counts(number));
+        Ok(record.map_or(Standing::Unknown, |record| record.standing(shown, counts)))
     }
 
     async fn until_ended(&self, shown: &Shown) {
@@ -270,6 +295,7 @@ impl Which {
             expires: seconds(now + LIFE_MAX),
             revoked: true,
             sha256: None,
+            authority: first(),
         })
     }
 
@@ -290,7 +316,7 @@ impl Which {
     }
 }
 
-fn record_of(chain: &Chain, node: &str) -> Result<Record, String> {
+fn record_of(chain: &Chain, authority: u64, node: &str) -> Result<Record, String> {
     let unreadable = "the authority's certificate cannot be read";
     let (identity, _) = Identity::of_certificate(chain.leaf()).ok_or(unreadable)?;
     let shown = Shown::of_certificate(chain.leaf()).ok_or(unreadable)?;
@@ -303,6 +329,7 @@ fn record_of(chain: &Chain, node: &str) -> Result<Record, String> {
         expires: seconds(validity.until),
         revoked: false,
         sha256: Some(hex(&shown.sha256)),
+        authority,
     })
 }
 
@@ -335,6 +362,7 @@ mod tests {
             expires: 2,
             revoked,
             sha256: Some(hex(&HASH)),
+            authority: 1,
         }
     }
 
@@ -372,6 +400,24 @@ mod tests {
         let old = br#"{"serial":"ab01","user":"ann","node":"one","issued":1,"expires":2,"revoked":false}"#;
         clients.apply("skein/clients//ab01", Some(old));
         check(&clients, &shown(&[0xab, 0x01]), Standing::Good);
+        assert_eq!(clients.list()[0].authority, 1);
+    }
+
+    #[test]
+    fn a_certificate_ends_with_the_authority_that_signed_it() {
+        let clients = Clients::default();
+        put(&clients, &record("ab01", "ann", false));
+        put(&clients, &Record { authority: 2, ..record("cd02", "bob", false) });
+        let trust = |number: u64| {
+            let anchors = format!(r#"[{{"number":{number},"members":"","clients":""}}]"#);
+            format!(r#"{{"number":{number},"current":"","since_ms":1,"anchors":{anchors}}}"#)
+        };
+        clients.apply(TRUST, Some(trust(1).as_bytes()));
+        check(&clients, &shown(&[0xab, 0x01]), Standing::Good);
+        clients.apply(TRUST, Some(trust(2).as_bytes()));
+        check(&clients, &shown(&[0xab, 0x01]), Standing::Revoked);
+        check(&clients, &shown(&[0xcd, 0x02]), Standing::Good);
+        assert!(clients.counts(2) && !clients.counts(1));
     }
 
     #[test]

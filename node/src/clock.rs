@@ -42,6 +42,11 @@ pub(crate) fn now_ms() -> u64 {
     }
 }
 
+/// [`now_ms`] where the cluster's time is known.
+pub(crate) fn known_ms() -> Option<u64> {
+    (CLUSTER.load(Relaxed) != UNKNOWN).then(now_ms)
+}
+
 /// [`now_ms`] for certificates and tokens.
 pub(crate) fn system() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(now_ms())

@@ -1,6 +1,6 @@
 //! A running node: every part started in order, and stopped in the reverse one.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use skein_apiserver as apiserver;
 use skein_apiserver::tls::{ApiTls, SwappableCertificate};
 use skein_net::address_book::AddressBook;
 use skein_net::beacon::{self, Beacon, PeerName};
-use skein_net::ca::{ApiNames, Chain};
+use skein_net::ca::Chain;
 use skein_net::endpoint::{self, Endpoint, Service};
 use skein_net::gossip;
 use skein_net::gossip::service::{Config as GossipConfig, Gossip};
@@ -33,12 +33,13 @@ use crate::admin::Admin;
 use crate::admission::{Door, all_done};
 use crate::agent::{Agent, ClusterImages, Logs, Offer};
 use crate::authority::Authority;
+use crate::certificates::{ApiCertificates, MemberCertificate, follow_trust};
 use crate::clients::Clients;
 use crate::clock::{self, ClusterTime};
 use crate::clocks::{self, CLOCK_DATAGRAM};
 use crate::cluster::Here;
 use crate::disk;
-use crate::home::{ApiCertificate, Home, Membership};
+use crate::home::{Home, Membership};
 use crate::leader::Voters;
 use crate::members::{self, Members, Record};
 use crate::picture::Picture;
@@ -61,9 +62,6 @@ const KUBERNETES_IP: &str = "10.43.0.1";
 const STOP_MAX: Duration = Duration::from_secs(10);
 /// How long a member that was just let in waits for its own record in its replica.
 const RECORD_MAX: Duration = Duration::from_secs(60);
-
-/// After this long without a certificate for the API its operator should know.
-const CERTIFICATE_DOUBT: Duration = Duration::from_secs(10);
 
 /// How a node is run.
 #[derive(Debug)]
@@ -244,7 +242,6 @@ impl Node {
             ClusterTime::provider(),
         )?;
         let book = AddressBook::new(home.addresses()?);
-        let authority = Authority::load(home.clone(), identity.clone(), members.clone())?;
 
         let api_listener = TcpListener::from_std(config.ports.api)?;
         let api_listen = api_listener.local_addr()?;
@@ -284,12 +281,20 @@ impl Node {
             }
         }
 
+        let authority = Authority::load(
+            home.clone(),
+            identity.clone(),
+            membership.public.clone(),
+            members.clone(),
+            store.clone(),
+            endpoint.clone(),
+        )?;
+
         let picture = Picture::new();
         let door = Door {
             store: store.clone(),
             authority: authority.clone(),
             members: members.clone(),
-            public: membership.public.clone(),
             incarnation: membership.tag().incarnation,
             cluster: POD_NETWORK.parse().expect("a network in CIDR notation"),
             endpoint: Arc::new(OnceLock::from(endpoint.clone())),
@@ -390,24 +395,19 @@ impl Node {
         let disk = disk::watch(&tasks, store.clone(), gossip.clone(), stopping.clone());
         let pressures = pressure::watch(&tasks, home.dir().to_owned(), stopping.clone());
         tasks.spawn(keep_addresses(home.clone(), book, stopping.clone()));
-        let desk = Desk {
-            picture: picture.clone(),
-            verdicts,
-            ca_pem: membership.public.members.to_pem().into(),
-            kubernetes_ip: KUBERNETES_IP.into(),
-        };
+        let (pem, ca_pem) = watch::channel(authority.public().members.to_pem().into());
+        let desk = Desk { picture: picture.clone(), verdicts, ca_pem, kubernetes_ip: KUBERNETES_IP.into() };
         let planner = Planner { store: store.clone(), time_known, desk };
         tasks.spawn(planner.run(stopping.clone()));
         let voters = Voters {
             store: store.clone(),
-            endpoint: endpoint.clone(),
             members: members.clone(),
             picture: picture.clone(),
-            authority: authority.clone(),
             gossiped: gossip.members(),
             voting: voting.clone(),
         };
         tasks.spawn(voters.run(stopping.clone()));
+        tasks.spawn(authority.clone().run(gossip.members(), stopping.clone()));
 
         // What follows needs this node's own record: a machine that was just let in waits for its replica.
         let record = own_record(&members, &picture, me, &stopping).await?;
@@ -448,7 +448,6 @@ impl Node {
         let certificates = ApiCertificates {
             home: home.clone(),
             authority: authority.clone(),
-            store: store.clone(),
             endpoint: endpoint.clone(),
             name: membership.name.clone(),
         };
@@ -461,13 +460,11 @@ impl Node {
             members: members.clone(),
             agent: Logs(engine.clone()),
         });
+        let public = authority.public();
+        let api_tls = ApiTls::new(resolver.clone(), public.clients.store(), ClusterTime::provider())?;
         let server = apiserver::Server::new(
             apiserver::Config {
-                tls: ApiTls::new(
-                    resolver.clone(),
-                    membership.public.clients.store(),
-                    ClusterTime::provider(),
-                )?,
+                tls: api_tls.clone(),
                 who_may: Arc::new(clients.asking(store.clone())),
                 settings: apiserver::Settings::default(),
                 limits: apiserver::limits::Limits::default(),
@@ -480,16 +477,19 @@ impl Node {
             async move { server.run(api_listener).await }
         });
         tasks.spawn(certificates.renew(resolver, stopping.clone()));
-        tasks.spawn(renew_member(
+        // What this node trusts from the first moment is what it knew when it stopped.
+        tasks.spawn(follow_trust(
             home.clone(),
-            identity,
-            tls,
-            chain,
+            membership.public.clone(),
             authority.clone(),
-            store.clone(),
-            endpoint.clone(),
+            tls.clone(),
+            api_tls,
+            pem,
             stopping.clone(),
         ));
+        let certificate =
+            MemberCertificate { home: home.clone(), identity, tls, chain, authority: authority.clone() };
+        tasks.spawn(certificate.renew(stopping.clone()));
 
         let socket = home.socket();
         let _ = std::fs::remove_file(&socket);
@@ -814,7 +814,8 @@ impl Answering {
             Ask::Renew(csr) => wire::encode(&self.authority.answer_renew(peer, &csr)),
             Ask::CertifyApi { csr, names } => wire::encode(&self.authority.answer_api(peer, &csr, &names)),
             Ask::CertifyClient(user) => wire::encode(&self.authority.answer_client(peer, &user)),
-            Ask::Authority => wire::encode(&self.authority.answer_authority(peer, &self.store)),
+            Ask::Authority => wire::encode(&self.authority.answer_edition(peer, None)),
+            Ask::Edition(edition) => wire::encode(&self.authority.answer_edition(peer, Some(&edition))),
             Ask::Blobs(digest) => wire::encode(&self.images.answer_blobs(&digest).await),
             Ask::HaveLeft => {
                 let metrics = self.store.metrics();
@@ -840,151 +841,6 @@ impl Answering {
             let _ = stream.tx.finish();
             // The stream lives until the answer has arrived.
             let _ = stream.tx.delivered().await;
-        }
-    }
-}
-
-/// The certificate of this node's API server.
-struct ApiCertificates {
-    home: Home,
-    authority: Authority,
-    store: Handle<TokioRuntime>,
-    endpoint: Endpoint,
-    name: String,
-}
-
-impl ApiCertificates {
-    /// The one kept from last time if it still fits, else a new one, asked for until there is one.
-    async fn first(&self, stopping: &CancellationToken) -> Result<rustls::sign::CertifiedKey, Failure> {
-        let names = self.names();
-        if let Some(kept) =
-            self.home.api_certificate()?.filter(|kept| kept.names == names && !is_due(&kept.chain))
-        {
-            return certified(&kept);
-        }
-        let began = tokio::time::Instant::now();
-        let mut is_told = false;
-        loop {
-            match self.issue(&names).await {
-                Ok(certificate) => return certified(&certificate),
-                // Members may be starting, too.
-                Err(error) if is_told || began.elapsed() < CERTIFICATE_DOUBT => {
-                    debug!(error, "no certificate for the API yet");
-                }
-                Err(error) => {
-                    warn!(error, "this node's API waits for its certificate");
-                    is_told = true;
-                }
-            }
-            // Without a quorum an old one is better than none: clients that know the names accept it.
-            if let Some(kept) = self.home.api_certificate()? {
-                return certified(&kept);
-            }
-            tokio::select! {
-                () = stopping.cancelled() => return Err("stopped before the API had a certificate".into()),
-                () = tokio::time::sleep(Duration::from_millis(100)) => {}
-            }
-        }
-    }
-
-    /// Replaces it at half of its life and when this node's addresses change.
-    async fn renew(self, resolver: Arc<SwappableCertificate>, stopping: CancellationToken) {
-        let mut addresses = self.endpoint.addresses();
-        loop {
-            tokio::select! {
-                () = stopping.cancelled() => return,
-                Ok(()) = addresses.changed() => {}
-                () = tokio::time::sleep(Duration::from_secs(30)) => {}
-            }
-            let names = self.names();
-            match self.home.api_certificate() {
-                Ok(Some(kept)) if kept.names == names && !is_due(&kept.chain) => continue,
-                _ => {}
-            }
-            match self
-                .issue(&names)
-                .await
-                .and_then(|kept| certified(&kept).map_err(|error| error.to_string()))
-            {
-                Ok(certificate) => {
-                    info!(addresses = ?names.addresses, "renewed the API's certificate");
-                    resolver.replace(certificate);
-                }
-                Err(error) => debug!(error, "could not renew the API's certificate yet"),
-            }
-        }
-    }
-
-    async fn issue(&self, names: &ApiNames) -> Result<ApiCertificate, String> {
-        let (key, csr) = skein_net::ca::new_request(&self.name).map_err(|error| error.to_string())?;
-        let ask = Ask::CertifyApi { csr: csr.clone(), names: names.clone() };
-        let here = |authority: &Authority, me: NodeId| authority.answer_api(me, &csr, names);
-        let chain: Chain = self.authority.ask(&ask, here, &self.store, &self.endpoint).await?;
-        let certificate = ApiCertificate { chain, key: key.secret_der().to_vec(), names: names.clone() };
-        self.home.set_api_certificate(&certificate).map_err(|error| ErrorChain(&error).to_string())?;
-        Ok(certificate)
-    }
-
-    fn names(&self) -> ApiNames {
-        let mut addresses: Vec<IpAddr> =
-            self.endpoint.reachable_addresses().iter().map(|at| at.ip()).collect();
-        addresses.extend([std::net::Ipv4Addr::LOCALHOST.into(), IpAddr::from(std::net::Ipv6Addr::LOCALHOST)]);
-        addresses.sort_unstable();
-        addresses.dedup();
-        let names = [self.name.as_str(), "localhost"].into_iter();
-        // A name like 123 is read as an address in any URL, so nobody asks for it.
-        let names = names.filter(|name| skein_net::ca::is_host_name(name)).map(str::to_owned).collect();
-        ApiNames { addresses, names }
-    }
-}
-
-fn is_due(chain: &Chain) -> bool {
-    clock::system() >= chain.validity().renew_at()
-}
-
-fn certified(kept: &ApiCertificate) -> Result<rustls::sign::CertifiedKey, Failure> {
-    let key = rustls::pki_types::PrivateKeyDer::try_from(kept.key.clone())?;
-    let key = rustls::crypto::ring::sign::any_supported_type(&key)?;
-    Ok(rustls::sign::CertifiedKey::new(kept.chain.certificates().to_vec(), key))
-}
-
-/// Renews this node's member certificate at half of its life; a woken machine does so at once.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "one task's own belongings; a struct would be named after this function"
-)]
-async fn renew_member(
-    home: Home,
-    identity: Identity,
-    tls: Tls,
-    mut chain: Chain,
-    authority: Authority,
-    store: Handle<TokioRuntime>,
-    endpoint: Endpoint,
-    stopping: CancellationToken,
-) {
-    loop {
-        if is_due(&chain) {
-            let renewed = async {
-                let csr = identity.csr().map_err(|error| error.to_string())?.to_vec();
-                let here = |authority: &Authority, me: NodeId| authority.answer_renew(me, &csr);
-                let next: Chain = authority.ask(&Ask::Renew(csr.clone()), here, &store, &endpoint).await?;
-                home.set_certificate(&next).map_err(|error| ErrorChain(&error).to_string())?;
-                tls.replace_certificate(&next).map_err(|error| error.to_string())?;
-                Ok::<Chain, String>(next)
-            };
-            match renewed.await {
-                Ok(next) => {
-                    info!("renewed this node's certificate");
-                    chain = next;
-                }
-                Err(error) => warn!(error, "could not renew this node's certificate yet"),
-            }
-        }
-        // Looked at often, because a machine may sleep for a week: timers stand still meanwhile.
-        tokio::select! {
-            () = stopping.cancelled() => return,
-            () = tokio::time::sleep(Duration::from_secs(10)) => {}
         }
     }
 }

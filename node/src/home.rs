@@ -6,6 +6,7 @@
 //! member.json          its certificate
 //! api.json             its API server's certificate and key
 //! authority.sealed     the cluster's authorities, on voters, sealed to this node's key
+//! authority.next.sealed  those that may follow them
 //! addresses.json       where other nodes were seen
 //! advertise.json       what others are told of where this node is, if that was given by hand
 //! store/               log and snapshots (skein-raft-store)
@@ -26,6 +27,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use serde::de::DeserializeOwned;
@@ -125,6 +127,24 @@ impl Membership {
     }
 }
 
+/// Where authorities are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Slot {
+    /// Those that are in force, as far as this node knows.
+    Current,
+    /// Those that may follow.
+    Next,
+}
+
+impl Slot {
+    fn file(self) -> &'static str {
+        match self {
+            Slot::Current => "authority.sealed",
+            Slot::Next => "authority.next.sealed",
+        }
+    }
+}
+
 /// The certificate of this node's API server.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct ApiCertificate {
@@ -166,9 +186,19 @@ impl Home {
         self.save("cluster.json", membership)
     }
 
+    /// Keeps the roots that count now.
+    pub(crate) fn set_public(&self, public: &Public) -> Result<(), Error> {
+        let _alone = alone();
+        match self.membership()? {
+            Some(membership) => self.set_membership(&Membership { public: public.clone(), ..membership }),
+            None => Ok(()),
+        }
+    }
+
     /// Notes that this node has left its cluster. What belonged to it is set aside by whoever holds this directory
     /// once its daemon has ended; returns where.
     pub(crate) fn leave(&self) -> Result<Option<PathBuf>, Error> {
+        let _alone = alone();
         let Some(membership) = self.membership()? else { return Ok(None) };
         let aside = self.aside(&membership.public.cluster.name);
         let name = aside.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -244,9 +274,9 @@ impl Home {
         self.save("advertise.json", &words)
     }
 
-    /// The cluster's authorities, if this node keeps them.
-    pub(crate) fn authority(&self, identity: &Identity) -> Result<Option<ClusterCa>, Error> {
-        let path = self.dir.join("authority.sealed");
+    /// The cluster's authorities in one place, if this node keeps any there.
+    pub(crate) fn authority(&self, identity: &Identity, slot: Slot) -> Result<Option<ClusterCa>, Error> {
+        let path = self.dir.join(slot.file());
         let Some(mut sealed) = self.read(&path)? else { return Ok(None) };
         let damaged = |reason: &str| self.damaged(&path, reason);
         let (nonce, bytes) =
@@ -258,14 +288,39 @@ impl Home {
     }
 
     /// Keeps the authorities, readable with this node's key only.
-    pub(crate) fn set_authority(&self, identity: &Identity, authority: &ClusterCa) -> Result<(), Error> {
+    pub(crate) fn set_authority(
+        &self,
+        identity: &Identity,
+        slot: Slot,
+        authority: &ClusterCa,
+    ) -> Result<(), Error> {
         // A fresh nonce each time: the key stays the same.
         let nonce: [u8; NONCE_LEN] = rand::random();
         let mut bytes = authority.to_bytes();
         seal_key(identity)
             .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut bytes)
             .expect("far below the length that AES-GCM can seal");
-        self.write("authority.sealed", &[nonce.as_slice(), &bytes].concat())
+        self.write(slot.file(), &[nonce.as_slice(), &bytes].concat())
+    }
+
+    /// What was to follow is in force; what was before goes.
+    pub(crate) fn promote_next_authority(&self) -> Result<(), Error> {
+        let path = self.dir.join(Slot::Current.file());
+        let promote = || {
+            fs::rename(self.dir.join(Slot::Next.file()), &path)?;
+            fs::File::open(&self.dir)?.sync_all()
+        };
+        promote().map_err(|source| Error::Io { doing: "write", path: path.clone(), source })
+    }
+
+    /// Keeps no authorities in this place any more.
+    pub(crate) fn forget_authority(&self, slot: Slot) -> Result<(), Error> {
+        let path = self.dir.join(slot.file());
+        let forget = || match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => fs::File::open(&self.dir)?.sync_all(),
+        };
+        forget().map_err(|source| Error::Io { doing: "remove", path: path.clone(), source })
     }
 
     /// A file of any content that must survive a crash whole.
@@ -307,6 +362,13 @@ impl Home {
     }
 }
 
+/// Held while a membership is read and written back: a node that leaves must not be made a member again by
+/// whoever keeps something else at that moment.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn seal_key(identity: &Identity) -> LessSafeKey {
     let key = identity.derive("seal the cluster's authorities");
     LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key[..32]).expect("32 bytes are a key of AES-256"))
@@ -322,10 +384,23 @@ mod tests {
         let home = Home::new(dir.path());
         let (mine, other) = (Identity::ephemeral().unwrap(), Identity::ephemeral().unwrap());
         let authority = ClusterCa::create("home", std::time::SystemTime::now()).unwrap();
-        assert!(home.authority(&mine).unwrap().is_none());
-        home.set_authority(&mine, &authority).unwrap();
-        assert_eq!(home.authority(&mine).unwrap().unwrap().cluster().id, authority.cluster().id);
-        assert!(home.authority(&other).unwrap_err().to_string().contains("not sealed to this node's key"));
+        let kept = |identity, slot| home.authority(identity, slot);
+        assert!(kept(&mine, Slot::Current).unwrap().is_none());
+        home.set_authority(&mine, Slot::Current, &authority).unwrap();
+        let fingerprint = |slot| kept(&mine, slot).unwrap().map(|authority| authority.fingerprint());
+        assert_eq!(fingerprint(Slot::Current), Some(authority.fingerprint()));
+        assert!(
+            kept(&other, Slot::Current).unwrap_err().to_string().contains("not sealed to this node's key")
+        );
+
+        let next = authority.renewed(std::time::SystemTime::now()).unwrap();
+        home.set_authority(&mine, Slot::Next, &next).unwrap();
+        assert_eq!(fingerprint(Slot::Current), Some(authority.fingerprint()));
+        home.promote_next_authority().unwrap();
+        assert_eq!((fingerprint(Slot::Current), fingerprint(Slot::Next)), (Some(next.fingerprint()), None));
+        home.forget_authority(Slot::Next).unwrap();
+        home.forget_authority(Slot::Current).unwrap();
+        assert_eq!(fingerprint(Slot::Current), None);
     }
 
     #[test]

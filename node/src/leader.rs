@@ -1,5 +1,4 @@
-//! Who votes, chosen by the leader. Every node runs it; but for the authorities, which each voter holds, it does nothing
-//! while another one leads.
+//! Who votes, chosen by the leader. Every node runs it; while another one leads it only looks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,7 +6,6 @@ use std::time::Duration;
 
 use skein_control::node::roster::PREFIX;
 use skein_control::voters::{self, Logs, Member, Membership, Memory, Seen, Waiting};
-use skein_net::endpoint::Endpoint;
 use skein_net::gossip::service::Members as Gossiped;
 use skein_net::identity::NodeId;
 use skein_raft_store::{Change, Expect, Handle, MemberChange, Metrics, Op, Options, TokioRuntime, VoterId};
@@ -16,7 +14,6 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::authority::Authority;
 use crate::clock;
 use crate::disk;
 use crate::members::{self, Members, Record};
@@ -26,8 +23,8 @@ use crate::voting::{Voting, Wait};
 
 /// How often the leader looks at the voters.
 const VOTERS_EVERY: Duration = Duration::from_millis(250);
-/// How often the others look whether they have all that a voter holds, beside each change of who votes.
-const HOLD_EVERY: Duration = Duration::from_secs(2);
+/// How often the others look, beside each change of who votes: who takes office then knows since when who is silent.
+const SEE_EVERY: Duration = Duration::from_secs(2);
 /// How long a new leader tries at once to learn what was answered before.
 const OFFICE_MAX: Duration = Duration::from_secs(5);
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
@@ -35,10 +32,8 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 /// Chooses the voters.
 pub(crate) struct Voters {
     pub(crate) store: Handle<TokioRuntime>,
-    pub(crate) endpoint: Endpoint,
     pub(crate) members: Members,
     pub(crate) picture: Picture,
-    pub(crate) authority: Authority,
     pub(crate) gossiped: watch::Receiver<Arc<Gossiped>>,
     /// What the leader says of the voters; `None` while another node leads.
     pub(crate) voting: watch::Sender<Option<Voting>>,
@@ -52,7 +47,6 @@ impl Voters {
         // The term in which this node leads and has seen all that was answered before.
         let mut office = None;
         loop {
-            self.authority.hold_if_voter(&self.store, &self.endpoint).await;
             let metrics = self.store.metrics();
             let leads = metrics.leads();
             if leads && office != Some(metrics.term) {
@@ -68,7 +62,7 @@ impl Voters {
             }
             tokio::select! {
                 () = stopping.cancelled() => return,
-                () = sleep(if leads { VOTERS_EVERY } else { HOLD_EVERY }) => {}
+                () = sleep(if leads { VOTERS_EVERY } else { SEE_EVERY }) => {}
                 changed = changes.changed(), if !leads => if !changed { return },
             }
         }

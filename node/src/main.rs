@@ -7,6 +7,7 @@ mod admin;
 mod admission;
 mod agent;
 mod authority;
+mod certificates;
 mod cli;
 mod clients;
 mod clock;

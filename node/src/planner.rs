@@ -43,7 +43,8 @@ pub(crate) struct Planner {
 pub(crate) struct Desk {
     pub(crate) picture: Picture,
     pub(crate) verdicts: watch::Receiver<Verdicts>,
-    pub(crate) ca_pem: Arc<str>,
+    /// The roots by which programs in pods know the API; every namespace has a copy.
+    pub(crate) ca_pem: watch::Receiver<Arc<str>>,
     pub(crate) kubernetes_ip: Arc<str>,
 }
 
@@ -143,7 +144,8 @@ impl Desk {
     async fn plan(&mut self, agenda: &mut Agenda, now: Timestamp) -> Plan {
         let (view, changed) = self.picture.take_changed();
         let verdicts = self.verdicts.borrow_and_update().clone();
-        let (ca_pem, kubernetes_ip) = (self.ca_pem.clone(), self.kubernetes_ip.clone());
+        let ca_pem = self.ca_pem.borrow_and_update().clone();
+        let kubernetes_ip = self.kubernetes_ip.clone();
         let mut taken = std::mem::take(agenda);
         let planning = tokio::task::spawn_blocking(move || {
             let chance = Chance(rand::random());
@@ -172,6 +174,10 @@ impl Desk {
         tokio::select! {
             biased;
             _ = self.verdicts.changed() => true,
+            Ok(()) = self.ca_pem.changed() => {
+                self.picture.begin_noting();
+                true
+            }
             _ = revisions.changed() => true,
             goes_on = office.pause(time) => goes_on,
         }
@@ -348,7 +354,8 @@ mod tests {
         fn desk(&self) -> (Desk, watch::Sender<Verdicts>) {
             let (sender, verdicts) = watch::channel(Verdicts::default());
             let picture = self.picture.clone();
-            (Desk { picture, verdicts, ca_pem: "ca".into(), kubernetes_ip: "10.43.0.1".into() }, sender)
+            let ca_pem = watch::channel("ca".into()).1;
+            (Desk { picture, verdicts, ca_pem, kubernetes_ip: "10.43.0.1".into() }, sender)
         }
 
         /// Applies a command: all or nothing.

@@ -51,6 +51,8 @@ pub(crate) enum Ask {
     HaveLeft,
     /// How the voters stand, as the leader sees them. To the leader.
     Voting,
+    /// One edition of the authorities, by its fingerprint; only voters get it, from whoever keeps it.
+    Edition(String),
 }
 
 /// Which output of which container.

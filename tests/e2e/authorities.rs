@@ -1,4 +1,4 @@
-//! The cluster's authorities: by whose clock what they have signed ends.
+//! The cluster's authorities: who keeps them, what becomes of what they have signed, and by whose clock it ends.
 
 use std::path::Path;
 
@@ -9,10 +9,25 @@ use crate::house::{House, wait};
 use crate::user::User;
 use crate::{Tests, tests};
 
-pub(crate) const TESTS: Tests = tests![one_clock_that_is_ten_years_ahead_changes_nothing,];
+pub(crate) const TESTS: Tests = tests![
+    every_voter_keeps_the_authorities_and_says_so,
+    one_clock_that_is_ten_years_ahead_changes_nothing,
+    a_cluster_that_was_off_for_longer_than_its_certificates_live_forms_again,
+];
 
 const NODES: [&str; 3] = ["one", "two", "three"];
 const DAY: i64 = 24 * 60 * 60;
+
+/// Who says that it keeps what is in force.
+fn holders(house: &House, through: &str) -> Vec<String> {
+    let holders = house.status(through)["authorities"]["holders"].clone();
+    let holders = holders.as_array().cloned().unwrap_or_default();
+    holders.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+fn has_keys(house: &House, name: &str) -> bool {
+    house.lab().machine(name).disk_from_outside().join("authority.sealed").exists()
+}
 
 fn until_whole(house: &House) {
     wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
@@ -31,6 +46,17 @@ fn timestamp(value: &Value) -> Timestamp {
 
 fn seconds_from_now(value: &Value) -> i64 {
     timestamp(value).as_second() - Timestamp::now().as_second()
+}
+
+fn every_voter_keeps_the_authorities_and_says_so() {
+    let house = House::formed(&NODES);
+    house.until("three holders", || (holders(&house, "two") == ["one", "three", "two"]).then_some(()));
+    assert!(NODES.iter().all(|name| has_keys(&house, name)));
+    // The founder goes, and what it has made stays.
+    house.skein_ok("one", &["leave"]);
+    house.until("two holders", || (holders(&house, "two") == ["three", "two"]).then_some(()));
+    assert!(!has_keys(&house, "one"));
+    assert!(house.skein_ok("three", &["kubeconfig"]).contains("client-certificate-data"));
 }
 
 fn one_clock_that_is_ten_years_ahead_changes_nothing() {
@@ -60,4 +86,33 @@ fn one_clock_that_is_ten_years_ahead_changes_nothing() {
     assert!((-60..600).contains(&age), "{age}");
     let until = seconds_from_now(&house.status("one")["certificateUntil"]);
     assert!((0..2 * DAY).contains(&until), "{until}");
+}
+
+fn a_cluster_that_was_off_for_longer_than_its_certificates_live_forms_again() {
+    let mut house = House::new(&["one", "two", "three", "four"]);
+    wait(house.cluster.found()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    let token = wait(house.cluster.token(2)).expect("a token");
+    for name in ["two", "three"] {
+        house.cluster.join(name, &token).expect("it starts");
+    }
+    house.until("three holders", || (holders(&house, "one").len() == 3).then_some(()));
+    for name in NODES {
+        house.cluster.lab().power_off(name).expect("the machine is ours");
+    }
+    for name in NODES {
+        up_with_clock_ahead(&mut house, name, 400 * DAY);
+    }
+    for name in NODES {
+        house.until("another edition of the authorities", || {
+            (house.status(name)["authorities"]["edition"] == 2).then_some(())
+        });
+        house.until("a certificate that is good", || {
+            (seconds_from_now(&house.status(name)["certificateUntil"]) > 400 * DAY).then_some(())
+        });
+    }
+    // Who joins believes nothing but dates and what the token says.
+    let token = wait(house.cluster.token(1)).expect("a token");
+    house.cluster.set_options(&["--clock-offset", &(400 * DAY).to_string()]);
+    house.cluster.join("four", &token).expect("it starts");
+    house.until("four nodes", || (house.status("two")["nodes"].as_array()?.len() == 4).then_some(()));
 }

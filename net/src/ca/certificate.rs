@@ -68,6 +68,21 @@ impl Chain {
         &self.0
     }
 
+    /// The same with one more certificate behind its root: that root, signed by an older one. For whoever trusts
+    /// only the older one. A chain that is full already stays as it is.
+    pub fn vouched_by(mut self, cross: CertificateDer<'static>) -> Chain {
+        if self.0.len() < CHAIN_LENGTH_MAX {
+            self.0.push(cross);
+        }
+        self
+    }
+
+    /// Whether the chain goes up to this root.
+    pub fn is_under(&self, root: &CertificateDer<'_>) -> bool {
+        let key = public_key_of(root);
+        key.is_some() && self.0.iter().skip(1).any(|authority| public_key_of(authority) == key)
+    }
+
     /// Between which moments the leaf is valid.
     pub fn validity(&self) -> Validity {
         Validity::of(self.leaf()).expect("checked when the chain was made")
@@ -192,6 +207,11 @@ impl Validity {
     /// Half of the life: time to ask for the next certificate, with as much time left to get it.
     pub fn renew_at(&self) -> SystemTime {
         self.from + self.until.duration_since(self.from).unwrap_or_default() / 2
+    }
+
+    /// Whether it is time for the next certificate. One that is not valid yet was made by a clock that was ahead.
+    pub fn is_due(&self, now: SystemTime) -> bool {
+        now < self.from || now >= self.renew_at()
     }
 }
 

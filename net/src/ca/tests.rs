@@ -181,17 +181,84 @@ fn a_member_renews_with_a_certificate_of_any_age_a_stranger_within_thirty_days()
 }
 
 #[test]
-fn a_new_issuing_authority_leaves_old_certificates_valid_and_never_signs_past_its_end() {
-    let mut ca = founded();
+fn a_renewed_edition_leaves_old_certificates_valid_and_none_is_signed_past_its_authoritys_end() {
+    let ca = founded();
     let (_, csr) = request();
     let before = ca.issue_member(&csr, start()).expect("issued");
-    assert!(ca.renew_issuing_at() > start() + 44 * DAY && ca.renew_issuing_at() < start() + 46 * DAY);
+    let issuing = ca.issuing_validity();
+    assert!(!issuing.is_due(start() + 44 * DAY) && issuing.is_due(start() + 46 * DAY));
     let last = ca.issue_member(&csr, start() + 90 * DAY - HOUR).expect("issued");
     assert!(last.validity().until <= start() + 90 * DAY);
     assert!(matches!(ca.issue_member(&csr, start() + 91 * DAY), Err(Error::AuthorityExpired)));
-    ca.renew_issuing(start() + HOUR).expect("renewed");
-    assert!(check(&ca, &before, start() + HOUR).is_ok());
-    assert!(ca.issue_member(&csr, start() + 90 * DAY).is_ok());
+    let next = ca.renewed(start() + HOUR).expect("renewed");
+    assert_eq!(next.public(), ca.public(), "the roots are the same");
+    assert_ne!(next.fingerprint(), ca.fingerprint());
+    assert!(check(&next, &before, start() + HOUR).is_ok());
+    let after = next.issue_member(&csr, start() + 90 * DAY).expect("issued");
+    assert!(check(&ca, &after, start() + 90 * DAY).is_ok());
+}
+
+#[test]
+fn a_root_is_made_valid_for_longer_under_its_own_key_and_name() {
+    let ca = founded();
+    let half = start() + ROOT_LIFE / 2;
+    let next = ca.renewed(half).expect("renewed");
+    assert_ne!(next.public(), ca.public());
+    assert_eq!(next.pin(), ca.pin(), "tokens go on being good");
+    assert_eq!(next.root.name().expect("a name"), ca.root.name().expect("a name"));
+    assert!(next.roots_validity().until > start() + ROOT_LIFE + ROOT_LIFE / 3);
+    let (_, csr) = request();
+    let chain = next.issue_member(&csr, half).expect("issued");
+    assert!(check(&ca, &chain, half).is_ok() && check(&next, &chain, half).is_ok());
+}
+
+#[test]
+fn what_a_clock_ahead_has_made_is_due_at_once_when_the_clock_is_right() {
+    let ca = ClusterCa::create("home", start() + 3652 * DAY).expect("a cluster");
+    assert!(ca.issuing_validity().is_due(start()) && ca.roots_validity().is_due(start()));
+    let next = ca.renewed(start()).expect("renewed");
+    assert!(!next.issuing_validity().is_due(start()) && !next.roots_validity().is_due(start()));
+    assert_eq!(next.pin(), ca.pin());
+}
+
+#[test]
+fn new_authorities_are_believed_by_who_knows_only_the_old_ones_while_those_vouch_for_them() {
+    let old = founded();
+    let new = ClusterCa::anew(old.cluster(), start() + DAY).expect("made anew");
+    assert_eq!(new.cluster(), old.cluster());
+    assert_ne!(new.pin(), old.pin());
+    let (identity, csr) = request();
+    let chain = new.issue_member(&csr, start() + DAY).expect("issued");
+    let at = start() + DAY;
+    assert_eq!(check(&new, &chain, at), Ok(identity.node()));
+    assert!(check(&old, &chain, at).is_err(), "nobody has vouched for it");
+    assert!(chain.is_under(&new.root.certificate) && !chain.is_under(&old.root.certificate));
+
+    let cross = old.cross_sign(&new, start() + DAY).expect("signed");
+    let chain = chain.vouched_by(cross);
+    assert_eq!(check(&old, &chain, at), Ok(identity.node()));
+    assert_eq!(check(&new, &chain, at), Ok(identity.node()));
+    assert!(check(&founded(), &chain, at).is_err());
+    let api = ApiNames { addresses: vec![], names: vec!["kitchen".into()] };
+    let server = new.issue_api_server(&csr, &api, at).expect("issued");
+    let server = server.vouched_by(old.cross_sign(&new, at).expect("signed"));
+    let parsed = ParsedCertificate::try_from(server.leaf()).expect("a certificate");
+    for ca in [&old, &new] {
+        let roots = ca.public().members.store();
+        assert!(verify_chain(&roots, &parsed, &server.certificates()[1..], unix(at)).is_ok());
+    }
+    let before = old.issue_member(&csr, start()).expect("issued");
+    assert!(check(&new, &before, at).is_err(), "nothing is vouched for backwards");
+}
+
+#[test]
+fn nobody_vouches_for_longer_than_a_year_and_than_it_lives_itself() {
+    let old = founded();
+    let at = start() + ROOT_LIFE - 100 * DAY;
+    let new = ClusterCa::anew(old.cluster(), at).expect("made anew");
+    let until = |now| Validity::of(&old.cross_sign(&new, now).expect("signed")).expect("dates").until;
+    assert!(until(start()) < start() + 371 * DAY && until(start()) > start() + 365 * DAY);
+    assert!(until(at) <= start() + ROOT_LIFE);
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub mod pod;
 pub mod pod_network;
 pub mod pressure;
 
-// Who is there, who votes, and what time it is for all.
+// Who is there, who votes, what each keeps for the cluster, and what time it is for all.
 pub mod clocks;
 pub mod judge;
 pub mod node;

@@ -22,7 +22,7 @@ use tracing::{debug, info};
 use super::{NodeArgs, advertise, networks};
 use crate::clock::{self, ClusterTime};
 use crate::daemon::{self, Config, Failure, Node, Ports};
-use crate::home::{Claim, Home, Joining, Membership};
+use crate::home::{Claim, Home, Joining, Membership, Slot};
 use crate::quorum;
 
 /// What a cluster is called unless told otherwise.
@@ -72,7 +72,7 @@ pub(super) fn up(
             let membership = Membership { public, incarnation, name, founding: true, left: None };
             // First: whoever finds this knows that nobody can have joined what never ran.
             home.set_membership(&membership)?;
-            home.set_authority(&identity, &authority)?;
+            home.set_authority(&identity, Slot::Current, &authority)?;
             home.set_certificate(&chain)?;
             run(Place { home, ports, _claim: claim }, identity, membership, chain, args, Greeting::Founded)
         }

@@ -57,6 +57,7 @@ pub(super) fn status(dir: &Path, output: Output) -> Result<(), Failure> {
     let waiting = status["waiting"].as_array().into_iter().flatten();
     let waiting = waiting.map(|wait| format!("waits        {}", text(&wait["message"])));
     out.splice(5..5, waiting);
+    out.extend(authorities(&status["authorities"]));
     let warnings = status["warnings"].as_array().into_iter().flatten();
     out.extend(warnings.map(|warning| format!("warning      {}", text(warning))));
     let complaints = status["network"].as_array().into_iter().flatten();
@@ -102,6 +103,19 @@ pub(super) fn status(dir: &Path, output: Output) -> Result<(), Failure> {
     });
     out.extend(table(&["NAME", "STATE", "VOTE", "READY", "PODS", "LAG", "ADDRESS"], rows));
     lines(out)
+}
+
+/// What there is to say of the authorities: nothing, mostly.
+fn authorities(known: &Value) -> Option<String> {
+    let until = known["oldUntil"].as_str();
+    let holders = known["holders"].as_array()?;
+    Some(match () {
+        () if holders.is_empty() => {
+            "authorities  LOST: no member keeps them, so no certificate can be made".to_owned()
+        }
+        () if known["changing"] == true => "authorities  are being made anew".to_owned(),
+        () => format!("authorities  changed; kubeconfigs of before are good until {}", until?),
+    })
 }
 
 pub(super) fn create_token(dir: &Path, uses: u32, ttl: Duration) -> Result<(), Failure> {

@@ -33,7 +33,7 @@ impl Home {
             match name.as_str() {
                 "cluster.json" => found.membership = self.membership()?.map(described),
                 "member.json" => found.certificate = true,
-                "authority.sealed" => found.authority = true,
+                "authority.sealed" | "authority.next.sealed" => found.authority = true,
                 "joining.json" => found.joining = true,
                 "store" => found.store = self.holds_store(&path)?,
                 known if IDENTITY.contains(&known) => found.identity = true,
@@ -127,7 +127,7 @@ fn is_empty_directory(path: &Path) -> bool {
 /// A file of ours that a crash left half written.
 fn is_unfinished(name: &str) -> bool {
     let whole = name.strip_suffix(".tmp");
-    whole.is_some_and(|whole| whole.ends_with(".json") || whole == "node.key" || whole == "authority.sealed")
+    whole.is_some_and(|whole| whole.ends_with(".json") || whole == "node.key" || whole.ends_with(".sealed"))
 }
 
 #[cfg(test)]
@@ -166,6 +166,7 @@ mod tests {
             ("node.json", |found| found.identity),
             ("member.json", |found| found.certificate),
             ("authority.sealed", |found| found.authority),
+            ("authority.next.sealed", |found| found.authority),
             ("joining.json", |found| found.joining),
             ("store/store", |found| found.store),
             ("store/log/0000000001.seg", |found| found.store),
