@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use skein_apiserver::{Body, Identity, Server, body_from, full};
+use skein_control::node::authority::OVERLAP;
 use skein_control::node_health::successor;
 use skein_net::endpoint::Endpoint;
 use skein_net::gossip;
@@ -31,7 +32,7 @@ use tracing::{debug, info, warn};
 
 use crate::admission::{Door, all_done};
 use crate::agent::ClusterImages;
-use crate::authority::Authority;
+use crate::authority::{Authority, rotation};
 use crate::clients::{Clients, Which};
 use crate::clock;
 use crate::clocks;
@@ -98,6 +99,16 @@ type Reply = Result<Value, (StatusCode, String)>;
 struct NewToken {
     uses: Option<u32>,
     ttl_seconds: Option<u64>,
+}
+
+/// How the authorities are made anew.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Rotation {
+    /// Kubeconfigs of before end at once.
+    now: bool,
+    /// Otherwise after this long.
+    overlap_seconds: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -170,6 +181,7 @@ impl Admin {
             (Method::GET, ("clients", "")) => Ok(self.list_clients()),
             (Method::DELETE, ("clients", serial)) => self.revoke_client(Which::serial(serial)).await,
             (Method::DELETE, ("users", user)) => self.revoke_client(Which::User(user.into())).await,
+            (Method::POST, ("ca", "rotate")) => self.rotate(body(request).await?).await,
             (Method::POST, ("images", "")) => self.load_image(request).await,
             (Method::GET, ("images", "")) => self.list_images().await,
             (Method::DELETE, ("images", "")) => self.prune_images().await,
@@ -361,6 +373,21 @@ impl Admin {
                 .iter()
                 .map(|client| json!({ "serial": client.serial, "user": client.user }))
                 .collect::<Vec<_>>(),
+        }))
+    }
+
+    /// New authorities for everything.
+    async fn rotate(&self, Rotation { now, overlap_seconds }: Rotation) -> Reply {
+        let overlap = overlap_seconds.map_or(Duration::from_millis(OVERLAP), Duration::from_secs);
+        let rotated =
+            self.authority.rotate((!now).then_some(overlap)).await.map_err(|error| match error {
+                rotation::Error::Refused(_) => (StatusCode::CONFLICT, error.to_string()),
+                rotation::Error::Unavailable(_) | rotation::Error::GoesOn => unavailable(error.to_string()),
+            })?;
+        Ok(json!({
+            "edition": rotated.edition,
+            "tokensEnded": rotated.tokens_ended,
+            "oldUntil": rotated.old_until,
         }))
     }
 

@@ -5,6 +5,7 @@
 //! is decided by [`skein_control::node::authority`]; [`keeper`] does it.
 
 mod keeper;
+pub(crate) mod rotation;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

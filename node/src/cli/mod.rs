@@ -74,6 +74,9 @@ enum Verb {
         #[command(subcommand)]
         verb: Option<KubeconfigVerb>,
     },
+    /// The cluster's authorities: what every certificate and token of it hangs on.
+    #[command(subcommand)]
+    Ca(CaVerb),
     /// Drain this node, hand over its vote and leadership, and take it out of the cluster.
     Leave {
         /// On the only node: end the cluster with it, and all that runs.
@@ -161,6 +164,23 @@ enum KubeconfigVerb {
 }
 
 #[derive(Debug, Subcommand)]
+enum CaVerb {
+    /// Make all authorities anew while the cluster runs. Nodes change over by themselves, also those that are off
+    /// now. Tokens end; kubeconfigs end after a while, or at once.
+    Rotate {
+        /// End all kubeconfigs at once: for when one of the authorities may have been stolen.
+        #[arg(long)]
+        now: bool,
+        /// For how long kubeconfigs of before stay good: 12h, 30d.
+        #[arg(long, default_value = "30d", value_parser = duration, conflicts_with = "now", value_name = "TIME")]
+        overlap: Duration,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum ImageVerb {
     /// Make the images of an OCI or `docker save` archive usable on every node.
     Load {
@@ -229,6 +249,7 @@ pub(crate) fn main() -> ExitCode {
             verbs::revoke_clients(&dir, serial.as_deref(), user.as_deref())
         }
         Verb::Kubeconfig { user, verb: None } => verbs::kubeconfig(&dir, user.as_deref()),
+        Verb::Ca(CaVerb::Rotate { now, overlap, yes }) => verbs::rotate(&dir, now, overlap, yes),
         Verb::Leave { end_cluster } => verbs::leave(&dir, end_cluster),
         Verb::Demo(demo) => demo::run(demo),
     };

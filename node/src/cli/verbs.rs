@@ -260,6 +260,55 @@ pub(super) fn revoke_clients(dir: &Path, serial: Option<&str>, user: Option<&str
     }))
 }
 
+pub(super) fn rotate(dir: &Path, now: bool, overlap: Duration, yes: bool) -> Result<(), Failure> {
+    let end = match now {
+        true => "all kubeconfigs end at once".to_owned(),
+        false => format!("all kubeconfigs of before end in {}", in_days(overlap)),
+    };
+    let meant =
+        format!("This makes all authorities of the cluster anew: all join tokens end at once, and {end}.");
+    confirm(&meant, yes)?;
+    let wanted = json!({ "now": now, "overlap_seconds": overlap.as_secs() });
+    let rotated = talk(dir, Method::POST, "ca/rotate", Some(wanted))?;
+    let tokens = rotated["tokensEnded"].as_u64().unwrap_or(0);
+    let mut out = vec![
+        format!("All authorities are new (edition {}); nodes change over by themselves.", rotated["edition"]),
+        format!("TOKENS OF BEFORE HAVE ENDED ({tokens}). Make new ones with: skein token create"),
+    ];
+    out.push(match rotated["oldUntil"].as_str() {
+        Some(until) => format!(
+            "KUBECONFIGS OF BEFORE END on {until}. Make new ones with: skein kubeconfig; end the old ones sooner with: skein ca rotate --now"
+        ),
+        None => "KUBECONFIGS OF BEFORE HAVE ENDED. Make new ones with: skein kubeconfig".to_owned(),
+    });
+    lines(out)
+}
+
+/// Asks once on a terminal; a program says `--yes`.
+fn confirm(meant: &str, yes: bool) -> Result<(), Failure> {
+    use std::io::IsTerminal;
+    if yes {
+        return Ok(());
+    }
+    if !std::io::stdin().is_terminal() {
+        return Err(format!("{meant} If that is meant, say it with --yes").into());
+    }
+    eprint!("{meant}\nGo on? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    match answer.trim().to_ascii_lowercase().as_str() {
+        "y" | "yes" => Ok(()),
+        _ => Err("nothing was changed".into()),
+    }
+}
+
+fn in_days(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ 0..172_800 => format!("{} hours", seconds / 3600),
+        seconds => format!("{} days", seconds / 86_400),
+    }
+}
+
 /// A word that can stand in the path of a request to the daemon as it is.
 fn in_path<'w>(what: &str, word: &'w str) -> Result<&'w str, Failure> {
     let harmless = |c: char| c.is_ascii_alphanumeric() || ".:@_-".contains(c);

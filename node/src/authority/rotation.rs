@@ -1,0 +1,104 @@
+//! All authorities made anew because somebody said so.
+
+use std::time::Duration;
+
+use skein_control::node::authority::{NotRotated, PREFIX, Trust, Wish};
+use skein_net::token::TokenRecord;
+use skein_raft_store::Options;
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::warn;
+
+use super::keeper::trust_op;
+use super::{Authority, timestamp, trust_of};
+use crate::admission::{TOKENS, all_done};
+use crate::clock;
+
+const READ_MAX: Duration = Duration::from_secs(5);
+/// Somebody else may write the record at the same moment.
+const TRIES: usize = 8;
+/// The voters that are there take the new authorities in a second; one that does not is waited for a minute.
+const CHANGE_MAX: Duration = Duration::from_secs(90);
+
+/// What has come of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Rotated {
+    /// Which edition is in force.
+    pub(crate) edition: u64,
+    /// How many tokens have ended that were good.
+    pub(crate) tokens_ended: usize,
+    /// Until when kubeconfigs of before are good; they have ended with `None`.
+    pub(crate) old_until: Option<String>,
+}
+
+/// Why it did not happen, or is not over.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// It cannot be granted; nothing was changed.
+    #[error(transparent)]
+    Refused(#[from] NotRotated),
+    /// The cluster did not answer in time.
+    #[error("{0}")]
+    Unavailable(String),
+    /// It goes on, and is granted when it can be.
+    #[error(
+        "the new authorities are not in force yet: a majority of the voters has to take them; it goes on by itself, see: skein status"
+    )]
+    GoesOn,
+}
+
+impl Authority {
+    /// Has all authorities made anew, and waits until they are in force.
+    ///
+    /// * `overlap`: for how long kubeconfigs of before are good; with `None` they end at once.
+    pub(crate) async fn rotate(&self, overlap: Option<Duration>) -> Result<Rotated, Error> {
+        let overlap_ms = overlap.map(|overlap| u64::try_from(overlap.as_millis()).unwrap_or(u64::MAX));
+        let now = clock::system();
+        let is_good = |token: &TokenRecord| !token.revoked && token.expires > now && token.uses_left() > 0;
+        let state = self.inner.store.state();
+        let tokens =
+            state.range(TOKENS, None).filter_map(|(_, object)| serde_json::from_slice(&object.value).ok());
+        let tokens_ended = tokens.filter(is_good).count();
+        let before = self.wish(Wish { since_ms: clock::now_ms(), overlap_ms }).await?;
+        warn!(?overlap, "all authorities of the cluster are to be made anew");
+        let after = self.until_rotated(&before).await.ok_or(Error::GoesOn)?;
+        let old_until = after.overlap_until().map(timestamp);
+        Ok(Rotated { edition: after.number, tokens_ended, old_until })
+    }
+
+    /// Writes the wish down. Returns the record as it was before.
+    async fn wish(&self, wish: Wish) -> Result<Trust, Error> {
+        let unavailable = |error: &dyn std::fmt::Display| Error::Unavailable(error.to_string());
+        let store = &self.inner.store;
+        for _ in 0..TRIES {
+            store.read_index(READ_MAX).await.map_err(|error| unavailable(&error))?;
+            let Some((revision, trust)) = trust_of(&store.state()) else {
+                // A new leader says first which authorities are in force.
+                sleep(Duration::from_millis(500)).await;
+                continue;
+            };
+            let op = trust_op(Some(revision), &trust.with_wish(wish)?);
+            let answer =
+                store.propose(vec![op], Options::default()).await.map_err(|error| unavailable(&error))?;
+            if all_done(&answer) {
+                return Ok(trust);
+            }
+        }
+        Err(Error::Unavailable(
+            "the leader has not said yet which authorities are in force; try again".into(),
+        ))
+    }
+
+    /// The record once other roots are in force than `before`, and nothing more is wished.
+    async fn until_rotated(&self, before: &Trust) -> Option<Trust> {
+        let (store, until) = (&self.inner.store, Instant::now() + CHANGE_MAX);
+        loop {
+            let state = store.state();
+            let (_, trust) = trust_of(&state)?;
+            if trust.clients_number() > before.clients_number() && trust.wish.is_none() {
+                return Some(trust);
+            }
+            let mut records = store.watch(PREFIX, state.revision()).ok()?;
+            let _ = timeout_at(until, records.next()).await.ok()?;
+        }
+    }
+}
