@@ -169,6 +169,26 @@ impl Identity {
         Ok(Identity { key: Arc::new(key), node, store: state.store, generation: state.generation })
     }
 
+    /// The identity kept in `dir`, as it was at its last start; `None` if there is none. Counts no start: nothing may
+    /// run under it.
+    pub fn kept(dir: &Path) -> Result<Option<Identity>, Error> {
+        let (key_path, state_path) = (dir.join(KEY_FILE), dir.join(STATE_FILE));
+        let (Some(pem), Some(text)) = (read(&key_path)?, read(&state_path)?) else { return Ok(None) };
+        let (key, state) = (parse_key(&key_path, &pem)?, State::parse(&state_path, &text)?);
+        let node = NodeId::of_public_key(&key.subject_public_key_info());
+        Ok(Some(Identity { key: Arc::new(key), node, store: state.store, generation: state.generation }))
+    }
+
+    /// The next start from `dir` comes after start `generation`, which others remember and this disk does not.
+    pub fn outlive(dir: &Path, generation: u64) -> Result<(), Error> {
+        let path = dir.join(STATE_FILE);
+        let Some(state) = read(&path)?.map(|text| State::parse(&path, &text)).transpose()? else {
+            return Ok(());
+        };
+        let generation = state.generation.max(generation);
+        write_durably(dir, STATE_FILE, State { generation, ..state }.to_text().as_bytes())
+    }
+
     /// Which node the identity kept in `dir` is; `None` if there is none. Counts no start.
     pub fn node_in(dir: &Path) -> Result<Option<NodeId>, Error> {
         let path = dir.join(STATE_FILE);
@@ -393,11 +413,16 @@ mod tests {
         assert_eq!(first.derive("x"), second.derive("x"));
         assert_ne!(first.derive("x"), first.derive("y"));
         assert_eq!(Identity::node_in(dir.path()).expect("readable"), Some(first.node()));
+        let kept = Identity::kept(dir.path()).expect("readable").expect("it is there");
+        assert_eq!((kept.node(), kept.generation()), (first.node(), 2));
+        Identity::outlive(dir.path(), 1).expect("written");
         assert_eq!(
             Identity::load_or_create(dir.path()).expect("loaded").generation(),
             3,
             "looking is no start"
         );
+        Identity::outlive(dir.path(), 7).expect("written");
+        assert_eq!(Identity::load_or_create(dir.path()).expect("loaded").generation(), 8);
     }
 
     #[test]

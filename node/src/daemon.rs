@@ -13,6 +13,7 @@ use skein_net::beacon::{self, Beacon, PeerName};
 use skein_net::ca::Chain;
 use skein_net::endpoint::{self, Endpoint, Service};
 use skein_net::gossip;
+use skein_net::gossip::core::Deposed;
 use skein_net::gossip::service::{Config as GossipConfig, Gossip};
 use skein_net::identity::{Identity, NodeId, StoreId};
 use skein_net::incarnation::Tag;
@@ -133,7 +134,7 @@ pub(crate) async fn run(
         reason = node.gossip.deposed() => Some(reason),
     };
     let remains = node.remains.clone();
-    let home = node.home.clone();
+    let (home, me) = (node.home.clone(), node.endpoint.node());
     node.stop().await;
     if let Some(aside) = home.left()? {
         remains.clear().await;
@@ -141,9 +142,29 @@ pub(crate) async fn run(
         info!(aside = %aside.display(), "has left");
     }
     match deposed {
-        Some(reason) => Err(reason.to_string().into()),
+        Some(reason) => {
+            if let Deposed::RolledBack { generation } = reason {
+                outlive_copy(&home, me, generation)?;
+            }
+            Err(reason.into())
+        }
         None => Ok(()),
     }
+}
+
+/// This disk is a copy of what went on elsewhere: the next start comes after start `generation` of node `me`, which was
+/// not from it, and under a new voter id.
+///
+/// Of two members each quorum has both, so what this one missed the other one has, and it may keep its vote; alone it is
+/// all that there is.
+pub(crate) fn outlive_copy(home: &Home, me: NodeId, generation: u64) -> Result<(), Failure> {
+    Identity::outlive(home.dir(), generation)?;
+    let others = home.addresses()?.0.into_keys().filter(|node| *node != me).count();
+    if others >= 2 {
+        let aside = home.set_store_aside()?;
+        warn!(aside = %aside.display(), "this disk is a copy; its store was moved away, and is made anew from the others'");
+    }
+    Ok(())
 }
 
 /// The parts of a running node that others speak to.

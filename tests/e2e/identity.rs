@@ -16,6 +16,7 @@ pub(crate) const TESTS: Tests = tests![
     a_member_is_asked_in_vain_to_be_something_else,
     a_try_that_is_refused_leaves_nothing_here_and_there,
     a_node_with_a_number_for_a_name_is_one_like_others,
+    a_copied_disk_waits_for_the_one_that_runs_and_never_deposes_it,
 ];
 
 /// What lies in the machine's data directory, but for its past.
@@ -230,4 +231,59 @@ fn a_node_with_a_number_for_a_name_is_one_like_others() {
         house.skein_ok("two", &["leave", "--data-dir", &dir]);
         assert_eq!(daemon.wait().expect("it is ours").code(), Some(0));
     }
+}
+
+/// The copy, started later, was taken for the node, and the one that had run until then ended.
+fn a_copied_disk_waits_for_the_one_that_runs_and_never_deposes_it() {
+    let mut house = House::new(&["one", "two", "three", "copy"]);
+    up(&mut house, "one", &["up", "--new-cluster"]);
+    runs(&house, "one");
+    let word = token(&house, &["--uses", "2"]);
+    for name in ["two", "three"] {
+        up(&mut house, name, &["join", &word]);
+    }
+    let alive = |house: &House| {
+        let status = house.status("one");
+        let nodes = status["nodes"].as_array().expect("a list of nodes").clone();
+        (nodes.len() == 3 && nodes.iter().all(|node| node["state"] == "alive" && node["voter"] == true))
+            .then_some(())
+    };
+    house.until("all nodes", || alive(&house));
+
+    // While it runs: as a snapshot of a virtual machine is.
+    let (from, to) = (house.lab().machine("two").disk(), house.lab().machine("copy").disk());
+    for part in ["node.key", "node.json", "cluster.json", "member.json", "addresses.json", "store"] {
+        let copied =
+            std::process::Command::new("cp").arg("-a").args([from.join(part), to.join(part)]).status();
+        assert!(copied.expect("cp is there").success(), "{part}");
+    }
+    let as_it_was = fs::read(to.join("node.json")).expect("it was copied");
+    let said = house.skein("copy", &["up", "--twin-wait", "1s"]);
+    assert_eq!(said.code, 3, "{said:?}");
+    let told: Vec<&str> = said.err.lines().filter(|line| line.starts_with("skein: ")).collect();
+    let [told] = told[..] else { panic!("one sentence: {said:?}") };
+    let status = house.status("two");
+    let nodes = status["nodes"].as_array().expect("a list of nodes");
+    let at = nodes.iter().find(|node| node["name"] == "two").expect("it is there")["address"].as_str();
+    assert!(told.contains(at.expect("an address")) && told.contains("--data-dir"), "{told}");
+    assert_eq!(fs::read(to.join("node.json")).expect("it was copied"), as_it_was, "no start was counted");
+
+    // Once that one has ended the disk has moved, and its node goes on here.
+    let copy = house.cluster.lab().machine_mut("copy");
+    let (disk, cgroup) = (copy.disk().display().to_string(), copy.cgroup().to_owned());
+    copy.start(&["up", "--data-dir", &disk, "--cgroup", &cgroup]).expect("the daemon starts");
+    let log = house.lab().machine("copy").log();
+    let waits =
+        || fs::read_to_string(&log).is_ok_and(|log| log.contains("waiting for its end")).then_some(());
+    house.until("its waiting", waits);
+    alive(&house).expect("the node that runs did not notice");
+    stop(&mut house, "two");
+    house.until("the node at its new place", || {
+        let status = house.skein("copy", &["status", "-o", "json"]);
+        (status.code == 0 && status.out.contains("\"node\": \"two\"")).then_some(())
+    });
+    house.until("all nodes", || alive(&house));
+    // Not with the votes of the copy.
+    let [past] = &former(&house, "copy")[..] else { panic!("one past") };
+    assert!(past.join("store/log").exists(), "{past:?}");
 }

@@ -127,7 +127,7 @@ impl Asker {
     fn hear(&mut self, from: SocketAddr, bytes: &[u8]) -> Option<Vec<u8>> {
         match Message::decode(bytes).ok()? {
             Message::Here { nonce } if nonce == self.nonce => self.member(from),
-            Message::Here { .. } => {}
+            Message::Here { .. } | Message::Twin(_) | Message::Seen { .. } => {}
             Message::Word(word) => {
                 self.words += 1;
                 if self.words <= WORDS_MAX && word.is_signed() {

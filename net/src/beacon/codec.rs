@@ -54,6 +54,10 @@ pub(super) enum Message {
     Anyone { nonce: Nonce },
     /// There is: the answer to it.
     Here { nonce: Nonce },
+    /// A process asks whether another one runs with its key, and that one answers with the same salt.
+    Twin(Word),
+    /// Somebody does, and this is where it was last seen.
+    Seen { nonce: Nonce, at: SocketAddr },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,7 +118,7 @@ impl Message {
             return Err(Error::TooMuch);
         }
         let message: Message = encoding::decode(VERSION, body)?;
-        if let Message::Word(word) = &message {
+        if let Message::Word(word) | Message::Twin(word) = &message {
             let said = &word.claim.said;
             if said.addresses.len() > ADDRESSES_MAX
                 || said.wanted.len() > WANTED_MAX
@@ -149,6 +153,11 @@ impl Word {
     /// Who claims to speak.
     pub(super) fn node(&self) -> NodeId {
         NodeId::of_public_key(&self.claim.key)
+    }
+
+    /// Drawn by whoever spoke first: an answer to a question has the question's.
+    pub(super) fn salt(&self) -> Nonce {
+        self.claim.salt
     }
 
     pub(super) fn said(&self) -> &Said {

@@ -81,6 +81,10 @@ pub(super) enum Effect {
     Answer { to: SocketAddr, count: u32 },
     /// Tell a machine of no cluster that there is one.
     Here { to: SocketAddr, nonce: Nonce },
+    /// Tell another process with this node's key, in a signed answer, that this one runs.
+    Mine { to: SocketAddr, nonce: Nonce },
+    /// Tell a process with the key of a member where that member is.
+    Seen { to: SocketAddr, nonce: Nonce, node: NodeId },
     /// A member is at these addresses, the likeliest first; if it is missing, look there now.
     Learn { node: NodeId, addresses: Vec<SocketAddr>, is_missing: bool },
     /// A node of another cluster speaks here.
@@ -204,8 +208,9 @@ impl Core {
                     effects.push(Effect::Here { to: from, nonce });
                 }
             }
-            // A node has its cluster.
-            Ok(Message::Here { .. }) => {}
+            Ok(Message::Twin(word)) => self.hear_twin(now, from, &word, effects),
+            // A node has its cluster, and asked for its twin before it was one.
+            Ok(Message::Here { .. } | Message::Seen { .. }) => {}
             // Of a later version or of no version: nothing to be done about it.
             Err(_) => {}
         }
@@ -249,6 +254,20 @@ impl Core {
         self.heard.insert(node, heard);
         let addresses = std::iter::once(from).chain(said.addresses.iter().copied()).collect();
         effects.push(Effect::Learn { node, addresses, is_missing });
+    }
+
+    /// Somebody who is about to start asks whether the key is in use.
+    fn hear_twin(&mut self, now: Instant, from: SocketAddr, word: &Word, effects: &mut Vec<Effect>) {
+        let (node, nonce) = (word.node(), word.salt());
+        let is_there = self.known.contains(&node) && !self.missing.contains(&node);
+        if !word.said().asks || !(node == self.me || is_there) || !self.checks.take(now) || !word.is_signed()
+        {
+            return;
+        }
+        effects.push(match node == self.me {
+            true => Effect::Mine { to: from, nonce },
+            false => Effect::Seen { to: from, nonce, node },
+        });
     }
 
     fn is_asked(&self, said: &Said) -> bool {

@@ -40,6 +40,11 @@ impl Links {
         self.links = links;
     }
 
+    /// The same for one that listens to no group.
+    pub(super) fn speak_on(&mut self, links: Vec<Link>) {
+        self.links = links;
+    }
+
     fn follow_v4(&mut self, links: &[Link]) {
         // A membership is of a link, but is named by an address: when that goes it is left, or it could not
         // be joined anew.

@@ -3,7 +3,7 @@
 //!
 //! In reading order: [`codec`] is what travels; [`core`], pure, is when to speak and whom to believe;
 //! [`service`] is its loop on the [`links`]. Addresses found go to the address book, and gossip looks there.
-//! [`around`] is what a machine of no cluster asks before it founds one.
+//! [`around`] is what a machine of no cluster asks before it founds one, [`twin`] what a member asks before it starts.
 //!
 //! Where a node listens on one address only, nothing that is sent to a group or to all reaches it: it is
 //! found by those who ask it by name.
@@ -18,8 +18,10 @@ mod real;
 mod service;
 #[cfg(test)]
 mod simulation;
+mod twin;
 
 pub use self::around::{Around, look_around};
 pub use self::core::Tuning;
 pub use self::name::{ParsePeerNameError, PeerName};
 pub use self::service::{Beacon, Config, PEERS_MAX};
+pub use self::twin::{Twin, find_twin};

@@ -14,7 +14,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    codec::{Message, Said, Short, Word},
+    codec::{Message, Nonce, Said, Short, Word},
     core::{Core, Effect, Input, Tuning},
     links::Links,
     name::PeerName,
@@ -147,6 +147,17 @@ impl Beacon {
                 tracing::debug!(%to, "a machine of no cluster asked whether there is one");
                 self.links.send(&Message::Here { nonce }.encode(), to);
             }
+            Effect::Mine { to, nonce } => {
+                tracing::warn!(%to, "a process with this node's key asks whether it is in use; it is told so");
+                if let Some(answer) = self.sign(nonce, self.said(0, false, Vec::new())) {
+                    self.links.send(&Message::Twin(answer).encode(), to);
+                }
+            }
+            Effect::Seen { to, nonce, node } => {
+                if let Some(at) = self.gossip.addresses(node).first() {
+                    self.links.send(&Message::Seen { nonce, at: *at }.encode(), to);
+                }
+            }
             Effect::Learn { node, addresses, is_missing } => self.learn(node, &addresses, is_missing),
             Effect::Stranger { node, from } => {
                 tracing::warn!(peer = %node, %from, "a node of another cluster is on this network; it is left alone");
@@ -155,15 +166,18 @@ impl Beacon {
     }
 
     fn word(&self, count: u32, asks: bool, wanted: Vec<Short>) -> Option<Vec<u8>> {
-        let said = Said {
-            generation: self.identity.generation(),
-            count,
-            asks,
-            wanted,
-            addresses: self.endpoint.reachable_addresses(),
-        };
-        match Word::sign(&self.identity, &self.endpoint.tag(), rand::random(), said) {
-            Ok(word) => Some(Message::Word(word).encode()),
+        let word = self.sign(rand::random(), self.said(count, asks, wanted))?;
+        Some(Message::Word(word).encode())
+    }
+
+    fn said(&self, count: u32, asks: bool, wanted: Vec<Short>) -> Said {
+        let (generation, addresses) = (self.identity.generation(), self.endpoint.reachable_addresses());
+        Said { generation, count, asks, wanted, addresses }
+    }
+
+    fn sign(&self, salt: Nonce, said: Said) -> Option<Word> {
+        match Word::sign(&self.identity, &self.endpoint.tag(), salt, said) {
+            Ok(word) => Some(word),
             Err(error) => {
                 tracing::debug!(%error, "could not sign a word for the others");
                 None

@@ -128,7 +128,7 @@ impl Air {
                 }
             }
             Effect::Stranger { node, from } => self.strangers.push((node, from)),
-            Effect::Here { .. } => {}
+            Effect::Here { .. } | Effect::Mine { .. } | Effect::Seen { .. } => {}
         }
     }
 

@@ -217,7 +217,7 @@ pub enum Deposed {
     },
     /// The others remember a later start than this process knows of: its disk was rolled back.
     #[error(
-        "the cluster remembers start {generation} of this node, this disk knows only earlier ones; it was restored from a copy, so start again under a new voter id"
+        "the cluster remembers start {generation} of this node, this disk knows only earlier ones; it was restored from a copy, so it starts again as a newer one"
     )]
     RolledBack {
         /// The generation the others remember.

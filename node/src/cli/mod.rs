@@ -1,4 +1,4 @@
-//! What a user can say. Exit codes: 0 done, 1 failed, 2 wrong usage.
+//! What a user can say. Exit codes: see [`EXIT_CODES`].
 
 mod advertise;
 mod demo;
@@ -17,9 +17,14 @@ use skein_net::beacon::PeerName;
 
 use crate::report::Chain;
 
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 another process runs as this node (a service \
+                          manager should not restart it then: RestartPreventExitStatus=3).";
+/// A node that ended because another one runs with its key.
+const IN_USE: u8 = 3;
+
 /// A Kubernetes-shaped cluster without a master: every machine runs this program, any node answers kubectl.
 #[derive(Debug, Parser)]
-#[command(name = "skein", version, propagate_version = true, arg_required_else_help = true)]
+#[command(name = "skein", version, propagate_version = true, arg_required_else_help = true, after_help = EXIT_CODES)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -119,6 +124,9 @@ struct NodeArgs {
     /// For labs: how many seconds this machine's clock is ahead.
     #[arg(long, hide = true, env = "SKEIN_CLOCK_OFFSET", default_value_t = 0, allow_negative_numbers = true)]
     clock_offset: i64,
+    /// How long to wait for another process with this node's key to end, before giving up.
+    #[arg(long, hide = true, default_value = "60s", value_parser = duration, value_name = "TIME")]
+    twin_wait: Duration,
     /// For labs: how many nodes share this machine; each offers its part.
     #[arg(long, hide = true, env = "SKEIN_SHARE", default_value_t = 1)]
     share: u64,
@@ -257,7 +265,7 @@ pub(crate) fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("skein: {}", Chain(&*error));
-            ExitCode::FAILURE
+            if error.is::<run::InUse>() { ExitCode::from(IN_USE) } else { ExitCode::FAILURE }
         }
     }
 }

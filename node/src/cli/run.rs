@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use skein_control::node::directory::{self, As, Asked, Past, Step, Up};
-use skein_net::beacon::{self, Around, PEERS_MAX};
+use skein_net::beacon::{self, Around, PEERS_MAX, Twin};
 use skein_net::ca::ClusterCa;
 use skein_net::identity::{Identity, StoreId};
 use skein_net::incarnation::Incarnation;
@@ -17,7 +17,7 @@ use skein_raft_store::VoterId;
 use skein_runtime::images;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{NodeArgs, advertise, networks};
 use crate::clock::{self, ClusterTime};
@@ -27,6 +27,8 @@ use crate::quorum;
 
 /// What a cluster is called unless told otherwise.
 const CLUSTER: &str = "home";
+/// How often it is asked whether another process that runs as this node has ended.
+const TWIN_EVERY: Duration = Duration::from_secs(1);
 /// How long a joiner waits for its vote before it says how many failures the cluster survives.
 const VOTE_WAIT: Duration = Duration::from_secs(5);
 
@@ -50,6 +52,7 @@ pub(super) fn up(
                 return Err("the data directory changed while it was looked at; try again".into());
             };
             let ports = Ports::take(args.listen, args.api_listen)?;
+            be_alone(&home, &membership, &args)?;
             let identity = Identity::load_or_create(dir)?;
             run(Place { home, ports, _claim: claim }, identity, membership, chain, args, Greeting::Back)
         }
@@ -156,6 +159,45 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
     home.set_membership(&membership)?;
     home.joined()?;
     run(Place { home, ports, _claim: claim }, identity, membership, admitted.chain, args, Greeting::Joined)
+}
+
+/// Another process runs with this node's key, and goes on.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "a process at {at} runs as this node, and goes on; if this disk is a copy, give this machine an empty --data-dir and join with a new token; if it has moved here, stop the other one first"
+)]
+pub(super) struct InUse {
+    at: SocketAddr,
+}
+
+/// Waits until no other process runs with this node's key. Before anything is counted, opened or said: the one that
+/// runs must not notice. If it ends, the node goes on here, as one whose disk is a copy ([`daemon::outlive_copy`]).
+fn be_alone(home: &Home, membership: &Membership, args: &NodeArgs) -> Result<(), Failure> {
+    let Some(identity) = Identity::kept(home.dir())? else { return Ok(()) };
+    let pages = home.addresses()?;
+    let places: Vec<SocketAddr> = pages.0.into_values().flat_map(|page| page.addresses).collect();
+    runtime()?.block_on(async {
+        let began = Instant::now();
+        let mut seen = None;
+        loop {
+            let twin = beacon::find_twin(&identity, &membership.tag(), args.listen, &places).await;
+            let twin = twin.unwrap_or_else(|error| {
+                debug!(%error, "could not ask whether another process runs as this node");
+                None
+            });
+            let Some(Twin { at, generation }) = twin else {
+                return seen
+                    .map_or(Ok(()), |generation| daemon::outlive_copy(home, identity.node(), generation));
+            };
+            if began.elapsed() >= args.twin_wait {
+                return Err(InUse { at }.into());
+            }
+            if seen.replace(generation).is_none() {
+                warn!(%at, wait = ?args.twin_wait, "another process runs as this node; waiting for its end");
+            }
+            tokio::time::sleep(TWIN_EVERY).await;
+        }
+    })
 }
 
 /// Asks this network for a cluster: an error if one answers.

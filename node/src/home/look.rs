@@ -86,6 +86,26 @@ impl Home {
         Ok(())
     }
 
+    /// Moves the store alone away, for a node that goes on: it is a copy of what went on elsewhere, and must never vote.
+    /// The next start makes another one, under another id.
+    pub(crate) fn set_store_aside(&self) -> Result<PathBuf, Error> {
+        let (store, aside) = (self.dir.join("store"), self.aside("copied-store"));
+        let failed = |doing, path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Io { doing, path, source }
+        };
+        let mut private = fs::DirBuilder::new();
+        private.recursive(true).mode(0o700).create(&aside).map_err(failed("make", &aside))?;
+        match fs::rename(&store, aside.join("store")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("move away", &store)(error));
+            }
+            _ => {}
+        }
+        fs::File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(failed("write", &self.dir))?;
+        Ok(aside)
+    }
+
     /// The names of everything here, in order; none where there is no directory.
     fn entries(&self) -> Result<BTreeSet<String>, Error> {
         let failed = |source| Error::Io { doing: "read", path: self.dir.clone(), source };
