@@ -34,7 +34,7 @@ use crate::history::History;
 use crate::lan::Lan;
 use crate::machine::Machine;
 use crate::picture::{self, Picture};
-use crate::plan::{Mutation, Plan};
+use crate::plan::{Aim, Mutation, Plan};
 use crate::truth::{self, Health, Truth};
 use crate::watch::{self, Watch};
 use crate::{agent, clients, gossip, members, panics, planner};
@@ -50,6 +50,9 @@ const WRITERS: usize = 3;
 const SMALL: Compaction =
     Compaction { every_entries: 100, keep_entries: 30, every_bytes: 256 << 10, keep_bytes: 64 << 10 };
 const RING_EVENTS: usize = 250;
+/// After minutes without any other fault a machine has so many pods that replacing them, which is one command, would
+/// pass that ring on all nodes at once. A daemon's ring is larger than any command.
+const RING_EVENTS_OF_LONG_RUNS: usize = 2000;
 /// What a daemon does before it ends takes so long.
 const STOPS_WITHIN: Duration = Duration::from_millis(200);
 /// An address book is written down at most so often.
@@ -392,7 +395,10 @@ impl World {
         drop(slot);
         let mut config = Config::new(voter, ClusterTag::default(), generation);
         config.compaction = SMALL;
-        config.ring.events_max = RING_EVENTS;
+        config.ring.events_max = match self.plan.aim {
+            Aim::LossesForGood => RING_EVENTS_OF_LONG_RUNS,
+            _ => RING_EVENTS,
+        };
         config.clock = Arc::new(move || store_clock.wall_ms());
         let world = self.clone();
         drop(process.spawn(async move {
