@@ -259,10 +259,19 @@ impl Images {
         let place = Unfinished(Some(self.tmp()));
         let apart = Images::open_for(place.path(), self.inner.config.clone(), Some(self.clone()))?;
         let loaded = archive::load(&apart, archive)?;
+        // An archive has files that no image needs, such as its own lists and images for other machines.
+        let mut needed = BTreeSet::new();
+        for Loaded { digest, .. } in &loaded {
+            needed.extend(apart.blobs(digest)?.iter().map(Digest::hex));
+        }
         let _quiet = self.inner.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
         for part in ["blobs/sha256", "layers"] {
             for entry in apart.entries(part)? {
-                let target = self.inner.dir.join(part).join(entry.file_name());
+                let name = entry.file_name();
+                if part != "layers" && !needed.contains(&*name.to_string_lossy()) {
+                    continue;
+                }
+                let target = self.inner.dir.join(part).join(name);
                 Unfinished(Some(entry.path())).keep(&target).map_err(Error::io("keep a loaded image"))?;
             }
         }

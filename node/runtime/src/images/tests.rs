@@ -584,6 +584,8 @@ fn a_name_goes_with_what_only_its_image_needed() {
     let store = store();
     let shared = Tar::new().file("shared", b"x").bytes();
     let lower = unpacked(&store, std::slice::from_ref(&shared));
+    let blobs = || fs::read_dir(store._dir.path().join("blobs/sha256")).unwrap().count();
+    assert_eq!(blobs(), 3, "manifest, configuration and layer, and nothing else of the archive");
     let digest = store.images.digest_of("example.org/hello:1").unwrap().unwrap();
     store.images.set_name("example.org/twin:1", &digest).unwrap();
     assert_eq!(store.images.remove("example.org/none:1", &InUse::new()).unwrap(), None);
@@ -596,6 +598,7 @@ fn a_name_goes_with_what_only_its_image_needed() {
     store.images.set_name("example.org/hello:1", &digest).unwrap();
     let removed = store.images.remove("example.org/hello:1", &InUse::new()).unwrap().unwrap();
     assert!(removed.blob_bytes > 0 && !lower[0].exists());
+    assert_eq!(blobs(), 0);
 }
 
 #[test]
