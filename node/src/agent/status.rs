@@ -60,9 +60,19 @@ pub(crate) async fn write(
             () = stopping.cancelled() => return,
             () = outbox.filled() => {}
         }
-        let state = store.state();
-        let batch =
-            outbox.pending().batch(|key| state.get(key).map(|object| (object.mod_rev, &*object.value)));
+        let (state, mut due) = (store.state(), std::mem::take(&mut *outbox.pending()));
+        // The pods' objects are decoded and encoded, which holds up nobody who carries Raft.
+        let made = tokio::task::spawn_blocking(move || {
+            let batch = due.batch(|key| state.get(key).map(|object| (object.mod_rev, &*object.value)));
+            (batch, due)
+        });
+        let batch = match made.await {
+            Ok((batch, rest)) => {
+                outbox.pending().add_older(rest);
+                batch
+            }
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        };
         if batch.writes.is_empty() {
             continue;
         }

@@ -10,6 +10,9 @@ use serde_json::Value;
 use skein_api::key::ObjectKey;
 use skein_api::write::{Change, Expect, Write};
 
+use crate::plan::Bounds;
+use crate::size::Size;
+
 /// Pods in one batch; the rest waits for the next.
 const BATCH_MAX: usize = 500;
 
@@ -71,19 +74,31 @@ impl Reports {
         }
     }
 
-    /// The next batch, made from the objects as `stored` has them: revision and bytes by key. A pod that is
+    /// The next batch, no larger than one command is filled with, made from the objects as `stored` has them: revision and bytes by key. A pod that is
     /// gone, or another one by now, needs no report.
     pub fn batch<'a>(&mut self, stored: impl Fn(&str) -> Option<(u64, &'a [u8])>) -> Batch {
         let mut batch = Batch::default();
+        let mut size = Size::default();
         while batch.writes.len() < BATCH_MAX {
             let Some((pod, report)) = self.pending.pop_first() else { break };
             let key = ObjectKey::new("", "pods", &pod.namespace, &pod.name).to_string();
             let Some((revision, bytes)) = stored(&key) else { continue };
             let Some(change) = change(bytes, &pod, &report) else { continue };
-            batch.writes.push(Write { key, expect: Expect::Revision(revision), change });
+            let write = Write { key, expect: Expect::Revision(revision), change };
+            size = size.plus(Size::of(&write));
+            if !batch.writes.is_empty() && !size.fits(Bounds::LIMIT) {
+                self.pending.insert(pod, report);
+                break;
+            }
+            batch.writes.push(write);
             batch.reports.push((pod, report));
         }
         batch
+    }
+
+    /// Takes back what was taken out to make a batch of, and is not in it.
+    pub fn add_older(&mut self, older: Reports) {
+        self.give_back(older.pending);
     }
 }
 
@@ -159,6 +174,41 @@ mod tests {
         assert_eq!(json["status"]["phase"], "Running");
         assert_eq!(json["status"]["startTime"], "2026-01-01T00:00:00Z");
         assert_eq!(json["status"]["conditions"][0]["type"], "PodScheduled");
+    }
+
+    /// A hundred pods of 50 KB that all say something at once were one command that the store does not take, again and
+    /// again.
+    #[test]
+    fn what_is_too_much_for_one_command_comes_in_the_next() {
+        let mut reports = Reports::default();
+        let mut pod: Value = serde_json::from_slice(&stored()).unwrap();
+        pod["metadata"]["annotations"] = json!({"fat": "x".repeat(50_000)});
+        let pod = serde_json::to_vec(&pod).unwrap();
+        for at in 0..100 {
+            reports.note(Name { name: format!("web-{at}"), ..name("a") }, status("Running"));
+        }
+        let (mut written, mut batches) = (0, 0);
+        while !reports.is_empty() {
+            let batch = reports.batch(|_| Some((7, &pod)));
+            let size = batch.writes.iter().map(Size::of).fold(Size::default(), Size::plus);
+            assert!(size.fits(Bounds::LIMIT) && !batch.writes.is_empty());
+            assert_eq!(batch.writes.len(), batch.reports.len());
+            written += batch.writes.len();
+            batches += 1;
+        }
+        assert_eq!((written, batches), (100, 3));
+    }
+
+    #[test]
+    fn what_was_taken_out_for_a_batch_and_is_not_in_it_comes_back_unless_there_is_newer() {
+        let mut reports = Reports::default();
+        reports.note(name("a"), status("Pending"));
+        reports.note(name("b"), status("Pending"));
+        let older = std::mem::take(&mut reports);
+        reports.note(name("a"), status("Running"));
+        reports.add_older(older);
+        assert_eq!(reports.pending[&name("a")], status("Running"));
+        assert_eq!(reports.pending[&name("b")], status("Pending"));
     }
 
     #[test]
