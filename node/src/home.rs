@@ -1,7 +1,7 @@
 //! The data directory: what lies where, and what a node keeps there between its lives.
 //!
 //! ```text
-//! key.pem node.json    who this node is (skein-net)
+//! node.key node.json   who this node is (skein-net)
 //! cluster.json         which cluster it belongs to; absent on a machine that never joined
 //! member.json          its certificate
 //! api.json             its API server's certificate and key
@@ -13,7 +13,6 @@
 //! pods/ images/ logs/  containers (skein-runtime)
 //! network/             pod addresses (skein-podnet)
 //! joining.json         what it asked a cluster for, until it is a member
-//! advertise.json       where others are told that it is, if that was given
 //! skein.sock           the daemon's own socket
 //! former/              what was set aside: memberships that have ended, keys that are not used again
 //! ```

@@ -99,7 +99,7 @@ fn three_machines_become_a_cluster_by_hand() {
     assert_eq!(house.skein("one", &["fly"]).code, 2);
 
     let taken = house.skein("two", &["join", &token]);
-    assert!(taken.code == 1 && taken.err.contains("already belongs to cluster"), "{taken:?}");
+    assert!(taken.code == 1 && taken.err.contains("runs already"), "{taken:?}");
     let elsewhere = house.dir().join("elsewhere").display().to_string();
     let mut words = vec!["--data-dir", &elsewhere, "up", "--new-cluster", "--name", "other"];
     let busy = house.skein("one", &words);

@@ -5,28 +5,8 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use super::look::is_ours;
 use super::{Error, Home};
-
-/// What may lie in a data directory: the list at `home`, what is being written, and what a file system of its own brings.
-const OURS: [&str; 17] = [
-    "key.pem",
-    "node.json",
-    "joining.json",
-    "cluster.json",
-    "member.json",
-    "api.json",
-    "authority.sealed",
-    "addresses.json",
-    "advertise.json",
-    "store",
-    "pods",
-    "images",
-    "logs",
-    "network",
-    "former",
-    "skein.sock",
-    "lost+found",
-];
 
 impl Home {
     /// Closes the directory to every other user, whoever made it and however: secrets, keys and set-uid programs of
@@ -46,7 +26,7 @@ impl Home {
             let entry = entry.map_err(io("read"))?;
             let name = entry.file_name().to_string_lossy().into_owned();
             // `/var/lib` by mistake would close the machine to its users.
-            if !OURS.contains(&name.strip_suffix(".tmp").unwrap_or(&name)) {
+            if !is_ours(&name) {
                 return Err(Error::Shared { dir: dir.clone(), foreign: name });
             }
             if entry.file_type().is_ok_and(|kind| kind.is_file()) {
@@ -71,7 +51,7 @@ mod tests {
         home.close().unwrap();
         assert!(!dir.exists(), "nothing is made");
         fs::create_dir(&dir).unwrap();
-        for (name, mode) in [("cluster.json", 0o644), ("member.json.tmp", 0o666)] {
+        for (name, mode) in [("cluster.json", 0o644), ("node.key", 0o644), ("member.json.tmp", 0o666)] {
             fs::write(dir.join(name), b"{}").unwrap();
             fs::set_permissions(dir.join(name), fs::Permissions::from_mode(mode)).unwrap();
         }

@@ -17,6 +17,9 @@ use super::{Error, Home, Membership};
 const FORMER: &str = "former";
 
 /// The parts of a directory that say where it belongs, each by itself.
+const BELONGING: [&str; 6] =
+    ["authority.next.sealed", "authority.sealed", "cluster.json", "joining.json", "member.json", "store"];
+/// Who the node is.
 const IDENTITY: [&str; 2] = ["node.key", "node.json"];
 /// What a running node makes beside them.
 const TRACES: [&str; 6] = ["addresses.json", "api.json", "images", "logs", "network", "pods"];
@@ -38,7 +41,7 @@ impl Home {
                 "store" => found.store = self.holds_store(&path)?,
                 known if IDENTITY.contains(&known) => found.identity = true,
                 known if TRACES.contains(&known) => found.traces |= !is_empty_directory(&path),
-                known if NOTHING.contains(&known) || is_unfinished(known) => {}
+                known if is_ours(known) => {}
                 strange => drop(found.strange.get_or_insert_with(|| strange.to_owned())),
             }
         }
@@ -142,6 +145,12 @@ fn described(membership: Membership) -> directory::Membership {
 
 fn is_empty_directory(path: &Path) -> bool {
     fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// Whether skein itself makes something of this name in a data directory, or what makes file systems does.
+pub(super) fn is_ours(name: &str) -> bool {
+    let known = [&BELONGING[..], &IDENTITY, &TRACES, &NOTHING];
+    known.iter().any(|names| names.contains(&name)) || is_unfinished(name)
 }
 
 /// A file of ours that a crash left half written.
