@@ -213,6 +213,8 @@ struct Inner {
     tag: Tag,
     beside: Beside,
     whereabouts: Whereabouts,
+    /// A member said that this node was removed.
+    dismissed: watch::Sender<bool>,
     quinn: quinn::Endpoint,
     client: quinn::ClientConfig,
     trust: Arc<dyn Trust>,
@@ -262,6 +264,7 @@ impl Endpoint {
             tag: config.tag,
             beside,
             whereabouts: Whereabouts::new(listen, config.advertise),
+            dismissed: watch::Sender::new(false),
             quinn,
             client,
             trust: config.trust,
@@ -387,6 +390,13 @@ impl Endpoint {
     /// Nodes met lately that belong to another cluster or incarnation, and how.
     pub fn estranged(&self) -> BTreeMap<NodeId, Foreign> {
         self.0.estranged.all(Instant::now())
+    }
+
+    /// Waits until a member says that this node was removed from the cluster, as each one that knows it does when it
+    /// is called. A removal is for ever, so one word of it is enough.
+    pub async fn dismissed(&self) {
+        // The sender lives as long as this endpoint.
+        let _ = self.0.dismissed.subscribe().wait_for(|dismissed| *dismissed).await;
     }
 
     /// The address this endpoint listens on, its port resolved.

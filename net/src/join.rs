@@ -195,7 +195,9 @@ pub enum Refusal {
     #[error("malformed claim: {0}")]
     Malformed(String),
     /// Another node has this name.
-    #[error("another node is called {0:?}; choose another name with --name, or remove that node first")]
+    #[error(
+        "another node is called {0:?}; choose another name with --name, or, if this machine takes the place of that one, ask for a token with: skein token create --replace {0}"
+    )]
     NameTaken(String),
     /// The key was taken out of the cluster.
     #[error("this node was removed from the cluster; move its data directory away and join as a new node")]

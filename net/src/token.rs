@@ -136,6 +136,7 @@ impl Token {
             uses,
             revoked: false,
             spent: Vec::new(),
+            replaces: None,
         };
         Ok((token, record))
     }
@@ -263,6 +264,9 @@ pub struct TokenRecord {
     pub revoked: bool,
     /// The uses so far, oldest first; never more than `uses`.
     pub spent: Vec<Spent>,
+    /// Of the member whose place it gives, if it gives one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<String>,
 }
 
 /// Why a token does not let a node in. Only the first says nothing about the token: it is the answer to

@@ -1,7 +1,7 @@
 //! The daemon's own socket: the Kubernetes API without TLS for this machine's root, and skein's verbs
 //! below `/skein/v1/`, which `kubectl` does not have.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,15 +11,15 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use http_body_util::StreamBody;
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::Pod;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use skein_apiserver::{Body, Identity, Server, body_from, full};
+use skein_apiserver::{Body, BodyError, Identity, Server, body_from, full};
 use skein_control::node::authority::OVERLAP;
-use skein_control::node_health::successor;
+use skein_control::node::departure::{self, Cause, DRAIN_MAX, Progress};
 use skein_net::endpoint::Endpoint;
 use skein_net::gossip;
 use skein_net::identity::NodeId;
@@ -27,8 +27,9 @@ use skein_raft_store::{Change, Expect, Handle, Op, Options, TokioRuntime, VoterI
 use skein_runtime::images::Digest;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use crate::admission::{Door, all_done};
 use crate::agent::ClusterImages;
@@ -36,6 +37,7 @@ use crate::authority::{Authority, rotation};
 use crate::clients::{Clients, Which};
 use crate::clock;
 use crate::clocks;
+use crate::departures::{Departures, Out};
 use crate::disk;
 use crate::home::{Home, Membership};
 use crate::members::{self, Members, Record};
@@ -47,8 +49,14 @@ use crate::voting::Voting;
 use crate::watchfulness;
 use crate::wire::{self, Answer, Ask, Client};
 
-/// How long pods of a leaving node may take to end before it goes anyway.
-const DRAIN_MAX: Duration = Duration::from_secs(60);
+/// How often a departure is looked at where nothing says that it moves.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// For how long `status` says that a member was to go and stays.
+const KEPT_SHOWN_MS: u64 = 10 * 60 * 1000;
+/// A leader that changes is no lost majority.
+const MAJORITY_DOUBT: Duration = Duration::from_secs(5);
+/// How long whoever waits for a departure waits for a majority.
+const MAJORITY_MAX: Duration = Duration::from_secs(60);
 /// Tokens live at most this long.
 const DEFAULT_TTL: Duration = Duration::from_secs(15 * 60);
 /// Bodies of our own verbs but for images, which are bounded by the image store.
@@ -74,6 +82,9 @@ pub(crate) struct Admin {
     pub(crate) surroundings: Surroundings,
     pub(crate) voting: watch::Receiver<Option<Voting>>,
     pub(crate) membership: Membership,
+    pub(crate) departures: Departures,
+    /// Where it is said that this node is no member any more: the daemon ends then.
+    pub(crate) out: watch::Sender<Option<Out>>,
     pub(crate) server: Server,
     /// What this machine lacks for containers, a sentence each.
     pub(crate) warnings: Vec<String>,
@@ -99,6 +110,7 @@ type Reply = Result<Value, (StatusCode, String)>;
 struct NewToken {
     uses: Option<u32>,
     ttl_seconds: Option<u64>,
+    replaces: Option<String>,
 }
 
 /// How the authorities are made anew.
@@ -159,15 +171,28 @@ impl Admin {
             let caller = Identity::administrator("root");
             return self.server.api().answer(request.map(body_from), &caller, "socket").await;
         };
-        let reply = self.verb(verb, request).await;
-        let (status, value) = match reply {
-            Ok(value) => (StatusCode::OK, value),
-            Err((status, message)) => (status, json!({ "message": message })),
+        let end = request.method() == Method::POST;
+        let asked = match verb.split_once('/').unwrap_or((verb, "")) {
+            ("leave", "") if end && request.uri().query().is_none() => {
+                Some((self.membership.name.clone(), Cause::Leave))
+            }
+            ("members", name) if end => {
+                let now = request.uri().query() == Some("now=true");
+                Some((name.to_owned(), if now { Cause::RemovalNow } else { Cause::Removal }))
+            }
+            _ => None,
         };
-        let mut response = Response::new(full(value.to_string()));
-        *response.status_mut() = status;
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        response
+        let reply = match asked {
+            Some((name, cause)) => match self.depart(name, cause).await {
+                Ok(lines) => return answer(StatusCode::OK, lines),
+                Err(refused) => Err(refused),
+            },
+            None => self.verb(verb, request).await,
+        };
+        match reply {
+            Ok(value) => answer(StatusCode::OK, full(value.to_string())),
+            Err((status, message)) => answer(status, full(json!({ "message": message }).to_string())),
+        }
     }
 
     async fn verb(&self, verb: &str, request: Request<Incoming>) -> Reply {
@@ -186,10 +211,11 @@ impl Admin {
             (Method::GET, ("images", "")) => self.list_images().await,
             (Method::DELETE, ("images", "")) => self.prune_images().await,
             (Method::DELETE, ("images", name)) => self.remove_image(name).await,
-            (Method::POST, ("leave", "")) if request.uri().query() == Some("end-cluster=true") => {
-                self.end().await
+            (Method::POST, ("leave", "")) => {
+                self.end(request.uri().query() == Some("end-cluster=true&force=true")).await
             }
-            (Method::POST, ("leave", "")) => self.leave().await,
+            (Method::DELETE, ("leave", "")) => self.stay(&self.membership.name).await,
+            (Method::DELETE, ("members", name)) => self.stay(name).await,
             (Method::POST, ("load", "")) => self.load(body(request).await?).await,
             _ => Err((
                 StatusCode::NOT_FOUND,
@@ -220,8 +246,18 @@ impl Admin {
         let gossiped = self.gossip.members().borrow().clone();
         let me = self.endpoint.node();
         let name_of = |node: [u8; 16]| self.members.get(NodeId(node)).map(|record| record.name);
-        let mut records: Vec<Record> = self.members.present().into_values().collect();
+        // Whose membership has ended is there until its vote is another's.
+        let votes = |record: &Record| metrics.voters.iter().any(|voter| voter.node == record.node.0);
+        let removed = self.members.removed().into_values().filter(votes);
+        let mut records: Vec<Record> = self.members.present().into_values().chain(removed).collect();
         records.sort_by(|a, b| a.name.cmp(&b.name));
+        let now_ms = self.store.stamp_ms();
+        let kept = records.iter().filter_map(|record| Some((&record.name, record.kept.as_ref()?)));
+        let kept = kept.filter(|(_, kept)| kept.at_ms + KEPT_SHOWN_MS > now_ms);
+        let kept =
+            kept.map(|(name, kept)| format!("{name:?} was to go, and stays a member: {}", kept.obstacle));
+        let warnings: Vec<String> =
+            self.warnings.iter().cloned().chain(clocks::complaint()).chain(kept).collect();
         let nodes: Vec<Value> = records
             .into_iter()
             .map(|record| {
@@ -261,6 +297,7 @@ impl Admin {
                     "addresses": addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
                     "api": member.and_then(|member| member.metadata.as_ref()).and_then(|data| data.api_address),
                     "state": state,
+                    "departure": departure::word(&record),
                     "voter": metrics.voters.contains(&voter) && !store_lost,
                     "learner": metrics.learners.contains(&voter),
                     "storeLost": store_lost,
@@ -296,7 +333,7 @@ impl Admin {
             "certificateUntil": self.home.certificate().ok().flatten().map(|chain| seconds(chain.validity().until)),
             "authorities": self.authority.status(),
             "podTrafficEncrypted": false,
-            "warnings": self.warnings.iter().cloned().chain(clocks::complaint()).collect::<Vec<_>>(),
+            "warnings": warnings,
             "network": self.surroundings.complaints(),
             "leftAlone": left_alone,
             "nodes": nodes,
@@ -315,7 +352,8 @@ impl Admin {
         {
             addresses.extend(member.addresses().first());
         }
-        let token = self.door.mint(&addresses, new.uses.unwrap_or(1), ttl).await.map_err(unavailable)?;
+        let minted = self.door.mint(&addresses, new.uses.unwrap_or(1), ttl, new.replaces).await;
+        let token = minted.map_err(unavailable)?;
         Ok(json!({ "token": token.to_string(), "id": token.id().to_string() }))
     }
 
@@ -331,6 +369,7 @@ impl Admin {
                 "id": token.id.to_string(),
                 "state": state,
                 "usesLeft": token.uses_left(),
+                "replaces": token.replaces,
                 "expires": seconds(token.expires),
             })
         });
@@ -405,7 +444,10 @@ impl Admin {
         let client: Client =
             self.authority.ask(&Ask::CertifyClient(user.clone()), here).await.map_err(unavailable)?;
         // Known before it is given out, so that it can be taken back.
-        self.clients.note(&self.store, &client.chain, &self.membership.name).await.map_err(unavailable)?;
+        self.clients
+            .note(&self.store, &client.chain, &self.membership.name, self.endpoint.node())
+            .await
+            .map_err(unavailable)?;
         let cluster = &self.membership.public.cluster.name;
         let entry = format!("{cluster}-{}", named.unwrap_or("admin"));
         let encode = |text: String| base64::engine::general_purpose::STANDARD.encode(text);
@@ -552,70 +594,89 @@ impl Admin {
         )
     }
 
-    /// Drains, gives vote and leadership away, and stops the daemon; the machine then belongs to nobody.
-    async fn leave(&self) -> Reply {
-        let me = self.endpoint.node();
-        let others = self.members.present().len() > 1;
-        if !others {
-            let message = "this is the only node: all that runs and all objects end with it; if that is meant: \
-                           skein leave --end-cluster";
-            return Err((StatusCode::CONFLICT, message.into()));
-        }
-        info!("leaves the cluster");
-        self.cordon().await.map_err(unavailable)?;
-        let view = self.picture.view();
-        let moving = view.pods_on(&self.membership.name).filter_map(|(_, pod)| successor(pod)).collect();
-        let drained = self.drain().await?;
-        self.make_anew(moving).await;
-        // Whether this took effect is what the others say below: its answer may be lost with the vote.
-        if let Err(error) = self.change_record(me, |record| record.leaving = true).await {
-            debug!(error, "the wish to leave was not answered");
-        }
-        // A leader cannot see itself out; it hands over first, and the next one does.
-        let deadline = tokio::time::Instant::now() + DRAIN_MAX;
-        while !self.is_out().await {
-            let metrics = self.store.metrics();
-            if metrics.leads() && metrics.voters.len() > 1 {
-                self.store.transfer_leader(None).await;
-            }
-            if tokio::time::Instant::now() > deadline {
-                let message =
-                    "the cluster did not let this node go in time; is a majority up? it stays a member";
-                return Err((StatusCode::SERVICE_UNAVAILABLE, message.into()));
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        // By proposals alone: this node's replica stands still from here on.
-        let record = self.members.get(me).ok_or_else(|| unavailable("this node has no record".into()))?;
-        let gone = Record { leaving: true, removed: true, ..record };
-        let put = |key: String, change| Op { key: key.into(), expect: Expect::Present, change };
-        let ops = vec![
-            put(Record::key(me), Change::Put(gone.to_bytes().into())),
-            put(format!("core/nodes//{}", self.membership.name), Change::Delete),
-        ];
-        let options = Options { atomic: false, ..Options::default() };
-        // The leader says it for a node that went away without.
-        if let Err(error) = self.store.propose(ops, options).await {
-            debug!(%error, "the last word was not answered");
-        }
-        self.gossip.leave().await;
-        let aside = self.home.leave().map_err(|error| unavailable(error.to_string()))?;
-        self.stopping.cancel();
-        Ok(json!({ "drained": drained, "aside": aside }))
+    /// Lets the member `name` go: lines of JSON that say how far it has come, and in the last one what came of it.
+    /// Whoever stops reading changes nothing.
+    async fn depart(&self, name: String, cause: Cause) -> Result<Body, (StatusCode, String)> {
+        let record = self.members.by_name(&name);
+        let is_own = record.as_ref().is_some_and(|record| record.node == self.endpoint.node());
+        // A node that takes itself out leaves.
+        let cause = if is_own { Cause::Leave } else { cause };
+        self.departures.ask(&name, cause).await.map_err(|refusal| {
+            let refusal = match is_own && !quorum::is_there(&self.store, &self.gossip) {
+                true => {
+                    format!("{refusal}; to give this node up without them: skein leave --end-cluster --force")
+                }
+                false => refusal,
+            };
+            (StatusCode::CONFLICT, refusal)
+        })?;
+        info!(name, ?cause, "a node is to go");
+        let record = record.or_else(|| self.members.by_name(&name));
+        let node =
+            record.map(|record| record.node).ok_or_else(|| unavailable(format!("{name:?} has just gone")))?;
+        let waiting = Waiting {
+            departures: self.departures.clone(),
+            out: is_own.then(|| self.out.subscribe()),
+            home: self.home.clone(),
+            revisions: self.picture.revisions(),
+            clients: self.clients.clone(),
+            name,
+            node,
+            told: String::new(),
+            draining: None,
+            without_majority_since: None,
+        };
+        let lines = futures::stream::unfold(Some(waiting), |waiting| async move {
+            let mut waiting = waiting?;
+            let (line, is_last) = waiting.next().await;
+            let line = Bytes::from(format!("{line}\n"));
+            Some((Ok::<_, BodyError>(Frame::data(line)), (!is_last).then_some(waiting)))
+        });
+        Ok(body_from(StreamBody::new(lines)))
     }
 
-    /// Ends the cluster with its only node.
-    async fn end(&self) -> Reply {
-        if self.members.present().len() > 1 {
-            let message = "there are other nodes; let this one leave with: skein leave";
-            return Err((StatusCode::CONFLICT, message.into()));
+    /// Takes a wish to go back.
+    async fn stay(&self, name: &str) -> Reply {
+        self.departures.cancel(name).await.map_err(|refusal| (StatusCode::CONFLICT, refusal))?;
+        info!(name, "a node stays");
+        Ok(json!({}))
+    }
+
+    /// Ends the cluster with its only node; with `force` also where others cannot be asked.
+    async fn end(&self, force: bool) -> Reply {
+        let me = self.endpoint.node();
+        let gossiped = self.gossip.members().borrow().clone();
+        let others: Vec<Record> =
+            self.members.present().into_values().filter(|record| record.node != me).collect();
+        let answers =
+            |record: &&Record| gossiped.get(&record.node).is_some_and(|member| member.state.is_active());
+        let quorum = quorum::is_there(&self.store, &self.gossip);
+        let alive =
+            others.iter().filter(answers).map(|record| format!("{:?}", record.name)).collect::<Vec<_>>();
+        let refused = |message: String| Err((StatusCode::CONFLICT, message));
+        if quorum && !alive.is_empty() {
+            return refused(format!(
+                "there are other nodes ({}); let this one leave with: skein leave",
+                alive.join(", ")
+            ));
         }
-        info!("ends the cluster");
-        self.cordon().await.map_err(unavailable)?;
-        let drained = self.drain().await?;
+        if !others.is_empty() && !force {
+            return refused(format!(
+                "{} cannot be asked; take out those that are gone for good with: skein remove NAME (that needs a \
+                 majority of the voters), or give this node up without asking: skein leave --end-cluster --force",
+                others.iter().map(|record| format!("{:?}", record.name)).collect::<Vec<_>>().join(" and ")
+            ));
+        }
+        info!(force, "ends the cluster on this node");
+        let mut drained = true;
+        if others.is_empty() {
+            self.cordon().await.map_err(unavailable)?;
+            drained = self.drain().await?;
+        }
         let aside = self.home.leave().map_err(|error| unavailable(error.to_string()))?;
-        self.stopping.cancel();
-        Ok(json!({ "drained": drained, "aside": aside }))
+        self.out.send_replace(Some(Out::Left));
+        let left: Vec<&str> = others.iter().map(|record| record.name.as_str()).collect();
+        Ok(json!({ "drained": drained, "leftBehind": left, "aside": aside }))
     }
 
     /// Deletes the pods of this node. Whether all have ended in time.
@@ -632,33 +693,12 @@ impl Admin {
         Ok(tokio::time::timeout(DRAIN_MAX, ended).await.is_ok())
     }
 
-    /// Whether another member knows this node to be without vote and log.
-    async fn is_out(&self) -> bool {
-        let me = self.endpoint.node();
-        for other in self.members.present().into_keys().filter(|other| *other != me) {
-            let answer: Result<Answer<bool>, String> = wire::ask(&self.endpoint, other, &Ask::HaveLeft).await;
-            if answer == Ok(Ok(true)) {
-                return true;
-            }
-        }
-        false
-    }
-
     async fn cordon(&self) -> Result<(), String> {
         let key = format!("core/nodes//{}", self.membership.name);
         self.edit(&key, |bytes| {
             let mut node: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
             node["spec"]["unschedulable"] = true.into();
             serde_json::to_vec(&node).map_err(|error| error.to_string())
-        })
-        .await
-    }
-
-    async fn change_record(&self, node: NodeId, change: impl Fn(&mut Record)) -> Result<(), String> {
-        self.edit(&Record::key(node), |bytes| {
-            let mut record: Record = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-            change(&mut record);
-            Ok(record.to_bytes())
         })
         .await
     }
@@ -685,24 +725,6 @@ impl Admin {
     }
 
     /// Asks for the deletion of every pod here, with its own grace, through the API's own rules.
-    /// Pods that nobody owns and that are to run always: as those of a lost node, under their names.
-    async fn make_anew(&self, pods: Vec<Pod>) {
-        let caller = Identity::administrator("system:node-drain");
-        for pod in pods {
-            let (namespace, name) =
-                (pod.metadata.namespace.clone().unwrap_or_default(), pod.metadata.name.clone());
-            let body = serde_json::to_vec(&pod).expect("a pod is made of strings and numbers");
-            let request = Request::post(format!("/api/v1/namespaces/{namespace}/pods"))
-                .header(CONTENT_TYPE, "application/json")
-                .body(full(body))
-                .expect("names need no escapes");
-            let answer = self.server.api().answer(request, &caller, "drain").await;
-            if !answer.status().is_success() {
-                warn!(namespace, name, status = %answer.status(), "a pod of this node could not be made anew elsewhere");
-            }
-        }
-    }
-
     async fn delete_pods_here(&self) -> Result<(), String> {
         let view = self.picture.view();
         let pods: Vec<(String, String)> = view
@@ -717,6 +739,106 @@ impl Admin {
         }
         Ok(())
     }
+}
+
+/// Somebody who waits until a member has gone.
+struct Waiting {
+    departures: Departures,
+    /// Of this node itself: it stops reading its replica when it is out.
+    out: Option<watch::Receiver<Option<Out>>>,
+    home: Home,
+    revisions: watch::Receiver<u64>,
+    clients: Clients,
+    name: String,
+    node: NodeId,
+    told: String,
+    /// When it was first and last seen to be emptied.
+    draining: Option<(Instant, Instant)>,
+    without_majority_since: Option<Instant>,
+}
+
+impl Waiting {
+    /// The next line, once there is something new to say, and whether it is the last.
+    async fn next(&mut self) -> (Value, bool) {
+        loop {
+            let mut progress = self.departures.progress(self.node);
+            if self.out.as_ref().is_some_and(|out| out.borrow().is_some()) {
+                progress = Progress::Gone;
+            }
+            let mut text = progress.to_string();
+            match progress {
+                Progress::Gone => {
+                    let ended = self.clients.of_node(self.node);
+                    let users: BTreeSet<String> = ended.into_iter().map(|client| client.user).collect();
+                    // What takes all of its time is not waited for any longer.
+                    let drained =
+                        self.draining.is_none_or(|(first, last)| last - first + LOOK_AGAIN < DRAIN_MAX);
+                    let aside = self.out.as_ref().and_then(|_| self.home.left().ok().flatten());
+                    let line = json!({ "done": { "drained": drained, "usersEnded": users, "aside": aside } });
+                    return (line, true);
+                }
+                Progress::Kept(_) => return (json!({ "message": format!("{:?} {text}", self.name) }), true),
+                Progress::Member => {
+                    let message = format!("{:?} stays a member: somebody has taken the wish back", self.name);
+                    return (json!({ "message": message }), true);
+                }
+                Progress::Draining { .. } => {
+                    let now = Instant::now();
+                    self.draining.get_or_insert((now, now)).1 = now;
+                }
+                Progress::Leaving { .. } | Progress::Waiting { .. } => {}
+            }
+            match self.without_majority() {
+                Some(since) if since >= MAJORITY_MAX => {
+                    let message = format!(
+                        "no majority of the voters is up: {}. That {:?} is to go stays on record, and goes on when \
+                         there is one; to take it back then: skein leave --cancel, or skein remove --cancel {}",
+                        self.departures.who_is_missed(),
+                        self.name,
+                        self.name,
+                    );
+                    return (json!({ "message": message }), true);
+                }
+                Some(since) if since >= MAJORITY_DOUBT => {
+                    text = format!("waits for a majority of the voters; {}", self.departures.who_is_missed());
+                }
+                _ => {}
+            }
+            if text != self.told {
+                self.told.clone_from(&text);
+                return (json!({ "progress": text }), false);
+            }
+            let out = async {
+                match &mut self.out {
+                    Some(out) => drop(out.changed().await),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // Its end is the daemon's.
+                _ = self.revisions.changed() => {}
+                () = out => {}
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+            }
+        }
+    }
+
+    /// For how long there has been none.
+    fn without_majority(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        match quorum::is_there(&self.departures.store, &self.departures.gossip) {
+            true => self.without_majority_since = None,
+            false => drop(self.without_majority_since.get_or_insert(now)),
+        }
+        self.without_majority_since.map(|since| now - since)
+    }
+}
+
+fn answer(status: StatusCode, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }
 
 async fn body<T: serde::de::DeserializeOwned + Default>(

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use skein_control::node::admission::{self, Newcomer, Place, is_haunted};
+use skein_control::node::roster;
 use skein_net::endpoint::Endpoint;
 use skein_net::identity::NodeId;
 use skein_net::incarnation::Incarnation;
@@ -16,7 +18,9 @@ use tracing::info;
 
 use crate::authority::Authority;
 use crate::clock;
+use crate::cluster::op;
 use crate::members::{Members, Record};
+use crate::picture::Picture;
 use crate::wire::{self, Ask};
 
 pub(crate) const TOKENS: &str = "skein/tokens//";
@@ -25,6 +29,8 @@ const SUBNETS: &str = "skein/subnets//";
 const SUBNET_PREFIX: u8 = 24;
 /// Two machines that join at once may want the same subnet or name: the second looks again.
 const TRIES: usize = 8;
+/// How long the pods of a node of the same name that has gone are waited for. The newcomer waits for ten seconds.
+const HAUNTED_MAX: Duration = Duration::from_secs(5);
 
 /// Who judges claims. On every node; only the leader decides.
 #[derive(Clone)]
@@ -32,6 +38,7 @@ pub(crate) struct Door {
     pub(crate) store: Handle<TokioRuntime>,
     pub(crate) authority: Authority,
     pub(crate) members: Members,
+    pub(crate) picture: Picture,
     /// Told to whoever is let in.
     pub(crate) incarnation: Incarnation,
     pub(crate) cluster: Subnet,
@@ -67,13 +74,21 @@ impl Door {
         let node = claim.node()?;
         for _ in 0..TRIES {
             // What a former claim changed must be seen before this one is judged.
-            self.store.read_index(Duration::from_secs(5)).await.map_err(|error| unavailable(&error))?;
+            let revision = self.store.read_index(Duration::from_secs(5)).await;
+            self.picture.reach(revision.map_err(|error| unavailable(&error))?).await;
             let state = self.store.state();
             let (ops, record) = self.plan(&state, &claim, node)?;
             let answer =
                 self.store.propose(ops, Options::default()).await.map_err(|error| unavailable(&error))?;
             if !all_done(&answer) {
                 continue;
+            }
+            // Before its certificate nothing comes from it.
+            if tokio::time::timeout(HAUNTED_MAX, self.until_not_haunted(&record.name)).await.is_err() {
+                return Err(Refusal::Unavailable(format!(
+                    "pods of the node that was called {:?} are still being replaced",
+                    record.name
+                )));
             }
             let chain =
                 self.authority.certify(&authority, &claim.csr).map_err(|error| unavailable(&error))?;
@@ -102,24 +117,34 @@ impl Door {
             expect: Expect::Revision(token.map_or(0, |object| object.mod_rev)),
             change: Change::Put(json(&after)),
         }];
-        let about = &claim.about;
-        let named = self.members.by_name(&about.name).filter(|member| member.node != node);
-        if let Some(member) = named {
-            return Err(Refusal::NameTaken(member.name));
-        }
+        let (about, id) = (&claim.about, node.to_string());
+        let newcomer = Newcomer { node: &id, name: &about.name, replaces: after.replaces.as_deref() };
+        let place = admission::place(&self.picture.view(), &newcomer).map_err(refusal)?;
         let key = Record::key(node);
         let known = state.get(&key);
         let before: Option<Record> = known.and_then(|object| serde_json::from_slice(&object.value).ok());
-        if before.as_ref().is_some_and(|record| record.removed) {
-            return Err(Refusal::Removed);
-        }
-        let subnet = match &before {
-            Some(record) => record.subnet,
-            None => {
-                let (subnet, op) = self.free_subnet(state, node)?;
-                ops.push(op);
-                subnet
+        let mut labels = before.as_ref().map(|record| record.labels.clone()).unwrap_or_default();
+        let subnet = match place {
+            Place::Of(former) => {
+                let of = record_of(state, &former.node);
+                let of = of.ok_or_else(|| Refusal::Unavailable("its members change".into()))?;
+                ops.extend(former.writes.into_iter().map(op));
+                ops.push(Op {
+                    key: format!("{SUBNETS}{}", of.subnet.base()).into(),
+                    expect: Expect::Any,
+                    change: Change::Put(json(&node)),
+                });
+                labels = former.labels;
+                of.subnet
             }
+            Place::Again | Place::New => match &before {
+                Some(record) => record.subnet,
+                None => {
+                    let (subnet, op) = self.free_subnet(state, node)?;
+                    ops.push(op);
+                    subnet
+                }
+            },
         };
         let from = SocketAddr::new(claim.from.ip(), about.listen_port);
         let record = Record {
@@ -134,10 +159,22 @@ impl Door {
             fresh: before.is_none(),
             leaving: false,
             removed: false,
+            expelled: false,
+            departure: None,
+            kept: None,
+            labels,
         };
         let expect = known.map_or(Expect::Absent, |object| Expect::Revision(object.mod_rev));
         ops.push(Op { key: key.into(), expect, change: Change::Put(record.to_bytes().into()) });
         Ok((ops, record))
+    }
+
+    async fn until_not_haunted(&self, name: &str) {
+        let mut revisions = self.picture.revisions();
+        while is_haunted(&self.picture.view(), name) {
+            // Its end is the daemon's.
+            let _ = revisions.changed().await;
+        }
     }
 
     /// The lowest subnet that nobody has, and the claim on it.
@@ -174,18 +211,25 @@ impl Door {
         self.store.propose(ops, Options::default()).await.map(drop).map_err(|error| error.to_string())
     }
 
-    /// Makes a token that lets `uses` machines in for `ttl`.
+    /// Makes a token that lets `uses` machines in for `ttl`, or one that gives the place of the lost member `replaces`.
     pub(crate) async fn mint(
         &self,
         addresses: &[SocketAddr],
         uses: u32,
         ttl: Duration,
+        replaces: Option<String>,
     ) -> Result<Token, String> {
+        if let Some(name) = &replaces {
+            let revision = self.store.read_index(Duration::from_secs(5)).await;
+            self.picture.reach(revision.map_err(|error| error.to_string())?).await;
+            admission::may_give_place(&self.picture.view(), name).map_err(|refusal| refusal.to_string())?;
+        }
         let public = self.authority.public();
         let root = public.members.roots().first().ok_or("the cluster has no root certificate")?;
         let pin = skein_net::ca::Pin::of(root).ok_or("the cluster's root certificate does not parse")?;
         let (token, record) =
             Token::mint(pin, addresses, uses, ttl, clock::system()).map_err(|error| error.to_string())?;
+        let record = TokenRecord { replaces, ..record };
         let op = Op {
             key: format!("{TOKENS}{}", record.id).into(),
             expect: Expect::Absent,
@@ -227,6 +271,20 @@ impl Door {
             }
         }
         Err("the token changes all the time; try again".into())
+    }
+}
+
+fn record_of(state: &State, node: &str) -> Option<Record> {
+    let object = state.get(&format!("{}{node}", roster::PREFIX))?;
+    serde_json::from_slice(&object.value).ok()
+}
+
+/// What the newcomer is told.
+fn refusal(refusal: admission::Refusal) -> Refusal {
+    match refusal {
+        admission::Refusal::NameTaken(name) => Refusal::NameTaken(name),
+        admission::Refusal::Removed => Refusal::Removed,
+        other => Refusal::Denied(other.to_string()),
     }
 }
 

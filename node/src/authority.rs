@@ -29,7 +29,7 @@ use tracing::info;
 
 use crate::clock;
 use crate::home::{Home, Slot};
-use crate::members::Members;
+use crate::members::{Members, Record};
 use crate::wire::{self, Answer, Ask, Client};
 
 /// See the module. Cheap to clone; all clones are one.
@@ -143,7 +143,8 @@ impl Authority {
     /// Who is to keep the authorities, as it is known here.
     fn keepers(&self) -> BTreeSet<NodeId> {
         let voters = self.inner.store.metrics().voters.iter().map(|voter| NodeId(voter.node)).collect();
-        let staying = self.inner.members.present().into_values().filter(|record| !record.leaving);
+        let stays = |record: &Record| !record.leaving && record.departure.is_none();
+        let staying = self.inner.members.present().into_values().filter(stays);
         keepers(&voters, &staying.map(|record| record.node).collect())
     }
 
@@ -266,6 +267,13 @@ fn holders_of(state: &State) -> BTreeMap<NodeId, (u64, Holder)> {
         Some((node, (object.mod_rev, serde_json::from_slice(&object.value).ok()?)))
     });
     holders.collect()
+}
+
+/// Who says that it keeps what is in force.
+pub(crate) fn keeping(state: &State) -> BTreeSet<NodeId> {
+    let trust = trust_of(state).map(|(_, trust)| trust);
+    let keeps = |holder: &Holder| trust.as_ref().is_some_and(|trust| holder.holds.contains(&trust.current));
+    holders_of(state).into_iter().filter(|(_, (_, holder))| keeps(holder)).map(|(node, _)| node).collect()
 }
 
 /// Under which number client certificates of this chain go on record; `None` if no root in `state` signed them.

@@ -5,7 +5,7 @@
 //! stolen authority makes nobody an administrator. Before a node refuses one it asks for the cluster's newest word,
 //! because its replica may be behind: a new kubeconfig works on every node at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -14,14 +14,16 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use skein_apiserver::identity::{Identity, Serial, Shown, Standing, Unconfirmed, WhoMay};
 use skein_control::node::authority::{TRUST, Trust};
+use skein_control::node::roster;
 use skein_net::ca::Chain;
+use skein_net::identity::NodeId;
 use skein_net::join::RateLimit;
 use skein_raft_store::{Change, Expect, Handle, Op, Options, State, TokioRuntime};
 use tokio::sync::watch;
 use tracing::info;
 
 use crate::admission::all_done;
-use crate::{authority, clock};
+use crate::{authority, clock, members};
 
 pub(crate) const PREFIX: &str = "skein/clients//";
 /// More certificates than anybody gives out by hand; each record is some 300 bytes.
@@ -45,6 +47,10 @@ pub(crate) struct Record {
     pub(crate) user: String,
     /// The node that was asked for it.
     pub(crate) node: String,
+    /// Its id: if others end its membership, this certificate ends as well, because whoever had root on it may have kept
+    /// a copy. Builds before this one wrote none.
+    #[serde(default)]
+    pub(crate) node_id: String,
     /// Seconds since 1970.
     pub(crate) issued: u64,
     /// Seconds since 1970.
@@ -72,11 +78,18 @@ impl Record {
         Op { key: Self::key(&self.serial).into(), expect, change: Change::Put(bytes.into()) }
     }
 
-    fn standing(&self, shown: &Shown, counts: impl Fn(u64) -> bool) -> Standing {
+    /// * `counts`: whether what was signed by the clients' root of this number counts.
+    /// * `is_expelled`: whether others have ended the membership of the node with this id.
+    fn standing(
+        &self,
+        shown: &Shown,
+        counts: impl Fn(u64) -> bool,
+        is_expelled: impl Fn(&str) -> bool,
+    ) -> Standing {
         let is_it = |sha256: &String| *sha256 == hex(&shown.sha256);
         match () {
             () if !self.sha256.as_ref().is_none_or(is_it) => Standing::Unknown,
-            () if self.revoked || !counts(self.authority) => Standing::Revoked,
+            () if self.revoked || !counts(self.authority) || is_expelled(&self.node_id) => Standing::Revoked,
             () => Standing::Good,
         }
     }
@@ -93,13 +106,16 @@ struct Book {
     records: BTreeMap<String, Record>,
     /// What the map says of the authorities; all count before it says anything.
     trust: Option<Trust>,
+    /// Ids of nodes whose membership others have ended.
+    expelled: BTreeSet<String>,
 }
 
 impl Book {
     fn standing(&self, shown: &Shown) -> Standing {
         let record = self.records.get(&serial_of(&shown.serial));
         let counts = |number| self.trust.as_ref().is_none_or(|trust| trust.counts(number));
-        record.map_or(Standing::Unknown, |record| record.standing(shown, counts))
+        let is_expelled = |node: &str| self.expelled.contains(node);
+        record.map_or(Standing::Unknown, |record| record.standing(shown, counts, is_expelled))
     }
 }
 
@@ -116,7 +132,10 @@ impl Clients {
             state.range(PREFIX, None).filter_map(|(_, object)| serde_json::from_slice(&object.value).ok());
         let records = records.map(|record: Record| (record.serial.clone(), record)).collect();
         let trust = authority::trust_of(state).map(|(_, trust)| trust);
-        self.book.send_replace(Book { records, trust });
+        let members = state.range(roster::PREFIX, None);
+        let expelled = members.filter(|(_, object)| is_expelled(&object.value));
+        let expelled = expelled.filter_map(|(key, _)| key.strip_prefix(roster::PREFIX)).map(str::to_owned);
+        self.book.send_replace(Book { records, trust, expelled: expelled.collect() });
     }
 
     /// Takes over one change of the map, if it is about a certificate or about what it counts by.
@@ -124,6 +143,14 @@ impl Clients {
         if key == TRUST {
             let trust = value.and_then(|bytes| serde_json::from_slice(bytes).ok());
             return self.book.send_modify(|book| book.trust = trust);
+        }
+        if let Some(node) = key.strip_prefix(roster::PREFIX) {
+            let is_expelled = value.is_some_and(is_expelled);
+            self.book.send_if_modified(|book| match is_expelled {
+                true => book.expelled.insert(node.to_owned()),
+                false => book.expelled.remove(node),
+            });
+            return;
         }
         let Some(serial) = key.strip_prefix(PREFIX) else { return };
         let record = value.and_then(|bytes| serde_json::from_slice(bytes).ok());
@@ -133,9 +160,21 @@ impl Clients {
         });
     }
 
+    /// Those that nobody took back and that came from this node.
+    pub(crate) fn of_node(&self, node: NodeId) -> Vec<Record> {
+        let node = node.to_string();
+        let book = self.book.borrow();
+        book.records.values().filter(|record| record.node_id == node && !record.revoked).cloned().collect()
+    }
+
     /// All of them, the newest last.
     pub(crate) fn list(&self) -> Vec<Record> {
-        let mut records: Vec<Record> = self.book.borrow().records.values().cloned().collect();
+        let book = self.book.borrow();
+        let revoked = |record: &Record| record.revoked || book.expelled.contains(&record.node_id);
+        let records = book.records.values();
+        let mut records: Vec<Record> =
+            records.map(|record| Record { revoked: revoked(record), ..record.clone() }).collect();
+        drop(book);
         records.sort_by(|a, b| (a.issued, &a.serial).cmp(&(b.issued, &b.serial)));
         records
     }
@@ -156,10 +195,11 @@ impl Clients {
         store: &Handle<TokioRuntime>,
         chain: &Chain,
         node: &str,
+        node_id: NodeId,
     ) -> Result<Record, String> {
         let number = authority::clients_number(&store.state(), chain)
             .ok_or("the cluster's authorities are being made anew at this moment; try again")?;
-        let record = record_of(chain, number, node)?;
+        let record = record_of(chain, number, node, node_id)?;
         let now = seconds(clock::system());
         let (expired, in_use): (Vec<Record>, Vec<Record>) =
             self.list().into_iter().partition(|old| old.expires <= now);
@@ -244,7 +284,9 @@ impl WhoMay for Asking {
         let record: Option<Record> = record.and_then(|object| serde_json::from_slice(&object.value).ok());
         let trust = authority::trust_of(&state).map(|(_, trust)| trust);
         let counts = |number| trust.as_ref().is_none_or(|trust| trust.counts(number));
-        Ok(record.map_or(Standing::Unknown, |record| record.standing(shown, counts)))
+        let member = |node: &str| state.get(&format!("{}{node}", roster::PREFIX));
+        let is_expelled = |node: &str| member(node).is_some_and(|object| is_expelled(&object.value));
+        Ok(record.map_or(Standing::Unknown, |record| record.standing(shown, counts, is_expelled)))
     }
 
     async fn until_ended(&self, shown: &Shown) {
@@ -291,6 +333,7 @@ impl Which {
             serial: serial.clone(),
             user: String::new(),
             node: String::new(),
+            node_id: String::new(),
             issued: seconds(now),
             expires: seconds(now + LIFE_MAX),
             revoked: true,
@@ -316,7 +359,11 @@ impl Which {
     }
 }
 
-fn record_of(chain: &Chain, authority: u64, node: &str) -> Result<Record, String> {
+fn is_expelled(member: &[u8]) -> bool {
+    serde_json::from_slice::<members::Record>(member).is_ok_and(|record| record.expelled)
+}
+
+fn record_of(chain: &Chain, authority: u64, node: &str, node_id: NodeId) -> Result<Record, String> {
     let unreadable = "the authority's certificate cannot be read";
     let (identity, _) = Identity::of_certificate(chain.leaf()).ok_or(unreadable)?;
     let shown = Shown::of_certificate(chain.leaf()).ok_or(unreadable)?;
@@ -325,6 +372,7 @@ fn record_of(chain: &Chain, authority: u64, node: &str) -> Result<Record, String
         serial: serial_of(&shown.serial),
         user: identity.user,
         node: node.to_owned(),
+        node_id: node_id.to_string(),
         issued: seconds(clock::system()),
         expires: seconds(validity.until),
         revoked: false,
@@ -358,6 +406,7 @@ mod tests {
             serial: serial.into(),
             user: user.into(),
             node: "one".into(),
+            node_id: "11".repeat(16),
             issued: 1,
             expires: 2,
             revoked,
@@ -418,6 +467,26 @@ mod tests {
         check(&clients, &shown(&[0xab, 0x01]), Standing::Revoked);
         check(&clients, &shown(&[0xcd, 0x02]), Standing::Good);
         assert!(clients.counts(2) && !clients.counts(1));
+    }
+
+    #[test]
+    fn certificates_of_a_node_that_others_took_out_end_with_its_membership() {
+        let clients = Clients::default();
+        put(&clients, &record("ab01", "ann", false));
+        let id = "11".repeat(16);
+        let member = |expelled: bool| {
+            serde_json::json!({
+                "node": id, "store": "0011223344556677", "name": "one", "addresses": [], "subnet": "10.42.0.0/24",
+                "joined_ms": 1, "fresh": false, "removed": true, "expelled": expelled,
+            })
+        };
+        // One that left took its kubeconfigs nowhere.
+        for (expelled, standing) in [(false, Standing::Good), (true, Standing::Revoked)] {
+            let value = member(expelled).to_string();
+            clients.apply(&format!("{}{id}", roster::PREFIX), Some(value.as_bytes()));
+            check(&clients, &shown(&[0xab, 0x01]), standing);
+            assert_eq!(clients.list()[0].revoked, expelled);
+        }
     }
 
     #[test]

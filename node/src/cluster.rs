@@ -11,9 +11,11 @@ use futures::StreamExt;
 use rand::seq::IndexedRandom;
 use skein_api::write::{self, Write, Written};
 use skein_apiserver::cluster::{
-    AT_LEAST_WAIT, Batch, Cluster, Event, Events, Freshness, LogError, LogRequest, LogStream, Snapshot,
-    Unavailable, WatchError,
+    AT_LEAST_WAIT, Batch, Cluster, Event, Events, Freshness, LogError, LogRequest, LogStream, NodeDeletion,
+    Snapshot, Unavailable, WatchError,
 };
+use skein_control::node::{departure, roster};
+use skein_control::view::View;
 use skein_net::endpoint::{Class, Endpoint};
 use skein_net::identity::NodeId;
 use skein_raft_store::{
@@ -136,6 +138,23 @@ impl Cluster for Here {
             Some((piece, stream))
         })
         .boxed())
+    }
+
+    fn node_deletion(&self, snapshot: &dyn Snapshot, name: &str) -> Result<NodeDeletion, String> {
+        // Of the map only what the decision is about.
+        let mut view = View::default();
+        for (key, bytes, revision) in snapshot.range(roster::PREFIX, None, usize::MAX) {
+            view.apply(&key, Some(&bytes), revision);
+        }
+        let key = format!("core/nodes//{name}");
+        if let Some((bytes, revision)) = snapshot.get(&key) {
+            view.apply(&key, Some(&bytes), revision);
+        }
+        let meant = departure::node_deletion(&view, name, self.store.stamp_ms())?;
+        Ok(match meant {
+            departure::NodeDeletion::Object => NodeDeletion::Object,
+            departure::NodeDeletion::Membership(writes) => NodeDeletion::Membership(writes),
+        })
     }
 
     fn now(&self) -> jiff::Timestamp {

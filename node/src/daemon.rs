@@ -39,9 +39,10 @@ use crate::clients::Clients;
 use crate::clock::{self, ClusterTime};
 use crate::clocks::{self, CLOCK_DATAGRAM};
 use crate::cluster::Here;
+use crate::departures::{Departures, Out, until_out};
 use crate::disk;
 use crate::home::{Home, Membership};
-use crate::leader::Voters;
+use crate::leader::{Needs, Voters};
 use crate::members::{self, Members, Record};
 use crate::picture::Picture;
 use crate::planner::{Desk, Planner};
@@ -129,26 +130,37 @@ pub(crate) async fn run(
 ) -> Result<(), Failure> {
     let node = Node::start(config, identity, membership, chain, stopping.clone()).await?;
     started(&node);
-    let deposed = tokio::select! {
-        () = stopping.cancelled() => None,
-        reason = node.gossip.deposed() => Some(reason),
+    let mut out = node.out.subscribe();
+    let ended = tokio::select! {
+        () = stopping.cancelled() => Ok(None),
+        reason = node.gossip.deposed() => Err(reason),
+        out = out.wait_for(Option::is_some) => Ok(out.ok().and_then(|out| *out)),
     };
     let remains = node.remains.clone();
     let (home, me) = (node.home.clone(), node.endpoint.node());
+    let cluster = node.membership.public.cluster.name.clone();
+    if let Ok(Some(out)) = ended {
+        info!(?out, "this node is no member any more");
+    }
     node.stop().await;
-    if let Some(aside) = home.left()? {
+    let aside = home.left()?;
+    if aside.is_some() || matches!(ended, Ok(Some(_))) {
+        // What it ran is made anew elsewhere.
         remains.clear().await;
+    }
+    if let Some(aside) = aside {
         home.set_aside(&aside)?;
         info!(aside = %aside.display(), "has left");
     }
-    match deposed {
-        Some(reason) => {
+    match ended {
+        Ok(Some(Out::Removed)) => Err(removed(&cluster, home.dir()).into()),
+        Ok(Some(Out::Left) | None) => Ok(()),
+        Err(reason) => {
             if let Deposed::RolledBack { generation } = reason {
                 outlive_copy(&home, me, generation)?;
             }
             Err(reason.into())
         }
-        None => Ok(()),
     }
 }
 
@@ -167,6 +179,15 @@ pub(crate) fn outlive_copy(home: &Home, me: NodeId, generation: u64) -> Result<(
     Ok(())
 }
 
+/// What a machine is told whose membership others have ended, each time it is started.
+fn removed(cluster: &str, dir: &std::path::Path) -> String {
+    format!(
+        "this node was removed from cluster {cluster:?} and stays out; to let this machine join again, move {} away and run \
+         `skein join TOKEN` with a new token",
+        dir.display()
+    )
+}
+
 /// The parts of a running node that others speak to.
 pub(crate) struct Node {
     pub(crate) store: Handle<TokioRuntime>,
@@ -178,6 +199,8 @@ pub(crate) struct Node {
     pub(crate) membership: Membership,
     home: Home,
     remains: Remains,
+    /// That this node is no member any more.
+    out: watch::Sender<Option<Out>>,
     stopping: CancellationToken,
     tasks: TaskTracker,
 }
@@ -316,6 +339,7 @@ impl Node {
             store: store.clone(),
             authority: authority.clone(),
             members: members.clone(),
+            picture: picture.clone(),
             incarnation: membership.tag().incarnation,
             cluster: POD_NETWORK.parse().expect("a network in CIDR notation"),
             endpoint: Arc::new(OnceLock::from(endpoint.clone())),
@@ -356,6 +380,7 @@ impl Node {
             members: members.clone(),
         };
 
+        let (needs, needs_seen) = watch::channel(Needs::default());
         let (watch, watchful, verdicts) = Watch::new(
             store.clone(),
             endpoint.clone(),
@@ -367,7 +392,35 @@ impl Node {
         let voting = watch::Sender::new(None);
         let (clock_shell, clocks, time_known) =
             clocks::Shell::new(store.clone(), endpoint.clone(), members.clone());
+        let departures = Departures {
+            store: store.clone(),
+            endpoint: endpoint.clone(),
+            gossip: gossip.clone(),
+            members: members.clone(),
+            picture: picture.clone(),
+            verdicts: verdicts.clone(),
+            needs: needs_seen.clone(),
+        };
+        let out = watch::Sender::new(None);
+        tasks.spawn({
+            let (out, until_out) = (out.clone(), until_out(endpoint.clone(), members.clone()));
+            let (stopping, home) = (stopping.clone(), home.clone());
+            async move {
+                let why = tokio::select! {
+                    why = until_out => why,
+                    () = stopping.cancelled() => return,
+                };
+                // Where its daemon dies before it has ended, the next one knows.
+                if why == Out::Left
+                    && let Err(error) = home.leave()
+                {
+                    error!(error = %ErrorChain(&error), "could not note that this node has left");
+                }
+                out.send_replace(Some(why));
+            }
+        });
         endpoint.serve(Arc::new(Dispatch {
+            departures: departures.clone(),
             members: members.clone(),
             store: store.clone(),
             gossip: gossip.clone(),
@@ -417,7 +470,13 @@ impl Node {
         let pressures = pressure::watch(&tasks, home.dir().to_owned(), stopping.clone());
         tasks.spawn(keep_addresses(home.clone(), book, stopping.clone()));
         let (pem, ca_pem) = watch::channel(authority.public().members.to_pem().into());
-        let desk = Desk { picture: picture.clone(), verdicts, ca_pem, kubernetes_ip: KUBERNETES_IP.into() };
+        let desk = Desk {
+            picture: picture.clone(),
+            verdicts,
+            needs: needs_seen,
+            ca_pem,
+            kubernetes_ip: KUBERNETES_IP.into(),
+        };
         let planner = Planner { store: store.clone(), time_known, desk };
         tasks.spawn(planner.run(stopping.clone()));
         let voters = Voters {
@@ -426,6 +485,7 @@ impl Node {
             picture: picture.clone(),
             gossiped: gossip.members(),
             voting: voting.clone(),
+            needs,
         };
         tasks.spawn(voters.run(stopping.clone()));
         tasks.spawn(authority.clone().run(gossip.members(), stopping.clone()));
@@ -540,6 +600,8 @@ impl Node {
             },
             voting: voting.subscribe(),
             membership: membership.clone(),
+            departures,
+            out: out.clone(),
             server,
             warnings: [missing, weaker].concat(),
             stopping: stopping.clone(),
@@ -556,6 +618,7 @@ impl Node {
             membership,
             home,
             remains,
+            out,
             stopping,
             tasks,
         })
@@ -566,14 +629,17 @@ impl Node {
         info!("stopping");
         self.stopping.cancel();
         let stopping = async {
-            // A leader that hands over costs the cluster milliseconds, one that falls silent a second.
-            self.store.transfer_leader(None).await;
-            // The others are told that this is on purpose: 30 s instead of five.
-            if let Some(leader) =
-                self.store.metrics().leader.filter(|leader| leader.node != self.endpoint.node().0)
-            {
-                let _: Result<Answer<()>, String> =
-                    wire::ask(&self.endpoint, NodeId(leader.node), &Ask::Restarting).await;
+            // A leader that hands over costs the cluster milliseconds, one that falls silent a second. Whoever is no
+            // member any more is heard by nobody.
+            if self.out.borrow().is_none() {
+                self.store.transfer_leader(None).await;
+                // The others are told that this is on purpose: 30 s instead of five.
+                if let Some(leader) =
+                    self.store.metrics().leader.filter(|leader| leader.node != self.endpoint.node().0)
+                {
+                    let _: Result<Answer<()>, String> =
+                        wire::ask(&self.endpoint, NodeId(leader.node), &Ask::Restarting).await;
+                }
             }
             self.tasks.close();
             self.tasks.wait().await;
@@ -608,6 +674,10 @@ async fn found(
         fresh: false,
         leaving: false,
         removed: false,
+        expelled: false,
+        departure: None,
+        kept: None,
+        labels: std::collections::BTreeMap::new(),
     };
     door.found(&record).await?;
     home.set_membership(&Membership { founding: false, ..membership.clone() })?;
@@ -664,7 +734,7 @@ async fn part_with_removed(
     let mut revisions = picture.revisions();
     let mut parted = std::collections::BTreeSet::new();
     loop {
-        for node in members.removed() {
+        for node in members.removed().into_keys() {
             if !parted.insert(node) {
                 continue;
             }
@@ -750,6 +820,7 @@ impl skein_net::join::Admission for LateDoor {
 
 /// What other nodes send ends here.
 struct Dispatch {
+    departures: Departures,
     members: Members,
     store: Handle<TokioRuntime>,
     gossip: gossip::service::Handle,
@@ -775,6 +846,7 @@ impl Service for Dispatch {
         }
         if kind == wire::ASK {
             let answer = Answering {
+                departures: self.departures.clone(),
                 members: self.members.clone(),
                 store: self.store.clone(),
                 watchful: self.watchful.clone(),
@@ -804,6 +876,7 @@ impl Service for Dispatch {
 
 /// One question of another node.
 struct Answering {
+    departures: Departures,
     members: Members,
     store: Handle<TokioRuntime>,
     watchful: watchfulness::Inbox,
@@ -852,6 +925,7 @@ impl Answering {
                 let voting: Answer<Voting> = self.voting.borrow().clone().ok_or("it does not lead".into());
                 wire::encode(&voting)
             }
+            Ask::Depart { name, cause } => wire::encode(&self.departures.decide(&name, cause).await),
             Ask::Restarting => {
                 self.watchful.announced(peer);
                 let done: Answer<()> = Ok(());

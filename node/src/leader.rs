@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use skein_control::node::departure::{self, Electorate};
 use skein_control::node::roster::PREFIX;
 use skein_control::voters::{self, Logs, Member, Membership, Memory, Seen, Waiting};
 use skein_net::gossip::service::Members as Gossiped;
@@ -14,6 +15,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::authority::keeping;
 use crate::clock;
 use crate::disk;
 use crate::members::{self, Members, Record};
@@ -29,6 +31,25 @@ const SEE_EVERY: Duration = Duration::from_secs(2);
 const OFFICE_MAX: Duration = Duration::from_secs(5);
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
+/// Of each voter that the leader could not let go the names of those that would have to be up for it; nodes by
+/// their ids. `None` until a leader has looked.
+pub(crate) type Needs = Option<Arc<BTreeMap<String, BTreeSet<String>>>>;
+
+/// What the leader knows of the log; nothing while another one leads, or before it has looked at the voters.
+pub(crate) fn electorate(store: &Handle<TokioRuntime>, needs: &Needs) -> Electorate {
+    let metrics = store.metrics();
+    let Some(needs) = needs.as_ref().filter(|_| metrics.leads()) else { return Electorate::default() };
+    let id = |voter: &VoterId| NodeId(voter.node).to_string();
+    let in_log = store.voter_sets().into_iter().flatten().chain(metrics.learners);
+    Electorate {
+        leader: id(&metrics.voter),
+        voters: metrics.voters.iter().map(id).collect(),
+        in_log: in_log.map(|voter| id(&voter)).chain(metrics.voters.iter().map(id)).collect(),
+        holders: keeping(&store.state()).iter().map(NodeId::to_string).collect(),
+        needs: (**needs).clone(),
+    }
+}
+
 /// Chooses the voters.
 pub(crate) struct Voters {
     pub(crate) store: Handle<TokioRuntime>,
@@ -37,6 +58,7 @@ pub(crate) struct Voters {
     pub(crate) gossiped: watch::Receiver<Arc<Gossiped>>,
     /// What the leader says of the voters; `None` while another node leads.
     pub(crate) voting: watch::Sender<Option<Voting>>,
+    pub(crate) needs: watch::Sender<Needs>,
 }
 
 impl Voters {
@@ -57,8 +79,14 @@ impl Voters {
                 };
             }
             match office.filter(|term| leads && *term == metrics.term) {
-                Some(_) => self.look(&mut memory).await,
-                None => drop(self.see(&mut memory, &metrics)),
+                Some(_) => {
+                    self.look(&mut memory).await;
+                    self.hand_over().await;
+                }
+                None => {
+                    self.see(&mut memory, &metrics);
+                    self.tell(None);
+                }
             }
             tokio::select! {
                 () = stopping.cancelled() => return,
@@ -82,36 +110,21 @@ impl Voters {
         (metrics.leads() && metrics.term == term).then_some(term)
     }
 
-    /// Ends the membership of those who asked to leave, are out, and went away before they could say so.
-    async fn let_go(&self, metrics: &skein_raft_store::Metrics) {
-        let state = self.store.state();
-        let gossiped = self.gossiped.borrow().clone();
-        let gone =
-            |record: &Record| !gossiped.get(&record.node).is_some_and(|member| member.state.is_active());
-        for record in self.members.present().into_values().filter(|record| record.leaving && gone(record)) {
-            let voter = members::voter(&record);
-            if metrics.has_log(voter) || metrics.joint {
-                continue;
-            }
-            let Some(object) = state.get(&Record::key(record.node)) else { continue };
-            let gone = Record { removed: true, ..record.clone() };
-            let ops = vec![
-                Op {
-                    key: Record::key(record.node).into(),
-                    expect: Expect::Revision(object.mod_rev),
-                    change: Change::Put(gone.to_bytes().into()),
-                },
-                Op {
-                    key: format!("core/nodes//{}", record.name).into(),
-                    expect: Expect::Any,
-                    change: Change::Delete,
-                },
-            ];
-            match self.store.propose(ops, Options::default()).await {
-                Ok(_) => info!(peer = %record.node, name = record.name, "a node left"),
-                Err(error) => warn!(peer = %record.node, %error, "could not let a node go yet"),
-            }
+    /// Lets another one lead if this node is on its way out.
+    async fn hand_over(&self) {
+        let record = self.members.get(NodeId(self.store.voter().node));
+        if record.is_some_and(|record| departure::hands_over(&record)) {
+            self.store.transfer_leader(None).await;
         }
+    }
+
+    /// Notes which voters could not be let go now, and for want of whom.
+    fn tell(&self, needs: Needs) {
+        self.needs.send_if_modified(|known| {
+            let is_new = *known != needs;
+            *known = needs;
+            is_new
+        });
     }
 
     /// How every store stands as this node sees it, and since when.
@@ -140,12 +153,18 @@ impl Voters {
 
     async fn look(&self, memory: &mut Memory<VoterId>) {
         let metrics = self.store.metrics();
-        self.let_go(&metrics).await;
         let members = self.see(memory, &metrics);
         if !metrics.leads() {
             return;
         }
         let (now, me, membership) = (clock::boot(), metrics.voter, membership(&metrics));
+        let name = |store: &VoterId| self.members.get(NodeId(store.node)).map(|record| record.name);
+        let needs = membership.voters.iter().filter_map(|voter| {
+            let needed = voters::needed_to_let_go(now, me, &members, &membership, *voter);
+            let names: BTreeSet<String> = needed.iter().filter_map(name).collect();
+            (!needed.is_empty()).then(|| (NodeId(voter.node).to_string(), names))
+        });
+        self.tell(Some(Arc::new(needs.collect())));
         let last_voluntary = memory.last_voluntary();
         self.say(&voters::waiting(now, me, &members, &membership, last_voluntary), &members, now);
         let change = voters::plan(now, me, &members, &membership, voters::LEARNERS_MAX, last_voluntary);

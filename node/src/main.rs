@@ -14,6 +14,7 @@ mod clock;
 mod clocks;
 mod cluster;
 mod daemon;
+mod departures;
 mod disk;
 mod gateway;
 mod home;

@@ -1,6 +1,6 @@
 //! The replicated node set ([`roster`]) as the shells read it: who is trusted, and under which name.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use skein_control::node::roster::{self, PREFIX};
@@ -8,6 +8,7 @@ use skein_net::identity::{NodeId, StoreId};
 use skein_net::tls::{Standing, Trust};
 use skein_podnet::Subnet;
 use skein_raft_store::{State, VoterId};
+use tokio::sync::watch;
 
 /// What the cluster remembers of one node.
 pub(crate) type Record = roster::Record<NodeId, StoreId, Subnet>;
@@ -21,6 +22,7 @@ pub(crate) fn voter(record: &Record) -> VoterId {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Members {
     records: Arc<RwLock<BTreeMap<NodeId, Record>>>,
+    edition: Arc<watch::Sender<u64>>,
 }
 
 impl Members {
@@ -29,6 +31,7 @@ impl Members {
         let records =
             state.range(PREFIX, None).filter_map(|(_, object)| serde_json::from_slice(&object.value).ok());
         *self.write() = records.map(|record: Record| (record.node, record)).collect();
+        self.edition.send_modify(|edition| *edition += 1);
     }
 
     /// Takes over one change of the map, if it is about a member. Returns whether it was.
@@ -38,7 +41,13 @@ impl Members {
             Some(record) => self.write().insert(node, record),
             None => self.write().remove(&node),
         };
+        self.edition.send_modify(|edition| *edition += 1);
         true
+    }
+
+    /// Wakes with each change of the set.
+    pub(crate) fn editions(&self) -> watch::Receiver<u64> {
+        self.edition.subscribe()
     }
 
     /// Everybody who is a member, by id.
@@ -57,14 +66,20 @@ impl Members {
     }
 
     pub(crate) fn get(&self, node: NodeId) -> Option<Record> {
+        self.ever(node).filter(|record| !record.removed)
+    }
+
+    /// Also of one that is no member any more.
+    pub(crate) fn ever(&self, node: NodeId) -> Option<Record> {
         let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
-        records.get(&node).filter(|record| !record.removed).cloned()
+        records.get(&node).cloned()
     }
 
     /// Everybody who was a member and is none any more.
-    pub(crate) fn removed(&self) -> BTreeSet<NodeId> {
+    pub(crate) fn removed(&self) -> BTreeMap<NodeId, Record> {
         let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
-        records.iter().filter(|(_, record)| record.removed).map(|(id, _)| *id).collect()
+        let removed = records.iter().filter(|(_, record)| record.removed);
+        removed.map(|(id, record)| (*id, record.clone())).collect()
     }
 
     pub(crate) fn by_name(&self, name: &str) -> Option<Record> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use skein_api::write::{Change, Expect, Write};
 use skein_control::chance::Chance;
+use skein_control::node::departure::Electorate;
 use skein_control::plan::{Agenda, Fate, Next, Plan, Round};
 use skein_raft_store::{
     Answer, Changes, Handle, Op, Options, Outcome, ProposeError, ReadError, TokioRuntime,
@@ -21,6 +22,7 @@ use tracing::{debug, warn};
 
 use crate::admission::all_done;
 use crate::cluster::op;
+use crate::leader::{Needs, electorate};
 use crate::picture::Picture;
 use crate::watchfulness::Verdicts;
 
@@ -43,6 +45,7 @@ pub(crate) struct Planner {
 pub(crate) struct Desk {
     pub(crate) picture: Picture,
     pub(crate) verdicts: watch::Receiver<Verdicts>,
+    pub(crate) needs: watch::Receiver<Needs>,
     /// The roots by which programs in pods know the API; every namespace has a copy.
     pub(crate) ca_pem: watch::Receiver<Arc<str>>,
     pub(crate) kubernetes_ip: Arc<str>,
@@ -52,6 +55,8 @@ pub(crate) struct Desk {
 trait Office {
     /// The time by which plans are made: earlier than what was stamped before only where a wrong clock stamped that.
     fn stamp(&self) -> Timestamp;
+    /// What it knows of the log.
+    fn electorate(&self, needs: &Needs) -> Electorate;
     /// Whether this node still leads in it.
     fn lasts(&self) -> bool;
     /// Waits, until that may have changed. `false` once the store has stopped.
@@ -110,7 +115,7 @@ impl Desk {
         let mut revisions = self.picture.revisions();
         let mut agenda = Agenda::default();
         while office.lasts() {
-            let mut plan = self.plan(&mut agenda, office.stamp()).await;
+            let mut plan = self.plan(&mut agenda, office).await;
             for left_out in &plan.left_out {
                 warn!(key = %left_out.about, why = %left_out.why, "left out of all plans");
             }
@@ -141,16 +146,19 @@ impl Desk {
     }
 
     /// Plans on a thread that nothing else waits for.
-    async fn plan(&mut self, agenda: &mut Agenda, now: Timestamp) -> Plan {
+    async fn plan(&mut self, agenda: &mut Agenda, office: &impl Office) -> Plan {
         let (view, changed) = self.picture.take_changed();
         let verdicts = self.verdicts.borrow_and_update().clone();
+        let electorate = office.electorate(&self.needs.borrow_and_update());
+        let now = office.stamp();
         let ca_pem = self.ca_pem.borrow_and_update().clone();
         let kubernetes_ip = self.kubernetes_ip.clone();
         let mut taken = std::mem::take(agenda);
         let planning = tokio::task::spawn_blocking(move || {
             let chance = Chance(rand::random());
             let (ca_pem, kubernetes_ip) = (&ca_pem, &kubernetes_ip);
-            let round = Round { now, chance, verdicts: &verdicts, ca_pem, kubernetes_ip };
+            let round =
+                Round { now, chance, verdicts: &verdicts, electorate: &electorate, ca_pem, kubernetes_ip };
             taken.add(changed);
             let plan = taken.plan(&view, &round);
             (taken, plan)
@@ -178,6 +186,7 @@ impl Desk {
                 self.picture.begin_noting();
                 true
             }
+            Ok(()) = self.needs.changed() => true,
             _ = revisions.changed() => true,
             goes_on = office.pause(time) => goes_on,
         }
@@ -285,6 +294,10 @@ impl Office for Term {
         Timestamp::from_millisecond(self.store.stamp_ms() as i64).unwrap_or_default()
     }
 
+    fn electorate(&self, needs: &Needs) -> Electorate {
+        electorate(&self.store, needs)
+    }
+
     fn lasts(&self) -> bool {
         let metrics = self.store.metrics();
         metrics.term == self.term && metrics.leads()
@@ -354,8 +367,9 @@ mod tests {
         fn desk(&self) -> (Desk, watch::Sender<Verdicts>) {
             let (sender, verdicts) = watch::channel(Verdicts::default());
             let picture = self.picture.clone();
+            let (_, needs) = watch::channel(Needs::default());
             let ca_pem = watch::channel("ca".into()).1;
-            (Desk { picture, verdicts, ca_pem, kubernetes_ip: "10.43.0.1".into() }, sender)
+            (Desk { picture, verdicts, needs, ca_pem, kubernetes_ip: "10.43.0.1".into() }, sender)
         }
 
         /// Applies a command: all or nothing.
@@ -417,6 +431,10 @@ mod tests {
         fn stamp(&self) -> Timestamp {
             self.looks.send_modify(|looks| *looks += 1);
             Timestamp::from_millisecond(*self.now_ms.borrow()).expect("in range")
+        }
+
+        fn electorate(&self, _: &Needs) -> Electorate {
+            Electorate::default()
         }
 
         fn lasts(&self) -> bool {

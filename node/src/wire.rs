@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use skein_control::node::departure::Cause;
 use skein_net::ca::{ApiNames, Chain};
 use skein_net::endpoint::{Class, Endpoint};
 use skein_net::identity::NodeId;
@@ -47,12 +48,14 @@ pub(crate) enum Ask {
     /// The asker restarts on purpose and will be back.
     Restarting,
     /// Whether the asker, which wants to leave, is out: no vote and no log any more. It learns that from
-    /// others only, because nothing is sent to it any more.
+    /// others only, because nothing is sent to it any more. Asked by older builds.
     HaveLeft,
     /// How the voters stand, as the leader sees them. To the leader.
     Voting,
     /// One edition of the authorities, by its fingerprint; only voters get it, from whoever keeps it.
     Edition(String),
+    /// Let this member go. To the leader.
+    Depart { name: String, cause: Cause },
 }
 
 /// Which output of which container.

@@ -17,6 +17,7 @@ mod house;
 mod identity;
 mod images;
 mod kubectl;
+mod members;
 mod neighbours;
 mod pods;
 mod user;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         images::TESTS,
         failover::TESTS,
         finding::TESTS,
+        members::TESTS,
         addresses::TESTS,
         neighbours::TESTS,
         disk::TESTS,

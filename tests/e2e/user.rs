@@ -63,9 +63,11 @@ impl<'a> User<'a> {
         std::fs::write(home.path().join("kubeconfig"), config).expect("the kubeconfig is written");
         let parsed: Value = serde_norway::from_str(config).expect("the kubeconfig is YAML");
         let contexts = parsed["contexts"].as_array().cloned().unwrap_or_default();
-        let named = contexts.iter().filter_map(|context| context["name"].as_str());
-        let context = named.into_iter().find(|name| name.ends_with(&format!("-{node}")));
-        let context = context.unwrap_or_else(|| panic!("no context for {node} in {config}")).to_owned();
+        let named: Vec<&str> = contexts.iter().filter_map(|context| context["name"].as_str()).collect();
+        // Of a single node there is one, called like the cluster.
+        let is_its = |name: &&&str| named.len() == 1 || name.ends_with(&format!("-{node}"));
+        let context = named.iter().find(is_its);
+        let context = context.unwrap_or_else(|| panic!("no context for {node} in {config}")).to_string();
         User { house, program: program.to_owned(), context, namespace: namespace.to_owned(), home }
     }
 

@@ -17,7 +17,7 @@ use skein_api::write::{Change, Expect, Write};
 use skein_control::homecoming::{self, Homecoming};
 use skein_control::node::roster::as_member;
 use skein_control::pod::report::{Name, Report, Reports};
-use skein_control::pod::{ContainerState, Effect, Image, Input, PodLife, StartError};
+use skein_control::pod::{ContainerState, Effect, Image, Input, PodLife, StartError, is_given_up};
 use skein_control::time::Instant;
 use skein_raft_store::sim::SimRt;
 use skein_raft_store::{Options, Outcome};
@@ -190,6 +190,9 @@ impl Agent {
         let mut bound = self.bound_here();
         let has_log = self.homecoming.is_home() || has_log(&self.site);
         bound.retain(|uid, _| self.lives.contains_key(uid) || self.homecoming.may_begin(uid, has_log));
+        let runs =
+            |uid: &String| self.site.world.machine(self.site.number, |machine| machine.found(uid).is_some());
+        bound.retain(|uid, pod| !is_given_up(pod) || self.lives.contains_key(uid) || runs(uid));
         for (uid, pod) in &bound {
             if !self.lives.contains_key(uid) {
                 let found = self.site.world.machine(self.site.number, |machine| machine.found(uid));

@@ -34,5 +34,9 @@ pub(crate) fn record(number: usize, address: SocketAddr) -> Record {
         fresh: true,
         leaving: false,
         removed: false,
+        expelled: false,
+        departure: None,
+        kept: None,
+        labels: std::collections::BTreeMap::new(),
     }
 }

@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use skein_api::write::{self, Write};
 use skein_control::chance::Chance;
+use skein_control::node::departure::Electorate;
 use skein_control::plan::{Agenda, Fate, Next, Round};
 use skein_control::voters::{self, Logs, Member, Membership, Memory, Seen, Standing};
 use skein_net::identity::{NodeId, StoreId};
@@ -59,7 +60,15 @@ async fn lead(site: &Site, term: u64, chance: &mut StdRng) -> bool {
         agenda.add(changed);
         let verdicts = site.verdicts.lock().unwrap().clone();
         let (now, chance) = (stamp(site), Chance(chance.random()));
-        let round = Round { now, chance, verdicts: &verdicts, ca_pem: "ca", kubernetes_ip: "10.0.0.1" };
+        let electorate = Electorate::default();
+        let round = Round {
+            now,
+            chance,
+            verdicts: &verdicts,
+            electorate: &electorate,
+            ca_pem: "ca",
+            kubernetes_ip: "10.0.0.1",
+        };
         let mut plan = agenda.plan(&view, &round);
         let next = if plan.writes.is_empty() {
             Next::Wait

@@ -32,6 +32,8 @@ const KIND_MAX: Duration = Duration::from_secs(5);
 const HELLO_MAX: Duration = Duration::from_secs(5);
 /// How long it stays open for a node of elsewhere, until that one has heard so.
 const PARTING_MAX: Duration = Duration::from_millis(500);
+/// The TLS alert `certificate_revoked`, with which a server refuses a removed client (RFC 8446 §6.2).
+const CERTIFICATE_REVOKED: u8 = 44;
 
 /// Takes connections until the endpoint shuts down.
 pub(super) async fn run(endpoint: Endpoint) {
@@ -110,6 +112,10 @@ pub(super) fn attend(endpoint: &Endpoint, link: Arc<Link>) {
     endpoint.spawn(async move {
         if let Err(error) = talk(&this, &link).await {
             tracing::debug!(peer = %link.peer, %error, "a connection ended");
+            if is_dismissal(&error) {
+                tracing::debug!(peer = %link.peer, "a member says that this node was removed");
+                this.0.dismissed.send_replace(true);
+            }
         }
         this.links().remove(&link);
     });
@@ -126,6 +132,10 @@ async fn talk(endpoint: &Endpoint, link: &Arc<Link>) -> Result<(), quinn::Connec
     };
     let said = tokio::spawn(say(connection.clone(), hello));
     let Ok(Some(hello)) = timeout(HELLO_MAX, hear(connection)).await else {
+        // What the other end gave as its reason: closing it here as well would put another one in its place.
+        if let Some(reason) = connection.close_reason() {
+            return Err(reason);
+        }
         connection.close(code::NOT_ADMITTED, b"no hello");
         return Err(connection.closed().await);
     };
@@ -154,6 +164,18 @@ async fn talk(endpoint: &Endpoint, link: &Arc<Link>) -> Result<(), quinn::Connec
                 endpoint.spawn(hand_over(service.clone(), link.clone(), send, receive));
             }
         }
+    }
+}
+
+/// Whether the member at the other end of this connection has said that this node was removed. Both have proved who
+/// they are by then: a refusal in the middle of a handshake could be anybody's.
+fn is_dismissal(error: &quinn::ConnectionError) -> bool {
+    match error {
+        quinn::ConnectionError::ApplicationClosed(close) => close.error_code == code::REMOVED,
+        quinn::ConnectionError::ConnectionClosed(close) => {
+            close.error_code == quinn::TransportErrorCode::crypto(CERTIFICATE_REVOKED)
+        }
+        _ => false,
     }
 }
 

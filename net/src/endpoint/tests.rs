@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use rustls::{SignatureScheme, client::ResolvesClientCert, sign::CertifiedKey};
 use tokio::{
     runtime::Runtime,
@@ -280,6 +281,20 @@ async fn a_removed_member_loses_its_connection_and_gets_no_new_one() {
         assert!(answer.is_err());
     }
     assert!(b.endpoint.connected().is_empty());
+    timeout(PATIENCE, a.endpoint.dismissed()).await.expect("it is told so");
+}
+
+/// Its daemon did not run when it was removed, or its disk was copied.
+#[tokio::test]
+async fn a_removed_member_that_comes_back_is_told_so_by_whoever_it_calls() {
+    let ca = founded();
+    let (one, two) = (Node::of(&ca), Node::of(&ca));
+    let (a, b) = (up(&one), up(&two));
+    a.knows(&b);
+    two.trust.set(one.id(), Standing::Removed);
+    a.endpoint.datagram(b.endpoint.node(), 1, Bytes::from_static(b"x"));
+    timeout(PATIENCE, a.endpoint.dismissed()).await.expect("it is told so");
+    assert!(b.endpoint.dismissed().now_or_never().is_none());
 }
 
 #[tokio::test]

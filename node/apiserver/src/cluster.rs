@@ -26,6 +26,11 @@ pub trait Cluster: Send + Sync + 'static {
     /// What a container printed, from the node that runs it.
     async fn logs(&self, node: &str, request: LogRequest) -> Result<LogStream, LogError>;
 
+    /// What the deletion of a Node object means by `snapshot`; the error is for the client.
+    fn node_deletion(&self, _snapshot: &dyn Snapshot, _name: &str) -> Result<NodeDeletion, String> {
+        Ok(NodeDeletion::Object)
+    }
+
     /// The time that goes into objects.
     fn now(&self) -> jiff::Timestamp;
 
@@ -34,6 +39,15 @@ pub trait Cluster: Send + Sync + 'static {
 
     /// Five random characters for `generateName`, of the alphabet `bcdfghjklmnpqrstvwxz2456789`.
     fn suffix(&self) -> String;
+}
+
+/// What the deletion of a Node object means.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum NodeDeletion {
+    /// The object goes, and nothing else.
+    Object,
+    /// These writes end the membership of its machine; the object goes with it.
+    Membership(Vec<Write>),
 }
 
 /// How fresh a picture must be.

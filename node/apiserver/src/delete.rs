@@ -9,7 +9,7 @@ use skein_api::status::{self, Status};
 use skein_api::write::Write;
 
 use crate::api::{Answer, Api, Call};
-use crate::cluster::{Freshness, Snapshot};
+use crate::cluster::{Freshness, NodeDeletion, Snapshot};
 use crate::commit::{Step, unavailable};
 use crate::query::{self, ListOptions, Query};
 use crate::read::{self, Filter};
@@ -86,6 +86,16 @@ impl Api {
                     return Err(Status::conflict(kind, name, &precondition_failed(options, revision)));
                 }
                 gone = None;
+                if kind.kind == "Node" {
+                    let meant = self.cluster.node_deletion(snapshot, name);
+                    match meant.map_err(|why| Status::forbidden(kind, name, &why))? {
+                        NodeDeletion::Object => {}
+                        NodeDeletion::Membership(writes) if writes.is_empty() => {
+                            return Ok(Step::Unchanged { object: old, revision });
+                        }
+                        NodeDeletion::Membership(writes) => return Ok(Step::Write { writes, object: old }),
+                    }
+                }
                 Ok(match object::prepare_delete(kind, &old, options, now)? {
                     Deletion::Remove => {
                         gone = Some(old["metadata"]["uid"].as_str().unwrap_or_default().to_owned());

@@ -29,6 +29,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use skein_api::write::Change;
 use skein_control::chance::Chance;
+use skein_control::node::departure::Electorate;
 use skein_control::node_health::Verdict;
 use skein_control::plan::{Bounds, Plan, Round, plan};
 use skein_control::pod::{Input, PodLife};
@@ -44,6 +45,7 @@ struct Cluster {
     view: View,
     changed: Changed,
     verdicts: BTreeMap<String, Verdict>,
+    electorate: Electorate,
     revision: u64,
     rounds: u128,
 }
@@ -54,6 +56,7 @@ impl Cluster {
             view: View::default(),
             changed: Changed::All,
             verdicts: BTreeMap::new(),
+            electorate: Electorate { leader: "nobody".to_owned(), ..Electorate::default() },
             revision: 0,
             rounds: 0,
         };
@@ -134,6 +137,7 @@ impl Cluster {
             now: Timestamp::from_second(1_700_000_000).expect("in range"),
             chance: Chance(self.rounds),
             verdicts: &self.verdicts,
+            electorate: &self.electorate,
             ca_pem: "pem",
             kubernetes_ip: "10.43.0.1",
         };

@@ -18,6 +18,7 @@ use crate::chance::Chance;
 pub use crate::draft::{LeftOut, Obstacle};
 
 use crate::draft::{Draft, Finished};
+use crate::node::departure::{self, Electorate};
 use crate::node::roster;
 use crate::node_health::Verdict;
 use crate::size::Size;
@@ -33,6 +34,8 @@ pub struct Round<'a> {
     pub chance: Chance,
     /// What the judge says about each node, by name. A node without a verdict is left as it is.
     pub verdicts: &'a BTreeMap<String, Verdict>,
+    /// What the leader knows of the log.
+    pub electorate: &'a Electorate,
     /// The certificate authority's PEM, which every namespace gets as `kube-root-ca.crt`.
     pub ca_pem: &'a str,
     /// The address of service `default/kubernetes`: the first of the service range.
@@ -118,6 +121,7 @@ pub fn plan(view: &View, changed: &Changed, round: &Round<'_>, bounds: &Bounds) 
 fn one_pass(draft: &mut Draft<'_>, round: &Round<'_>, is_first: bool) {
     draft.fill_half();
     // Who is there comes first, then what should be, then where.
+    departure::plan(draft, round.electorate, round.verdicts);
     roster::plan(draft);
     // Verdicts change between plans only.
     if is_first || draft.changed().any_under(Node::PREFIX) {

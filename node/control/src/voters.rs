@@ -168,6 +168,43 @@ pub fn plan<Id: Copy + Ord>(
         .or_else(|| picture.learn(picture.room(learners_max)))
 }
 
+/// Who would have to be up so that the voter `id` can be let go; empty if it can be, or does not vote.
+///
+/// A spare that has to catch up first is no obstacle: it will.
+pub fn needed_to_let_go<Id: Copy + Ord>(
+    now: Instant,
+    leader: Id,
+    members: &BTreeMap<Id, Member<Id>>,
+    membership: &Membership<Id>,
+    id: Id,
+) -> BTreeSet<Id> {
+    if !membership.voters.contains(&id) {
+        return BTreeSet::new();
+    }
+    let mut without = members.clone();
+    without.entry(id).and_modify(|member| member.standing = Standing::Leaving);
+    let picture = Picture { now, leader, members: &without, membership };
+    let down = |ids: &mut dyn Iterator<Item = Id>| -> BTreeSet<Id> {
+        ids.filter(|other| *other != id && !picture.is_up(other)).collect()
+    };
+    match picture.let_go() {
+        Some(Change::Voters { voters, .. }) => {
+            if picture.allowed(Change::to(voters.clone())).is_some() {
+                return BTreeSet::new();
+            }
+            down(&mut voters.union(&membership.voters).copied())
+        }
+        _ => {
+            let staying = without.iter().filter(|(_, member)| member.standing == Standing::Member);
+            let staying: BTreeSet<Id> = staying.map(|(other, _)| *other).collect();
+            if staying.iter().any(|other| picture.is_up(other)) {
+                return BTreeSet::new();
+            }
+            down(&mut staying.into_iter())
+        }
+    }
+}
+
 impl<Id: Ord> Change<Id> {
     fn to(voters: BTreeSet<Id>) -> Change<Id> {
         Change::Voters { voters, voluntary: false, replaced: BTreeSet::new() }
@@ -198,6 +235,11 @@ impl<Id: Copy + Ord> Picture<'_, Id> {
         }
         // An even set survives no more than the odd one below it and needs one more voter for a majority.
         let size = odd(wanted.min(voters.len()).max(1));
+        // Who has just joined, in the place of the one that goes perhaps, is waited for.
+        let joining = self.members.iter().filter(|(id, member)| self.joins(id, member)).count();
+        if size < odd(wanted.min(voters.len() + joining)) {
+            return None;
+        }
         while voters.len() > size {
             let dispensable = voters.iter().copied().filter(|id| *id != self.leader);
             let has_log = |id: &Id| self.members.get(id).is_some_and(|member| member.caught_up);
@@ -273,6 +315,18 @@ impl<Id: Copy + Ord> Picture<'_, Id> {
             && member.standing == Standing::Member
             && !stands_still
             && (self.may_replace(&copied) || succeeds)
+    }
+
+    /// Whether it is new, and will have the log soon.
+    fn joins(&self, id: &Id, member: &Member<Id>) -> bool {
+        let Membership { voters, learners, .. } = self.membership;
+        let stands_still = learners.contains(id) && self.now.since(member.progressed_at) >= DOWN_MIN;
+        member.standing == Standing::Member
+            && member.fresh
+            && !voters.contains(id)
+            && !(learners.contains(id) && member.caught_up)
+            && !stands_still
+            && (member.up || self.now.since(member.since) < DOWN_MIN)
     }
 
     /// How many may copy the log now. In a formation all missing voters learn at once, and the successor of a

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use crate::chance::Chance;
 use crate::deployment;
 use crate::meta;
-use crate::node::roster::Record;
+use crate::node::departure::Electorate;
+use crate::node::roster::{Member, Record};
 use crate::node_health::Verdict;
 use crate::plan::{Bounds, Plan, Round, Wakes, plan};
 use crate::replicaset::wanted;
@@ -25,6 +26,7 @@ pub(crate) struct World {
     pub(crate) view: View,
     pub(crate) changed: Changed,
     pub(crate) verdicts: BTreeMap<String, Verdict>,
+    pub(crate) electorate: Electorate,
     pub(crate) now: Timestamp,
     pub(crate) bounds: Bounds,
     wakes: Wakes,
@@ -41,6 +43,7 @@ impl World {
             view: View::default(),
             changed: Changed::All,
             verdicts: BTreeMap::new(),
+            electorate: Electorate { leader: "nobody".to_owned(), ..Electorate::default() },
             now: Timestamp::from_second(1_700_000_000).expect("in range"),
             bounds: Bounds::default(),
             wakes: Wakes::default(),
@@ -96,6 +99,10 @@ impl World {
             fresh: false,
             leaving: false,
             removed: false,
+            expelled: false,
+            departure: None,
+            kept: None,
+            labels: BTreeMap::new(),
         };
         self.store(&Record::<String>::key(name.to_owned()), Some(&record.to_bytes()));
     }
@@ -172,6 +179,7 @@ impl World {
             now: self.now,
             chance: Chance(self.rounds << 64),
             verdicts: &self.verdicts,
+            electorate: &self.electorate,
             ca_pem: "pem",
             kubernetes_ip: "10.43.0.1",
         };
@@ -258,6 +266,16 @@ impl World {
         }
     }
 
+    pub(crate) fn member(&self, name: &str) -> Record {
+        self.view.named::<Member>("", name).expect("it was a member").record.clone()
+    }
+
+    /// Writes as the API or the daemon would, on the view that they were made from.
+    pub(crate) fn write(&mut self, writes: Vec<skein_api::write::Write>) {
+        let size = writes.iter().map(Size::of).fold(Size::default(), Size::plus);
+        self.commit(&Plan { writes, size, ..Plan::default() });
+    }
+
     /// Rounds until nothing is written any more.
     pub(crate) fn settle(&mut self) {
         // A cluster that is planned bit by bit takes longer.
@@ -282,7 +300,10 @@ impl World {
             if self.verdicts.get(node) == Some(&Verdict::Unreachable) {
                 continue;
             }
-            if meta::is_ending(&pod.metadata) {
+            let is_held = pod.metadata.finalizers.iter().flatten().next().is_some();
+            if meta::is_ending(&pod.metadata) && is_held {
+                self.edit::<Pod>(&key, |pod| pod.metadata.deletion_grace_period_seconds = Some(0));
+            } else if meta::is_ending(&pod.metadata) {
                 self.delete(&key);
             } else if !meta::is_ready(&pod) && !meta::has_ended(&pod) {
                 self.set_ready(&key, true);

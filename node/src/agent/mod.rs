@@ -23,6 +23,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use skein_control::event::Notice;
 use skein_control::homecoming::{self, Homecoming};
+use skein_control::pod::is_given_up;
 use skein_control::pod_network::Trouble;
 use skein_control::pressure::Pressures;
 use skein_control::view::PodsOf;
@@ -251,6 +252,7 @@ async fn pods(
         let all = bound.len();
         bound.retain(|uid, _| running.contains_key(uid) || homecoming.may_begin(uid, has_log));
         let some_wait = bound.len() < all;
+        bound.retain(|uid, pod| !is_given_up(pod) || running.contains_key(uid) || found.contains_key(uid));
         for (uid, pod) in &bound {
             let address = running.entry(uid.clone()).or_insert_with(|| {
                 let (found, tools, stopping) = (found.remove(uid), tools.clone(), stopping.clone());

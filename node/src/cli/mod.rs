@@ -82,11 +82,29 @@ enum Verb {
     /// The cluster's authorities: what every certificate and token of it hangs on.
     #[command(subcommand)]
     Ca(CaVerb),
-    /// Drain this node, hand over its vote and leadership, and take it out of the cluster.
+    /// Drain this node, hand over its vote and leadership, and take it out of the cluster. Several leave one by one.
     Leave {
         /// On the only node: end the cluster with it, and all that runs.
         #[arg(long)]
         end_cluster: bool,
+        /// Without asking nodes that do not answer: where they come back, this one is a member to them still.
+        #[arg(long, requires = "end_cluster")]
+        force: bool,
+        /// Take the wish to leave back: the node takes pods again.
+        #[arg(long, conflicts_with = "end_cluster")]
+        cancel: bool,
+    },
+    /// End another node's membership for good: drained first if it lives, at once if it is lost. Its key, its
+    /// certificates and the kubeconfigs made on it count no more, and its name is free.
+    Remove {
+        /// The node's name.
+        name: String,
+        /// Do not drain it: what runs there is made anew elsewhere at once.
+        #[arg(long)]
+        now: bool,
+        /// Take the wish back, while it is still a member.
+        #[arg(long, conflicts_with = "now")]
+        cancel: bool,
     },
     /// Three real nodes on this one machine: a Deployment, a killed node, the pods back elsewhere.
     Demo(demo::Demo),
@@ -142,6 +160,10 @@ enum TokenVerb {
         /// How long it is good: 90s, 15m, 24h, 7d.
         #[arg(long, default_value = "15m", value_parser = duration)]
         ttl: Duration,
+        /// Give the machine that joins the place of the lost node of this name: its name, pods' addresses and labels.
+        /// What is left of the lost one counts no more from then on.
+        #[arg(long, value_name = "NAME", conflicts_with = "uses")]
+        replace: Option<String>,
     },
     /// The tokens that are kept.
     List {
@@ -243,7 +265,9 @@ pub(crate) fn main() -> ExitCode {
         Verb::Up { node, cluster, new_cluster } => run::up(&dir, node, cluster.as_deref(), new_cluster),
         Verb::Join { token, node } => run::join(&dir, node, &token),
         Verb::Status { output } => verbs::status(&dir, output),
-        Verb::Token(TokenVerb::Create { uses, ttl }) => verbs::create_token(&dir, uses, ttl),
+        Verb::Token(TokenVerb::Create { uses, ttl, replace }) => {
+            verbs::create_token(&dir, uses, ttl, replace.as_deref())
+        }
         Verb::Token(TokenVerb::List { output }) => verbs::list_tokens(&dir, output),
         Verb::Token(TokenVerb::Revoke { id }) => verbs::revoke_token(&dir, &id),
         Verb::Image(ImageVerb::Load { file, here }) => verbs::load_image(&dir, &file, here),
@@ -258,7 +282,11 @@ pub(crate) fn main() -> ExitCode {
         }
         Verb::Kubeconfig { user, verb: None } => verbs::kubeconfig(&dir, user.as_deref()),
         Verb::Ca(CaVerb::Rotate { now, overlap, yes }) => verbs::rotate(&dir, now, overlap, yes),
-        Verb::Leave { end_cluster } => verbs::leave(&dir, end_cluster),
+        Verb::Leave { cancel: true, .. } => verbs::stay(&dir, None),
+        Verb::Leave { end_cluster: true, force, .. } => verbs::end_cluster(&dir, force),
+        Verb::Leave { .. } => verbs::leave(&dir),
+        Verb::Remove { name, cancel: true, .. } => verbs::stay(&dir, Some(&name)),
+        Verb::Remove { name, now, .. } => verbs::remove(&dir, &name, now),
         Verb::Demo(demo) => demo::run(demo),
     };
     match done {

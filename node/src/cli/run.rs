@@ -375,7 +375,7 @@ impl Greet {
                 );
                 println!("This node is {}; the Kubernetes API is at https://{}", self.name, self.api);
                 println!("kubeconfig:            skein kubeconfig{dir} > ~/.kube/config");
-                match self.door.mint(&self.addresses, 1, Duration::from_secs(15 * 60)).await {
+                match self.door.mint(&self.addresses, 1, Duration::from_secs(15 * 60), None).await {
                     Ok(token) => println!("On the next machine:   skein join {token}"),
                     Err(error) => println!("For the next machine:  skein token create{dir}   ({error})"),
                 }

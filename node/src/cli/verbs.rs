@@ -14,12 +14,14 @@ use serde_json::{Value, json};
 use skein_runtime::images::Images;
 
 use super::Output;
-use super::talk::{talk, talk_with};
+use super::talk::{talk, talk_in_lines, talk_with};
 use crate::daemon::Failure;
 use crate::home::Home;
 
 /// How long a daemon that has left may take to end.
 const ENDING_MAX: Duration = Duration::from_secs(20);
+/// Where certificates are listed.
+const CLIENTS: &str = "skein kubeconfig list";
 /// Pieces in which an archive goes to the daemon.
 const PIECE_BYTES: usize = 1 << 20;
 
@@ -93,7 +95,8 @@ pub(super) fn status(dir: &Path, output: Output) -> Result<(), Failure> {
         };
         vec![
             text(&node["name"]),
-            text(&node["state"]),
+            // How it goes says more than that it is there.
+            or(&node["departure"], &text(&node["state"])),
             role.to_owned(),
             if node["ready"] == true { "yes" } else { "no" }.to_owned(),
             node["pods"].to_string(),
@@ -118,8 +121,13 @@ fn authorities(known: &Value) -> Option<String> {
     })
 }
 
-pub(super) fn create_token(dir: &Path, uses: u32, ttl: Duration) -> Result<(), Failure> {
-    let body = json!({ "uses": uses, "ttl_seconds": ttl.as_secs() });
+pub(super) fn create_token(
+    dir: &Path,
+    uses: u32,
+    ttl: Duration,
+    replaces: Option<&str>,
+) -> Result<(), Failure> {
+    let body = json!({ "uses": uses, "ttl_seconds": ttl.as_secs(), "replaces": replaces });
     let made = talk(dir, Method::POST, "tokens", Some(body))?;
     lines([text(&made["token"])])
 }
@@ -135,9 +143,10 @@ pub(super) fn list_tokens(dir: &Path, output: Output) -> Result<(), Failure> {
                     text(&token["state"]),
                     token["usesLeft"].to_string(),
                     text(&token["expires"]),
+                    or(&token["replaces"], "-"),
                 ]
             });
-            lines(table(&["ID", "STATE", "USES LEFT", "EXPIRES"], rows))
+            lines(table(&["ID", "STATE", "USES LEFT", "EXPIRES", "REPLACES"], rows))
         }
         Output::Name => lines(tokens.iter().map(|token| text(&token["id"]))),
         _ => print(&listed["tokens"], output),
@@ -220,7 +229,7 @@ pub(super) fn list_images(dir: &Path, output: Output) -> Result<(), Failure> {
 
 pub(super) fn kubeconfig(dir: &Path, user: Option<&str>) -> Result<(), Failure> {
     let verb = match user {
-        Some(user) => format!("kubeconfig?user={}", in_path("user's name", user)?),
+        Some(user) => format!("kubeconfig?user={}", in_path("user's name", user, CLIENTS)?),
         None => "kubeconfig".to_owned(),
     };
     print(&talk(dir, Method::GET, &verb, None)?, Output::Yaml)
@@ -246,8 +255,8 @@ pub(super) fn list_clients(dir: &Path, output: Output) -> Result<(), Failure> {
 
 pub(super) fn revoke_clients(dir: &Path, serial: Option<&str>, user: Option<&str>) -> Result<(), Failure> {
     let verb = match (serial, user) {
-        (Some(serial), _) => format!("clients/{}", in_path("serial", serial)?),
-        (None, user) => format!("users/{}", in_path("user's name", user.unwrap_or_default())?),
+        (Some(serial), _) => format!("clients/{}", in_path("serial", serial, CLIENTS)?),
+        (None, user) => format!("users/{}", in_path("user's name", user.unwrap_or_default(), CLIENTS)?),
     };
     let revoked = talk(dir, Method::DELETE, &verb, None)?;
     lines(revoked["revoked"].as_array().into_iter().flatten().map(|client| {
@@ -310,23 +319,25 @@ fn in_days(time: Duration) -> String {
 }
 
 /// A word that can stand in the path of a request to the daemon as it is.
-fn in_path<'w>(what: &str, word: &'w str) -> Result<&'w str, Failure> {
+fn in_path<'w>(what: &str, word: &'w str, see: &str) -> Result<&'w str, Failure> {
     let harmless = |c: char| c.is_ascii_alphanumeric() || ".:@_-".contains(c);
     if word.is_empty() || !word.chars().all(harmless) {
-        return Err(format!("{word:?} is no {what}; see: skein kubeconfig list").into());
+        return Err(format!("{word:?} is no {what}; see: {see}").into());
     }
     Ok(word)
 }
 
-pub(super) fn leave(dir: &Path, end_cluster: bool) -> Result<(), Failure> {
-    let verb = if end_cluster { "leave?end-cluster=true" } else { "leave" };
-    let left = talk(dir, Method::POST, verb, None)?;
-    if left["drained"] != true && !end_cluster {
+pub(super) fn leave(dir: &Path) -> Result<(), Failure> {
+    let done = follow(dir, "leave")?;
+    if done["drained"] != true {
         eprintln!("some pods did not end in time; they were left behind and are replaced elsewhere");
     }
-    let what = if end_cluster { "the cluster has ended" } else { "left the cluster" };
-    let aside = text(&left["aside"]);
-    // The daemon moves it when it has ended; whoever reads this may begin anew at once.
+    set_aside(dir, "left the cluster", &text(&done["aside"]))
+}
+
+/// Says what has ended, once the daemon has ended as well and has moved what it knew: whoever reads this may begin anew
+/// at once.
+fn set_aside(dir: &Path, what: &str, aside: &str) -> Result<(), Failure> {
     let home = Home::new(dir);
     let begun = Instant::now();
     while home.is_claimed() && begun.elapsed() < ENDING_MAX {
@@ -340,6 +351,71 @@ pub(super) fn leave(dir: &Path, end_cluster: bool) -> Result<(), Failure> {
     lines([format!(
         "{what}; what this node knew of it is in {aside} now: keep it for a while, or remove it. This machine is free to join or to found"
     )])
+}
+
+pub(super) fn remove(dir: &Path, name: &str, now: bool) -> Result<(), Failure> {
+    let name = in_path("node's name", name, "skein status")?;
+    let done = follow(dir, &format!("members/{name}{}", if now { "?now=true" } else { "" }))?;
+    if done["drained"] != true {
+        eprintln!("some of its pods did not end in time; they are replaced elsewhere");
+    }
+    let users: Vec<String> = done["usersEnded"].as_array().into_iter().flatten().map(text).collect();
+    let mut said = vec![format!(
+        "{name} is no member any more: its key and certificates count no more, and its name is free"
+    )];
+    if !users.is_empty() {
+        said.push(format!(
+            "the kubeconfigs that were made on it have ended ({}); make new ones with: skein kubeconfig",
+            users.join(", ")
+        ));
+    }
+    lines(said)
+}
+
+pub(super) fn end_cluster(dir: &Path, force: bool) -> Result<(), Failure> {
+    let verb = if force { "leave?end-cluster=true&force=true" } else { "leave?end-cluster=true" };
+    let ended = talk(dir, Method::POST, verb, None)?;
+    let others: Vec<String> = ended["leftBehind"].as_array().into_iter().flatten().map(text).collect();
+    if !others.is_empty() {
+        eprintln!(
+            "{} was not asked: where that runs or comes back, this node counts as a member that is lost; end that there \
+             with: skein remove NAME",
+            others.join(" and ")
+        );
+    }
+    set_aside(dir, "the cluster has ended", &text(&ended["aside"]))
+}
+
+/// Takes back the wish that this node leaves, or that `name` is removed.
+pub(super) fn stay(dir: &Path, name: Option<&str>) -> Result<(), Failure> {
+    talk(dir, Method::DELETE, &departure_of(name)?, None)?;
+    lines([format!("{} stays a member, and takes pods again", name.unwrap_or("this node"))])
+}
+
+fn departure_of(name: Option<&str>) -> Result<String, Failure> {
+    Ok(match name {
+        Some(name) => format!("members/{}", in_path("node's name", name, "skein status")?),
+        None => "leave".to_owned(),
+    })
+}
+
+/// Tells how far a departure has come until it is over. Ctrl-C takes it back, if it can be.
+fn follow(dir: &Path, verb: &str) -> Result<Value, Failure> {
+    match talk_in_lines(dir, Method::POST, verb, |progress| eprintln!("{progress}"))? {
+        Some(last) => match last["message"].as_str() {
+            Some(message) => Err(message.into()),
+            None => Ok(last["done"].clone()),
+        },
+        None => {
+            let wish = verb.split('?').next().unwrap_or(verb);
+            match talk(dir, Method::DELETE, wish, None) {
+                Ok(_) => Err("interrupted, and taken back: it stays a member, and takes pods again".into()),
+                Err(error) => {
+                    Err(format!("interrupted, but it was too late to take it back: {error}").into())
+                }
+            }
+        }
+    }
 }
 
 fn print(value: &Value, output: Output) -> Result<(), Failure> {

@@ -6,7 +6,7 @@
 //! A Node object is the member's face in the API and nothing more: it goes with the membership, and one that
 //! belongs to nobody is deleted ([`plan`]).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::net::SocketAddr;
 
@@ -15,9 +15,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 use skein_api::write::{Change, Expect, Write};
 
+use super::departure::{Departure, Kept};
 use crate::draft::Draft;
 use crate::meta;
-use crate::view::{Key, Kind};
+use crate::view::{Key, Kind, key_of};
 
 /// The start of every record's key; the node's id follows.
 pub const PREFIX: &str = "skein/members//";
@@ -50,6 +51,18 @@ pub struct Record<Node = String, Store = String, Subnet = String> {
     /// It is no member any more.
     #[serde(default)]
     pub removed: bool,
+    /// Others ended its membership: certificates that were issued there ended with it.
+    #[serde(default)]
+    pub expelled: bool,
+    /// It is on its way out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub departure: Option<Departure>,
+    /// Why it is still here, though it was to go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
+    /// What its Node is still to get: the labels of the one whose place it has taken.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 impl<N, S, P> Record<N, S, P> {
@@ -105,7 +118,8 @@ pub fn as_member(key: &str, held: Option<(u64, &[u8])>, write: Write) -> Option<
     (!record.removed).then_some([still, write])
 }
 
-/// Deletes each Node that is no member's: of one that has left, or made by hand. Its pods follow from that.
+/// Deletes each Node that is no member's: of one that has left, or made by hand. Its pods follow from that. Gives the
+/// labels that a member has inherited to its Node, once that is there.
 pub(crate) fn plan(draft: &mut Draft<'_>) {
     if !draft.changed().any_under(Node::PREFIX) && !draft.changed().any_under(Member::PREFIX) {
         return;
@@ -119,6 +133,23 @@ pub(crate) fn plan(draft: &mut Draft<'_>) {
         .collect();
     for key in &nobodys {
         draft.delete(key);
+    }
+    let heirs = draft.view().all::<Member>().filter(|(_, member)| !member.record.labels.is_empty());
+    let heirs: Vec<(Key, Record)> = heirs.map(|(key, member)| (key.clone(), member.record.clone())).collect();
+    for (key, record) in heirs.into_iter().filter(|(_, record)| !record.removed) {
+        let node_key = key_of::<Node>("", &record.name);
+        if draft.view().get::<Node>(&node_key).is_none() {
+            continue;
+        }
+        draft.together(|draft| {
+            draft.edit::<Node>(&node_key, |node| {
+                let labels = node.metadata.labels.get_or_insert_default();
+                for (label, value) in &record.labels {
+                    labels.entry(label.clone()).or_insert_with(|| value.clone());
+                }
+            });
+            draft.edit::<Member>(&key, |member| member.record.labels.clear());
+        });
     }
 }
 
@@ -138,6 +169,10 @@ mod tests {
             fresh: true,
             leaving: false,
             removed,
+            expelled: false,
+            departure: None,
+            kept: None,
+            labels: BTreeMap::new(),
         }
     }
 
@@ -146,6 +181,27 @@ mod tests {
         let old = br#"{"node":"0a","store":"0b","name":"one","addresses":["192.0.2.1:7946"],"subnet":"10.42.0.0/24","joined_ms":1,"fresh":true}"#;
         let read: Record = serde_json::from_slice(old).unwrap();
         assert_eq!(read, Record { addresses: vec!["192.0.2.1:7946".parse().unwrap()], ..record(false) });
+    }
+
+    #[test]
+    fn inherited_labels_come_to_the_node_once_it_is_there_and_never_over_its_own() {
+        let mut world = crate::world::World::with_nodes(&["a", "b"]);
+        let node = world.node("b");
+        world.delete("core/nodes//b");
+        let inherited = [("shelf", "top"), ("kubernetes.io/hostname", "x")];
+        let inherited = inherited.map(|(label, value)| (label.to_owned(), value.to_owned()));
+        world.edit::<Member>("skein/members//b", |member| member.record.labels = inherited.into());
+        world.settle();
+        assert!(!world.member("b").labels.is_empty());
+        let mut labels = node.metadata.labels.clone().unwrap_or_default();
+        labels.insert("kubernetes.io/hostname".into(), "b".into());
+        let mut node = (*node).clone();
+        node.metadata.labels = Some(labels.clone());
+        world.put(serde_json::to_value(&node).unwrap());
+        world.settle();
+        assert!(world.member("b").labels.is_empty());
+        labels.insert("shelf".into(), "top".into());
+        assert_eq!(world.node("b").metadata.labels, Some(labels));
     }
 
     #[test]

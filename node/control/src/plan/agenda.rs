@@ -228,7 +228,14 @@ mod tests {
 
     fn round(world: &World, now: Timestamp) -> Round<'_> {
         let chance = Chance(now.as_millisecond() as u128);
-        Round { now, chance, verdicts: &world.verdicts, ca_pem: "pem", kubernetes_ip: "10.43.0.1" }
+        Round {
+            now,
+            chance,
+            verdicts: &world.verdicts,
+            electorate: &world.electorate,
+            ca_pem: "pem",
+            kubernetes_ip: "10.43.0.1",
+        }
     }
 
     /// An agenda that has dealt with everything and whose next look at all is 60 s after `now`.

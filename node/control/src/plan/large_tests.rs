@@ -207,6 +207,7 @@ impl Leader {
             now: world.now,
             chance: Chance(self.rounds),
             verdicts: &world.verdicts,
+            electorate: &world.electorate,
             ca_pem: "pem",
             kubernetes_ip: "10.43.0.1",
         };

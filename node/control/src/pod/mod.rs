@@ -27,6 +27,11 @@ use std::time::Duration;
 
 use crate::time::Instant;
 
+/// Whether its node is done with a pod that a finalizer holds: there is nothing left to run or to stop.
+pub fn is_given_up(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some() && pod.metadata.deletion_grace_period_seconds == Some(0)
+}
+
 /// Counts the sandboxes that were asked for: a late answer to an older one is ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SandboxAttempt(pub u32);

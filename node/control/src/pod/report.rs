@@ -108,6 +108,14 @@ fn change(object: &[u8], pod: &Name, report: &Report) -> Option<Change> {
         return None;
     }
     Some(match report {
+        Report::Delete if is_held(&json) => {
+            // The node is done with it; who holds it sees that by this.
+            let grace = &mut json["metadata"]["deletionGracePeriodSeconds"];
+            if std::mem::replace(grace, 0.into()) == 0 {
+                return None;
+            }
+            Change::Put(serde_json::to_vec(&json).expect("JSON is written without error"))
+        }
         Report::Delete => Change::Delete,
         Report::Status(status) => {
             let mut status = serde_json::to_value(status).expect("a status is plain data");
@@ -116,6 +124,11 @@ fn change(object: &[u8], pod: &Name, report: &Report) -> Option<Change> {
             Change::Put(serde_json::to_vec(&json).expect("JSON is written without error"))
         }
     })
+}
+
+/// Whether a finalizer keeps the object of a pod that has ended.
+fn is_held(pod: &Value) -> bool {
+    pod["metadata"]["finalizers"].as_array().is_some_and(|held| !held.is_empty())
 }
 
 /// Conditions that this node does not know of (readiness gates, the scheduler's) and the start time stay.
@@ -218,6 +231,22 @@ mod tests {
         assert_eq!(reports.batch(|_| Some((7, &pod))), Batch::default());
         reports.note(name("a"), status("Running"));
         assert_eq!(reports.batch(|_| None), Batch::default());
+    }
+
+    #[test]
+    fn a_pod_that_somebody_holds_is_given_up_and_not_deleted() {
+        let mut held: Value = serde_json::from_slice(&stored()).unwrap();
+        held["metadata"]["finalizers"] = json!(["example.com/account"]);
+        held["metadata"]["deletionGracePeriodSeconds"] = 30.into();
+        let mut reports = Reports::default();
+        reports.note(name("a"), Report::Delete);
+        let bytes = serde_json::to_vec(&held).unwrap();
+        let batch = reports.batch(|_| Some((7, &bytes)));
+        let [Write { change: Change::Put(bytes), .. }] = &batch.writes[..] else { panic!("{batch:?}") };
+        held["metadata"]["deletionGracePeriodSeconds"] = 0.into();
+        assert_eq!(serde_json::from_slice::<Value>(bytes).unwrap(), held);
+        reports.note(name("a"), Report::Delete);
+        assert_eq!(reports.batch(|_| Some((8, bytes))), Batch::default(), "said once");
     }
 
     #[test]

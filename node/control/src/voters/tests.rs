@@ -539,6 +539,36 @@ fn a_spare_that_was_away_waits_until_it_was_up_for_five_minutes_and_that_is_said
 }
 
 /// One of three left, so that one votes; then another machine comes in its place.
+/// Of three one was lost, and its machine reinstalled: the other two would have had one vote between them.
+#[test]
+fn the_vote_of_one_that_was_removed_is_that_of_the_machine_that_took_its_place() {
+    let mut cluster = Cluster::formed(3);
+    cluster.lose(2);
+    cluster.pass(5);
+    cluster.leave(2);
+    // Nobody has heard of it yet, and then it has to copy the log.
+    cluster.members.insert(3, Member { up: false, caught_up: false, ..member(cluster.now) });
+    cluster.pass(2);
+    cluster.bring_back(3);
+    cluster.pass(5);
+    assert_eq!(cluster.membership.voters, [0, 1, 2].into());
+    assert_eq!(cluster.membership.learners, [3].into());
+    cluster.members.get_mut(&3).unwrap().caught_up = true;
+    cluster.pass(1);
+    assert_eq!(cluster.membership.voters, [0, 1, 3].into());
+}
+
+#[test]
+fn a_machine_that_never_comes_is_not_waited_for() {
+    let mut cluster = Cluster::formed(3);
+    cluster.leave(2);
+    cluster.members.insert(3, Member { up: false, caught_up: false, ..member(cluster.now) });
+    cluster.pass(20);
+    assert_eq!(cluster.membership.voters, [0, 1, 2].into());
+    cluster.pass(20);
+    assert_eq!(cluster.membership.voters, [0].into());
+}
+
 #[test]
 fn a_set_that_became_smaller_by_a_leave_grows_at_once_with_the_next_new_member() {
     let mut cluster = Cluster::formed(3);

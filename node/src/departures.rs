@@ -1,0 +1,191 @@
+//! How nodes go: wishes to the leader, and the word of it when this node itself is no member any more.
+//!
+//! What a wish leads to is decided by [`departure`]; the leader's planner writes it.
+
+use std::time::Duration;
+
+use skein_control::node::departure::{self, Cause, Progress, Refusal};
+use skein_control::node::roster::Record;
+use skein_net::endpoint::Endpoint;
+use skein_net::gossip::{self, service};
+use skein_net::identity::NodeId;
+use skein_raft_store::{Handle, Options, ReadError, TokioRuntime};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::debug;
+
+use crate::admission::all_done;
+use crate::cluster::op;
+use crate::leader::{Needs, electorate};
+use crate::members::Members;
+use crate::picture::Picture;
+use crate::watchfulness::Verdicts;
+use crate::wire::{self, Answer, Ask};
+
+/// How long a leader is waited for.
+const LEADER_MAX: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// Somebody else may write the same record.
+const TRIES: usize = 8;
+
+/// Why this node is no member any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Out {
+    /// It left, as was asked of it.
+    Left,
+    /// Others ended its membership.
+    Removed,
+}
+
+/// See the module. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Departures {
+    pub(crate) store: Handle<TokioRuntime>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) gossip: service::Handle,
+    pub(crate) members: Members,
+    pub(crate) picture: Picture,
+    pub(crate) verdicts: watch::Receiver<Verdicts>,
+    pub(crate) needs: watch::Receiver<Needs>,
+}
+
+impl Departures {
+    /// Asks the leader to let the member `name` go. Refused is what would fail; nothing was done then.
+    pub(crate) async fn ask(&self, name: &str, cause: Cause) -> Result<(), String> {
+        let until = Instant::now() + LEADER_MAX;
+        loop {
+            let answer = match self.store.metrics().leader.map(|leader| NodeId(leader.node)) {
+                Some(leader) if leader == self.endpoint.node() => self.decide(name, cause).await,
+                Some(leader) => {
+                    let ask = Ask::Depart { name: name.to_owned(), cause };
+                    wire::ask(&self.endpoint, leader, &ask).await.and_then(|answer| answer)
+                }
+                None => Err("no node leads".to_owned()),
+            };
+            match answer {
+                Ok(decided) => {
+                    decided.map_err(|refusal| refusal.to_string())?;
+                    return self.catch_up(name).await;
+                }
+                Err(error) if Instant::now() > until => {
+                    return Err(format!("nothing was decided: {error}; {}", self.who_is_missed()));
+                }
+                Err(error) => debug!(name, error, "could not ask for a departure yet"),
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Waits until what the leader has written is seen here.
+    async fn catch_up(&self, name: &str) -> Result<(), String> {
+        let seen = async {
+            let revision = self.store.read_index(LEADER_MAX).await?;
+            self.picture.reach(revision).await;
+            Ok::<_, ReadError>(())
+        };
+        match timeout(LEADER_MAX, seen).await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(format!(
+                "{name:?} was asked to go, and this node does not hear the others now; see: skein status"
+            )),
+        }
+    }
+
+    /// Decides as the leader.
+    pub(crate) async fn decide(&self, name: &str, cause: Cause) -> Answer<Result<(), Refusal>> {
+        for _ in 0..TRIES {
+            let term = self.store.metrics().term;
+            let revision =
+                self.store.read_index(Duration::from_secs(5)).await.map_err(|error| error.to_string())?;
+            self.picture.reach(revision).await;
+            let electorate = electorate(&self.store, &self.needs.borrow().clone());
+            if electorate.leader.is_empty() {
+                return Err("leadership has just changed".into());
+            }
+            let (view, verdicts) = (self.picture.view(), self.verdicts.borrow().clone());
+            let asked = departure::ask(&view, &electorate, &verdicts, self.store.stamp_ms(), name, cause);
+            let writes = match asked {
+                Ok(writes) => writes,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
+            if writes.is_empty() || self.write(writes, Some(term)).await? {
+                return Ok(Ok(()));
+            }
+        }
+        Err("its record changes all the time".into())
+    }
+
+    /// Takes a wish back.
+    pub(crate) async fn cancel(&self, name: &str) -> Result<(), String> {
+        for _ in 0..TRIES {
+            let revision = self.store.read_index(Duration::from_secs(5)).await;
+            let revision = revision
+                .map_err(|error| format!("nothing was changed: {error}; {}", self.who_is_missed()))?;
+            self.picture.reach(revision).await;
+            let writes =
+                departure::cancel(&self.picture.view(), name).map_err(|refusal| refusal.to_string())?;
+            if self.write(writes, None).await? {
+                return Ok(());
+            }
+        }
+        Err("its record changes all the time; try again".into())
+    }
+
+    /// How far the departure of `node` has come, as this node's picture shows it.
+    pub(crate) fn progress(&self, node: NodeId) -> Progress {
+        departure::progress(&self.picture.view(), &node.to_string())
+    }
+
+    /// Which voters do not answer, in words.
+    pub(crate) fn who_is_missed(&self) -> String {
+        let gossiped = self.gossip.members().borrow().clone();
+        let metrics = self.store.metrics();
+        let silent = metrics.voters.iter().map(|voter| NodeId(voter.node)).filter(|node| {
+            let state = gossiped.get(node).map(|member| member.state);
+            *node != self.endpoint.node() && state != Some(gossip::State::Alive)
+        });
+        let names = silent.map(|node| {
+            self.members.ever(node).map_or_else(|| node.to_string(), |record| format!("{:?}", record.name))
+        });
+        let names: Vec<String> = names.collect();
+        match &*names {
+            [] => "try again in a moment".to_owned(),
+            [one] => format!("of the voters {one} does not answer"),
+            more => format!("of the voters {} do not answer", more.join(" and ")),
+        }
+    }
+
+    async fn write(
+        &self,
+        writes: Vec<skein_api::write::Write>,
+        only_in_term: Option<u64>,
+    ) -> Result<bool, String> {
+        let options = Options { only_in_term, ..Options::default() };
+        let answer = self.store.propose(writes.into_iter().map(op).collect(), options).await;
+        let answer = answer.map_err(|error| error.to_string())?;
+        self.picture.reach(answer.revision).await;
+        Ok(all_done(&answer))
+    }
+}
+
+/// Waits until this node is no member any more: by its own replica, or by the word of a member that refuses it.
+pub(crate) async fn until_out(endpoint: Endpoint, members: Members) -> Out {
+    let me = endpoint.node();
+    let mut editions = members.editions();
+    let mut dismissed = std::pin::pin!(endpoint.dismissed());
+    loop {
+        let record = members.ever(me);
+        if let Some(record) = record.as_ref().filter(|record| record.removed) {
+            return if record.expelled { Out::Removed } else { Out::Left };
+        }
+        tokio::select! {
+            () = &mut dismissed => {
+                // Its replica stands still from then on; what it last read tells whether that was asked for.
+                let asked = record.and_then(|record: Record<_, _, _>| record.departure);
+                let left = asked.is_some_and(|departure| departure.cause == Cause::Leave);
+                return if left { Out::Left } else { Out::Removed };
+            }
+            _ = editions.changed() => {}
+        }
+    }
+}
