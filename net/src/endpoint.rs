@@ -399,6 +399,11 @@ impl Endpoint {
         let _ = self.0.dismissed.subscribe().wait_for(|dismissed| *dismissed).await;
     }
 
+    /// Where those nodes belong, by their own hello.
+    pub fn estranged_tags(&self) -> BTreeMap<NodeId, Tag> {
+        self.0.estranged.tags(Instant::now())
+    }
+
     /// The address this endpoint listens on, its port resolved.
     pub fn local_address(&self) -> SocketAddr {
         self.0.listen

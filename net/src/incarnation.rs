@@ -68,7 +68,7 @@ pub enum Foreign {
     },
     /// The other node missed a recovery.
     #[error(
-        "it belongs to incarnation {theirs} of this cluster, which was recovered since (now {ours}); move its data directory away and let it join anew"
+        "it belongs to incarnation {theirs} of this cluster, which was recovered since (now {ours}); run `skein recover` on it, and it gives up what it holds and follows"
     )]
     Older {
         /// Number of this node's incarnation.
@@ -78,7 +78,7 @@ pub enum Foreign {
     },
     /// This node missed a recovery.
     #[error(
-        "this node belongs to incarnation {ours} of the cluster, which was recovered since (now {theirs}); move its data directory away and join anew with a token of a node that was recovered"
+        "this node belongs to incarnation {ours} of the cluster, which was recovered since (now {theirs}); to give up what this node holds and follow: skein recover"
     )]
     Newer {
         /// Number of this node's incarnation.

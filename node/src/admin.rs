@@ -44,6 +44,7 @@ use crate::members::{self, Members, Record};
 use crate::picture::Picture;
 use crate::pieces;
 use crate::quorum;
+use crate::recover::Recovery;
 use crate::surroundings::Surroundings;
 use crate::voting::Voting;
 use crate::watchfulness;
@@ -79,6 +80,7 @@ pub(crate) struct Admin {
     pub(crate) engine: Arc<dyn skein_runtime::Engine>,
     pub(crate) clients: Clients,
     pub(crate) watchful: watchfulness::Inbox,
+    pub(crate) recovery: Recovery,
     pub(crate) surroundings: Surroundings,
     pub(crate) voting: watch::Receiver<Option<Voting>>,
     pub(crate) membership: Membership,
@@ -216,6 +218,7 @@ impl Admin {
             }
             (Method::DELETE, ("leave", "")) => self.stay(&self.membership.name).await,
             (Method::DELETE, ("members", name)) => self.stay(name).await,
+            (Method::POST, ("recovery", "")) => self.recovery.verb(body(request).await?).await,
             (Method::POST, ("load", "")) => self.load(body(request).await?).await,
             _ => Err((
                 StatusCode::NOT_FOUND,

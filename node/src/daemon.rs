@@ -25,6 +25,7 @@ use skein_raft_store::{Change, DiskFiles, Expect, Handle, Op, Options, TokioRunt
 use skein_runtime::images::{self, Images};
 use skein_runtime::{Engine, Machine, Probe};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::mpsc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -48,6 +49,7 @@ use crate::picture::Picture;
 use crate::planner::{Desk, Planner};
 use crate::pressure;
 use crate::quorum;
+use crate::recover::{self, Recovery};
 use crate::report::Chain as ErrorChain;
 use crate::surroundings::Surroundings;
 use crate::voting::Voting;
@@ -119,7 +121,17 @@ pub(crate) async fn open_store(
     Ok((files, voter))
 }
 
-/// Runs a member until `stopping`; `started` is called once its API answers.
+/// How a life of a node ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It was asked to stop, or has left.
+    Stopped,
+    /// It lives on in another incarnation of its cluster: what was read of its directory is to be read again.
+    Turned,
+}
+
+/// Runs a member until `stopping`, or until it goes over to another incarnation of its cluster; `started` is
+/// called once its API answers.
 pub(crate) async fn run(
     config: Config,
     identity: Identity,
@@ -127,14 +139,16 @@ pub(crate) async fn run(
     chain: Chain,
     stopping: CancellationToken,
     started: impl FnOnce(&Node) + Send,
-) -> Result<(), Failure> {
-    let node = Node::start(config, identity, membership, chain, stopping.clone()).await?;
+) -> Result<End, Failure> {
+    recover::settle(&config.home, membership.tag()).await?;
+    let mut node = Node::start(config, identity.clone(), membership.clone(), chain, stopping.clone()).await?;
     started(&node);
     let mut out = node.out.subscribe();
     let ended = tokio::select! {
         () = stopping.cancelled() => Ok(None),
         reason = node.gossip.deposed() => Err(reason),
         out = out.wait_for(Option::is_some) => Ok(out.ok().and_then(|out| *out)),
+        Some(next) = node.moves.recv() => return node.turn(next, &identity, &membership).await,
     };
     let remains = node.remains.clone();
     let (home, me) = (node.home.clone(), node.endpoint.node());
@@ -154,7 +168,7 @@ pub(crate) async fn run(
     }
     match ended {
         Ok(Some(Out::Removed)) => Err(removed(&cluster, home.dir()).into()),
-        Ok(Some(Out::Left) | None) => Ok(()),
+        Ok(Some(Out::Left) | None) => Ok(End::Stopped),
         Err(reason) => {
             if let Deposed::RolledBack { generation } = reason {
                 outlive_copy(&home, me, generation)?;
@@ -201,6 +215,7 @@ pub(crate) struct Node {
     remains: Remains,
     /// That this node is no member any more.
     out: watch::Sender<Option<Out>>,
+    moves: mpsc::Receiver<recover::Move>,
     stopping: CancellationToken,
     tasks: TaskTracker,
 }
@@ -381,6 +396,18 @@ impl Node {
         };
 
         let (needs, needs_seen) = watch::channel(Needs::default());
+        let (moves, moved) = mpsc::channel(1);
+        let recovery = Recovery {
+            store: store.clone(),
+            endpoint: endpoint.clone(),
+            gossip: gossip.clone(),
+            members: members.clone(),
+            authority: authority.clone(),
+            membership: membership.clone(),
+            moves,
+            stopping: stopping.clone(),
+            sought: Default::default(),
+        };
         let (watch, watchful, verdicts) = Watch::new(
             store.clone(),
             endpoint.clone(),
@@ -431,6 +458,7 @@ impl Node {
             logs: Logs(engine.clone()),
             images: images.clone(),
             voting: voting.subscribe(),
+            recovery: recovery.clone(),
             tasks: tasks.clone(),
         }));
 
@@ -591,6 +619,7 @@ impl Node {
             engine: engine.clone(),
             clients,
             watchful,
+            recovery,
             surroundings: Surroundings {
                 endpoint: endpoint.clone(),
                 gossip: gossip.clone(),
@@ -619,9 +648,46 @@ impl Node {
             home,
             remains,
             out,
+            moves: moved,
             stopping,
             tasks,
         })
+    }
+
+    /// Ends this life, and has the next one begin in another incarnation. Whatever cannot be done leaves the node
+    /// where it was, and it goes on there.
+    async fn turn(
+        self,
+        next: recover::Move,
+        identity: &Identity,
+        membership: &Membership,
+    ) -> Result<End, Failure> {
+        info!(?next, "goes over to another incarnation of the cluster");
+        let (store, home) = (self.store.clone(), self.home.clone());
+        let legacy = store.legacy().await;
+        self.stopping.cancel();
+        // Nobody is there to hand anything to.
+        tokio::time::timeout(STOP_MAX, store.shutdown())
+            .await
+            .map_err(|_| "the store did not stop in time")?;
+        let ending = async {
+            self.tasks.close();
+            self.tasks.wait().await;
+            self.endpoint.shutdown().await;
+        };
+        if tokio::time::timeout(STOP_MAX, ending).await.is_err() {
+            warn!("some parts did not stop in time; nothing is lost by that");
+        }
+        let turned = match legacy.log.as_ref().map(|log| log.last.index) {
+            Some(last) if store.last_log_index() != Some(last) => {
+                Err("its log grew meanwhile: somebody leads again".into())
+            }
+            _ => recover::turn(&home, identity, membership, next, legacy).await,
+        };
+        if let Err(error) = turned {
+            error!(error = %ErrorChain(&*error), "could not go over to another incarnation; goes on in the one it was in");
+        }
+        Ok(End::Turned)
     }
 
     /// Stops everything; pods go on.
@@ -831,6 +897,7 @@ struct Dispatch {
     logs: Logs,
     images: ClusterImages,
     voting: watch::Receiver<Option<Voting>>,
+    recovery: Recovery,
     tasks: TaskTracker,
 }
 
@@ -855,6 +922,7 @@ impl Service for Dispatch {
                 logs: self.logs.clone(),
                 images: self.images.clone(),
                 voting: self.voting.clone(),
+                recovery: self.recovery.clone(),
             };
             // Not tracked: a log that is followed must not hold up the end of the daemon.
             tokio::spawn(answer.serve(peer, stream));
@@ -885,6 +953,7 @@ struct Answering {
     logs: Logs,
     images: ClusterImages,
     voting: watch::Receiver<Option<Voting>>,
+    recovery: Recovery,
 }
 
 impl Answering {
@@ -911,6 +980,8 @@ impl Answering {
             Ask::Authority => wire::encode(&self.authority.answer_edition(peer, None)),
             Ask::Edition(edition) => wire::encode(&self.authority.answer_edition(peer, Some(&edition))),
             Ask::Blobs(digest) => wire::encode(&self.images.answer_blobs(&digest).await),
+            Ask::Survivor => wire::encode(&self.recovery.answer_report(peer).await),
+            Ask::Recover(word) => wire::encode(&self.recovery.answer(peer, *word).await),
             Ask::HaveLeft => {
                 let metrics = self.store.metrics();
                 // Who follows others may know the record and not yet the membership.

@@ -26,6 +26,7 @@ mod planner;
 mod pressure;
 mod prober;
 mod quorum;
+mod recover;
 mod report;
 mod surroundings;
 mod tiny;

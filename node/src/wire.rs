@@ -56,6 +56,10 @@ pub(crate) enum Ask {
     Edition(String),
     /// Let this member go. To the leader.
     Depart { name: String, cause: Cause },
+    /// What the asked node has, for a cluster that may have to go on without a majority.
+    Survivor,
+    /// The asker recovers the cluster: what the asked node does then.
+    Recover(Box<crate::recover::Word>),
 }
 
 /// Which output of which container.

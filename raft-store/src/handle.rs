@@ -18,6 +18,7 @@ use crate::confirm::Rounds;
 use crate::feed::Confirmed;
 use crate::follow::Followed;
 use crate::head::Name;
+use crate::incarnation::EntriesFrom;
 use crate::log::Health;
 use crate::machine::Machine;
 use crate::replica::Replica;
@@ -75,6 +76,7 @@ pub(crate) struct Shared<Rt: AsyncRuntime> {
     pub(crate) timings: Timings,
     /// Whether the disk under the log does its work.
     pub(crate) health: Box<dyn Fn() -> Health + Send + Sync>,
+    pub(crate) entries_from: EntriesFrom,
     pub(crate) serials: Mutex<Serials>,
     pub(crate) stopping: AtomicBool,
     /// Who leads and who votes, for those who wait for changes of it.

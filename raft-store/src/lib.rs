@@ -18,6 +18,7 @@ mod files;
 mod follow;
 mod handle;
 mod head;
+mod incarnation;
 pub mod log;
 mod machine;
 mod network;
@@ -86,6 +87,7 @@ pub use handle::{
     COMMAND_BYTES_MAX, ChangeError, Handle, KEY_BYTES_MAX, MemberChange, Metrics, OPS_MAX, Options,
     ProposeError, ReadError,
 };
+pub use incarnation::{BeginError, Legacy, Logged, REVISION_STEP, begin, begin_as_follower};
 pub use log::Log;
 pub use openraft_rt_tokio::TokioRuntime;
 pub use shelf::LoadError;

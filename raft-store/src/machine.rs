@@ -85,6 +85,11 @@ impl Machine {
         Machine { state, replica, shelf, latest: Arc::new(Mutex::new(latest)), weight }
     }
 
+    /// What is applied now.
+    pub(crate) fn state(&self) -> State {
+        self.state.clone()
+    }
+
     fn apply_entry(
         &mut self,
         log_id: LogId,

@@ -12,6 +12,7 @@ use openraft::impls::EmptyNode;
 use serde::{Deserialize, Serialize};
 
 use crate::feed::Step;
+use crate::incarnation::REVISION_STEP;
 use crate::sessions::{Ledger, Sessions, Standing};
 use crate::{
     Answer, Change, Command, CommittedLeaderId, DecodeError, Expect, LogId, Op, Outcome, Refusal, VoterId,
@@ -291,6 +292,19 @@ impl State {
     pub(crate) fn for_followers(&self) -> State {
         let head = Head { applied: None, ..self.head.clone() };
         State { objects: self.objects.clone(), sessions: Sessions::default(), head, bytes: self.bytes }
+    }
+
+    /// What the next incarnation of the cluster begins with, after `ops` of its founder: the same objects, at
+    /// revisions that no incarnation before has reached. Sessions, members and the place in the log end here.
+    pub fn next_life(&self, ops: Vec<Op>) -> State {
+        let mut state = self.for_followers();
+        state.head.revision = state.head.revision.saturating_add(REVISION_STEP);
+        state.set_members(Members::default());
+        let mut untold = Vec::new();
+        for op in ops {
+            state.apply_op(op, &mut untold);
+        }
+        state
     }
 
     pub(crate) fn set_applied(&mut self, log_id: LogId) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::channel::mpsc;
 use openraft::async_runtime::Watch;
-use openraft::storage::RaftLogStorage;
+use openraft::storage::{RaftLogReader, RaftLogStorage};
 use openraft::{AsyncRuntime, LogIdOptionExt, Raft};
 
 use crate::TypeConfig;
@@ -18,6 +18,7 @@ use crate::files::Files;
 use crate::follow::{self, Followed};
 use crate::handle::{Closing, Core, Handle, Serials, Shared};
 use crate::head::Name;
+use crate::incarnation::EntriesFrom;
 use crate::log::{Health, Log};
 use crate::machine::{Heavy, Machine, Shelf};
 use crate::network::Network;
@@ -71,8 +72,13 @@ where
     });
     let asked_log = log.clone();
     let health = Box::new(move || asked_log.health());
+    let read_log = log.clone();
+    let entries_from: EntriesFrom = Box::new(move |from| {
+        let mut log = read_log.clone();
+        Box::pin(async move { log.try_get_log_entries(from..).await })
+    });
     let (shelf, copies) = (Arc::new(snapshots), Arc::new(copies));
-    let disk = Disk { log, health, shelf, state, copies, copy, closing };
+    let disk = Disk { log, health, entries_from, shelf, state, copies, copy, closing };
     assemble(config, disk, transport).await.map_err(StartError::Raft)
 }
 
@@ -80,6 +86,7 @@ where
 pub(crate) struct Disk<L> {
     pub(crate) log: L,
     pub(crate) health: Box<dyn Fn() -> Health + Send + Sync>,
+    pub(crate) entries_from: EntriesFrom,
     pub(crate) shelf: Arc<dyn Shelf>,
     /// That of the latest snapshot, or an empty one.
     pub(crate) state: State,
@@ -130,6 +137,7 @@ where
             rounds: Rounds::default(),
             timings: config.timings,
             health: disk.health,
+            entries_from: disk.entries_from,
             serials: Mutex::new(Serials::default()),
             stopping: AtomicBool::new(false),
             standing: Mutex::new(standing),

@@ -90,33 +90,34 @@ pub async fn load_or_create<F: Files>(
 ) -> Result<VoterId, StoreIdError> {
     let path = || files.describe(FILE);
     let failed = |source| StoreIdError::Io { path: path(), source };
+    let Some((owner, found)) = load(files).await? else {
+        if holds_anything(files).await.map_err(failed)? {
+            return Err(StoreIdError::Missing { path: path() });
+        }
+        let voter = VoterId { node, store: fresh };
+        write(files, voter, tag).await.map_err(failed)?;
+        return Ok(voter);
+    };
+    if owner.node != node {
+        return Err(StoreIdError::Foreign { path: path(), owner });
+    }
+    match found {
+        Some(found) if found != tag => Err(StoreIdError::OtherCluster { path: path(), found, wanted: tag }),
+        Some(_) => Ok(owner),
+        None => write(files, owner, tag).await.map(|()| owner).map_err(failed),
+    }
+}
+
+/// Whose store lies in `files`, and of which cluster, where a build has noted that; `None` if none does.
+pub async fn load<F: Files>(files: &F) -> Result<Option<(VoterId, Option<ClusterTag>)>, StoreIdError> {
+    let path = || files.describe(FILE);
     match files.read(FILE, 0, LENGTH + 1).await {
-        Ok(bytes) => {
-            let (owner, found) = parse(&bytes).map_err(|fault| match fault {
-                Fault::Damaged => StoreIdError::Damaged { path: path() },
-                Fault::NewerFormat(found) => StoreIdError::NewerFormat { path: path(), found },
-            })?;
-            if owner.node != node {
-                return Err(StoreIdError::Foreign { path: path(), owner });
-            }
-            match found {
-                Some(found) if found != tag => {
-                    return Err(StoreIdError::OtherCluster { path: path(), found, wanted: tag });
-                }
-                Some(_) => {}
-                None => write(files, owner, tag).await.map_err(failed)?,
-            }
-            Ok(owner)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if holds_anything(files).await.map_err(failed)? {
-                return Err(StoreIdError::Missing { path: path() });
-            }
-            let voter = VoterId { node, store: fresh };
-            write(files, voter, tag).await.map_err(failed)?;
-            Ok(voter)
-        }
-        Err(error) => Err(failed(error)),
+        Ok(bytes) => parse(&bytes).map(Some).map_err(|fault| match fault {
+            Fault::Damaged => StoreIdError::Damaged { path: path() },
+            Fault::NewerFormat(found) => StoreIdError::NewerFormat { path: path(), found },
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(StoreIdError::Io { path: path(), source }),
     }
 }
 

@@ -20,6 +20,7 @@ mod kubectl;
 mod members;
 mod neighbours;
 mod pods;
+mod recovery;
 mod user;
 mod voters;
 mod watching;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         neighbours::TESTS,
         disk::TESTS,
         follow::TESTS,
+        recovery::TESTS,
         watching::TESTS,
         voters::TESTS,
     ]

@@ -140,8 +140,9 @@ async fn talk(endpoint: &Endpoint, link: &Arc<Link>) -> Result<(), quinn::Connec
         return Err(connection.closed().await);
     };
     let unnamed = || Tag { incarnation: Incarnation::unnamed(own.cluster), ..own };
-    if let Err(foreign) = own.check(&hello.tag.unwrap_or_else(unnamed)) {
-        endpoint.0.estranged.meet(link.peer, foreign);
+    let theirs = hello.tag.unwrap_or_else(unnamed);
+    if let Err(foreign) = own.check(&theirs) {
+        endpoint.0.estranged.meet(link.peer, foreign, theirs);
         // The other end is to know as well, by this end's hello; a connection that is closed cannot be read.
         let _ = timeout(PARTING_MAX, async { (said.await, connection.closed().await) }).await;
         connection.close(code::FOREIGN, foreign.to_string().as_bytes());

@@ -9,7 +9,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{identity::NodeId, incarnation::Foreign};
+use crate::{
+    identity::NodeId,
+    incarnation::{Foreign, Tag},
+};
 
 /// How long such a node is not called again: it may be started anew meanwhile.
 const ALONE: Duration = Duration::from_secs(10);
@@ -27,14 +30,15 @@ pub(super) struct Estranged(Mutex<BTreeMap<NodeId, Met>>);
 #[derive(Clone, Copy)]
 struct Met {
     foreign: Foreign,
+    tag: Tag,
     at: Instant,
     told_at: Instant,
 }
 
 impl Estranged {
-    /// The hello of `node` was a foreign one.
-    pub(super) fn meet(&self, node: NodeId, foreign: Foreign) {
-        if self.is_news(node, foreign, Instant::now()) {
+    /// The hello of `node` was a foreign one, with this tag.
+    pub(super) fn meet(&self, node: NodeId, foreign: Foreign, tag: Tag) {
+        if self.is_news(node, foreign, tag, Instant::now()) {
             tracing::warn!(peer = %node, reason = %foreign, "a node is left alone");
         }
     }
@@ -56,7 +60,14 @@ impl Estranged {
         lately.map(|(node, met)| (*node, met.foreign)).collect()
     }
 
-    fn is_news(&self, node: NodeId, foreign: Foreign, now: Instant) -> bool {
+    /// Where those belong who were met lately.
+    pub(super) fn tags(&self, now: Instant) -> BTreeMap<NodeId, Tag> {
+        let met = self.lock();
+        let lately = met.iter().filter(|(_, met)| now.duration_since(met.at) < SHOWN);
+        lately.map(|(node, met)| (*node, met.tag)).collect()
+    }
+
+    fn is_news(&self, node: NodeId, foreign: Foreign, tag: Tag, now: Instant) -> bool {
         let mut met = self.lock();
         met.retain(|_, met| now.duration_since(met.told_at) < TELL_EVERY);
         let known = met.get(&node).copied().filter(|known| known.foreign == foreign);
@@ -64,7 +75,7 @@ impl Estranged {
             return false;
         }
         let told_at = known.map_or(now, |known| known.told_at);
-        met.insert(node, Met { foreign, at: now, told_at });
+        met.insert(node, Met { foreign, tag, at: now, told_at });
         known.is_none()
     }
 
@@ -79,18 +90,20 @@ mod tests {
     use super::*;
 
     const OLDER: Foreign = Foreign::Older { ours: 2, theirs: 1 };
+    const TAG: Tag = crate::loopback::tag(1, 1);
 
     #[test]
     fn a_foreign_node_is_left_alone_for_a_while_and_told_of_once() {
         let estranged = Estranged::default();
         let (node, now) = (NodeId([1; 16]), Instant::now());
-        assert!(estranged.is_news(node, OLDER, now));
-        assert!(!estranged.is_news(node, OLDER, now));
+        assert!(estranged.is_news(node, OLDER, TAG, now));
+        assert!(!estranged.is_news(node, OLDER, TAG, now));
         assert_eq!(estranged.why(node, now), Some(OLDER));
         assert_eq!(estranged.why(node, now + ALONE), None);
         assert_eq!(estranged.all(now + ALONE).len(), 1);
+        assert_eq!(estranged.tags(now + ALONE), [(node, TAG)].into());
         assert_eq!(estranged.all(now + SHOWN).len(), 0);
-        assert!(estranged.is_news(node, Foreign::Twin { number: 2 }, now), "it says something new");
+        assert!(estranged.is_news(node, Foreign::Twin { number: 2 }, TAG, now), "it says something new");
         estranged.forgive(node);
         assert_eq!(estranged.why(node, now), None);
     }
@@ -99,7 +112,8 @@ mod tests {
     fn many_foreign_nodes_are_bounded() {
         let estranged = Estranged::default();
         let now = Instant::now();
-        let told = (0..200).filter(|number| estranged.is_news(NodeId([*number; 16]), OLDER, now)).count();
+        let told =
+            (0..200).filter(|number| estranged.is_news(NodeId([*number; 16]), OLDER, TAG, now)).count();
         assert_eq!(told, NODES_MAX);
     }
 }

@@ -3,6 +3,7 @@
 mod advertise;
 mod demo;
 mod networks;
+mod recover;
 mod run;
 mod talk;
 mod verbs;
@@ -106,6 +107,15 @@ enum Verb {
         #[arg(long, conflicts_with = "now")]
         cancel: bool,
     },
+    /// Go on without the majority, when it is gone for good: on any node that is left, while its daemon runs.
+    Recover {
+        /// Do not ask; what may be lost is said all the same.
+        #[arg(long)]
+        yes: bool,
+        /// A member whose machine is off, as somebody has seen. May be given again.
+        #[arg(long, value_name = "NAME")]
+        off: Vec<String>,
+    },
     /// Three real nodes on this one machine: a Deployment, a killed node, the pods back elsewhere.
     Demo(demo::Demo),
 }
@@ -145,6 +155,9 @@ struct NodeArgs {
     /// How long to wait for another process with this node's key to end, before giving up.
     #[arg(long, hide = true, default_value = "60s", value_parser = duration, value_name = "TIME")]
     twin_wait: Duration,
+    /// For a process that begins its next life: it is a member already.
+    #[arg(long, hide = true)]
+    again: bool,
     /// For labs: how many nodes share this machine; each offers its part.
     #[arg(long, hide = true, env = "SKEIN_SHARE", default_value_t = 1)]
     share: u64,
@@ -262,6 +275,7 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     let done = match cli.verb {
+        Verb::Up { node, .. } | Verb::Join { node, .. } if node.again => run::up(&dir, node, None, false),
         Verb::Up { node, cluster, new_cluster } => run::up(&dir, node, cluster.as_deref(), new_cluster),
         Verb::Join { token, node } => run::join(&dir, node, &token),
         Verb::Status { output } => verbs::status(&dir, output),
@@ -287,6 +301,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Leave { .. } => verbs::leave(&dir),
         Verb::Remove { name, cancel: true, .. } => verbs::stay(&dir, Some(&name)),
         Verb::Remove { name, now, .. } => verbs::remove(&dir, &name, now),
+        Verb::Recover { yes, off } => recover::recover(&dir, yes, &off),
         Verb::Demo(demo) => demo::run(demo),
     };
     match done {
@@ -347,6 +362,18 @@ mod tests {
     fn wrong_usage_is_exit_code_2() {
         for line in ["skein status --nonsense", "skein up --peer", "skein up --peer a:b:c"] {
             assert_eq!(Cli::try_parse_from(line.split(' ')).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_a_node_was_started_with_starts_its_next_life_too() {
+        for line in ["skein --data-dir /x join TOKEN --name a", "skein up --new-cluster"] {
+            let words = line.split(' ').chain([run::AGAIN]);
+            let (Verb::Up { node, .. } | Verb::Join { node, .. }) = Cli::try_parse_from(words).unwrap().verb
+            else {
+                panic!("it starts a node")
+            };
+            assert!(node.again, "{line}");
         }
     }
 

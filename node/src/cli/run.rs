@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use skein_control::node::directory::{self, As, Asked, Past, Step, Up};
@@ -21,10 +23,12 @@ use tracing::{debug, info, warn};
 
 use super::{NodeArgs, advertise, networks};
 use crate::clock::{self, ClusterTime};
-use crate::daemon::{self, Config, Failure, Node, Ports};
+use crate::daemon::{self, Config, End, Failure, Node, Ports};
 use crate::home::{Claim, Home, Joining, Membership, Slot};
 use crate::quorum;
 
+/// The word by which a process tells its next life that it is a member, whatever it was started for.
+pub(super) const AGAIN: &str = "--again";
 /// What a cluster is called unless told otherwise.
 const CLUSTER: &str = "home";
 /// How often it is asked whether another process that runs as this node has ended.
@@ -328,7 +332,22 @@ fn run(
         daemon::run(config, identity, membership, chain, stopping, greet).await
     });
     runtime.shutdown_timeout(Duration::from_secs(2));
-    done
+    match done? {
+        End::Stopped => Ok(()),
+        End::Turned => Err(live_again().into()),
+    }
+}
+
+/// Begins the next life in the place of this one: the same process, and nothing of what it held, no port and no
+/// file. Returns only if the system refuses.
+fn live_again() -> String {
+    let mut words = std::env::args_os();
+    let mut next = Command::new("/proc/self/exe");
+    if let Some(name) = words.next() {
+        next.arg0(name);
+    }
+    next.args(words.filter(|word| word != AGAIN)).arg(AGAIN);
+    format!("cannot begin anew: {}; start it again with: skein up", next.exec())
 }
 
 /// What is said on standard output; the log goes to standard error.

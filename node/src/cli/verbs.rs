@@ -449,7 +449,7 @@ fn lines(lines: impl IntoIterator<Item = impl AsRef<str>>) -> Result<(), Failure
     Ok(())
 }
 
-fn text(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 

@@ -23,9 +23,9 @@ const BELONGING: [&str; 6] =
 const IDENTITY: [&str; 2] = ["node.key", "node.json"];
 /// What a running node makes beside them.
 const TRACES: [&str; 6] = ["addresses.json", "api.json", "images", "logs", "network", "pods"];
-/// What decides nothing: a setting of the machine, the daemon's socket, the past, and what makers
-/// of file systems and a trial that was cut off leave.
-const NOTHING: [&str; 5] = ["advertise.json", "skein.sock", "trial.tmp", FORMER, "lost+found"];
+/// What decides nothing: a setting of the machine, the daemon's socket, the past, and what makers of file systems
+/// and what was cut off (a trial, a recovery) leave.
+const NOTHING: [&str; 6] = ["advertise.json", "skein.sock", "store.next", "trial.tmp", FORMER, "lost+found"];
 
 impl Home {
     /// Looks at everything that lies here. Nothing is changed.

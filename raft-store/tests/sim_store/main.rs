@@ -7,6 +7,7 @@ mod follow;
 mod foreign;
 mod full;
 mod history;
+mod recovery;
 mod traps;
 mod world;
 

@@ -694,6 +694,11 @@ impl World {
         self.network.cut(self.voter(b), self.voter(a));
     }
 
+    /// Undoes every cut.
+    pub(crate) fn heal_all(&self) {
+        self.network.heal_all();
+    }
+
     pub(crate) fn isolate(&self, number: usize, hears: bool, is_heard: bool, cut: bool) {
         let voter = |number: usize| self.nodes[number].lock().unwrap().voter;
         let change = |from, to| if cut { self.network.cut(from, to) } else { self.network.heal(from, to) };

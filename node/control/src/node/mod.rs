@@ -5,6 +5,7 @@ pub mod admission;
 pub mod authority;
 pub mod departure;
 pub mod directory;
+pub mod recovery;
 pub mod roster;
 
 mod drain;

@@ -74,6 +74,11 @@ impl<N, S, P> Record<N, S, P> {
         format!("{PREFIX}{node}")
     }
 
+    /// The record in a new incarnation of the cluster: nobody but its founder has voted there yet.
+    pub fn reborn(self) -> Self {
+        Record { removals_ms: Vec::new(), fresh: true, ..self }
+    }
+
     /// What the map keeps.
     pub fn to_bytes(&self) -> Vec<u8>
     where
