@@ -315,7 +315,8 @@ impl Admin {
         let left_alone: Vec<Value> = self.endpoint.estranged().into_iter().map(|(node, reason)| {
             json!({ "id": node.to_string(), "name": name_of(node.0), "reason": reason.to_string() })
         }).collect();
-        let voters = metrics.voters.len();
+        // While one set takes the place of another both decide, and a node may have a store in each.
+        let voters = self.store.voter_sets().iter().map(BTreeSet::len).max().unwrap_or(0);
         let name = |node: NodeId| name_of(node.0).unwrap_or_else(|| node.short());
         let waiting: Vec<Value> = voting.waits.iter().map(|wait| wait.shown(clock::system(), name)).collect();
         json!({

@@ -141,8 +141,8 @@ impl Voters {
         let seen = |store: &VoterId| {
             let member = gossiped.get(&NodeId(store.node)).filter(|member| member.state.is_active());
             let said = member.and_then(|member| member.metadata.as_deref());
-            let alive = member.is_some() && quorum::has_store(said, *store);
-            Seen { alive, disk_failed: disk::has_failed(said) }
+            let disowned = *store != metrics.voter && !quorum::has_store(said, *store);
+            Seen { alive: member.is_some() && !disowned, disk_failed: disk::has_failed(said), disowned }
         };
         let sightings = voters::sightings(&membership(metrics), &records, |store| NodeId(store.node), seen);
         let logs = Logs { term: metrics.term, last: metrics.last_log, matched: &metrics.matched };

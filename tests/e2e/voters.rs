@@ -70,9 +70,9 @@ fn two_lost_stores_of_three_are_told_and_change_nothing() {
     }
     let status = house.until("the word of it", || {
         let status = wait(house.cluster.status(&leader))?;
-        (status["waiting"][0]["reason"] == "MajorityLost").then_some(status)
+        (status["waiting"][0]["reason"] == "MajorityLost" && status["quorum"] == false).then_some(status)
     });
-    assert_eq!((&status["quorum"], &status["failuresSurvived"]), (&false.into(), &0.into()), "{status:#}");
+    assert_eq!(status["failuresSurvived"], 0, "{status:#}");
     assert_eq!((&status["voters"], voters(&status)), (&3.into(), [leader.clone()].into()), "{status:#}");
     let text = house.skein_ok(&leader, &["status"]);
     assert!(text.contains("waits        so many voters lost their stores"), "{text}");

@@ -256,7 +256,8 @@ fn see(site: &Site, metrics: &Metrics, memory: &mut Memory<VoterId>) -> BTreeMap
     let seen = |store: &VoterId| {
         let member = gossiped.get(&NodeId(store.node)).filter(|member| member.state.is_active());
         let metadata = member.and_then(|member| member.metadata.as_deref());
-        Seen { alive: member.is_some(), disk_failed: metadata.is_some_and(has_failed) }
+        let disk_failed = metadata.is_some_and(has_failed);
+        Seen { alive: member.is_some(), disk_failed, disowned: false }
     };
     let mut sightings = voters::sightings(&membership(metrics), &records.collect(), number_of_voter, seen);
     if world.plan.mutation == Some(Mutation::AbsenceIsLeaving) {

@@ -66,6 +66,8 @@ pub struct Member<Id> {
     pub progressed_at: Instant,
     /// It has the whole log, as far as a running leader can say.
     pub caught_up: bool,
+    /// Its node says that it has another store now, though the map may not know yet: without a majority it never will.
+    pub disowned: bool,
     /// What was in the leader's log for [`ACKNOWLEDGED_WITHIN`] it has not acknowledged, whatever else it answers.
     pub behind: bool,
     /// It joined and was never a voter nor removed: a vote for it is formation, not a change of mind.

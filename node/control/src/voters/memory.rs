@@ -36,6 +36,8 @@ pub struct Seen {
     pub alive: bool,
     /// Its node says that the disk under its log takes nothing more: its vote and its copy count for nothing then.
     pub disk_failed: bool,
+    /// Its node names another store as its own.
+    pub disowned: bool,
 }
 
 /// What is known of one store at one look.
@@ -174,6 +176,7 @@ impl<Id: Copy + Ord> Memory<Id> {
                     progressed_at: log.map_or(now, |log| log.progressed_at),
                     caught_up: id == me
                         || logs.zip(log).is_some_and(|(logs, log)| log.has_all(now, logs.last)),
+                    disowned: seen.disowned,
                     behind: id != me
                         && log.is_some_and(|log| now.since(log.complete_at) > ACKNOWLEDGED_WITHIN),
                     fresh,

@@ -22,6 +22,7 @@ fn member(now: Instant) -> Member<u8> {
         since: now,
         progressed_at: now,
         caught_up: true,
+        disowned: false,
         behind: false,
         fresh: true,
         removals: 0,
@@ -432,6 +433,9 @@ fn of_three_voters_that_lost_two_stores_nothing_changes_ever() {
     let mut three = Cluster::formed(3);
     (1..3).for_each(|id| three.lose(id));
     assert_eq!(three.waiting(), [(Reason::NoMajority, None, None, None)]);
+    // Nobody can write down that their nodes have other stores; they say so themselves.
+    (1..3).for_each(|id| three.members.get_mut(&id).unwrap().disowned = true);
+    assert_eq!(three.waiting(), [(Reason::MajorityLost, None, None, None)]);
 }
 
 #[test]
@@ -659,7 +663,7 @@ fn what_is_waited_for_comes_when_it_was_said() {
 }
 
 fn sighting(alive: bool) -> Sighting<u8> {
-    let (standing, seen) = (Standing::Member, Seen { alive, disk_failed: false });
+    let (standing, seen) = (Standing::Member, Seen { alive, disk_failed: false, disowned: false });
     Sighting { standing, seen, fresh: false, removals: 0, domain: String::new() }
 }
 
@@ -694,7 +698,7 @@ fn a_voter_that_answers_and_whose_disk_has_failed_is_down() {
         look(
             &mut memory,
             at,
-            Sighting { seen: Seen { alive: true, disk_failed }, ..sighting(true) },
+            Sighting { seen: Seen { alive: true, disk_failed, disowned: false }, ..sighting(true) },
             1000,
             300,
         )
@@ -774,7 +778,7 @@ fn each_store_is_seen_as_the_records_say_whose_it_is() {
     let records = [(0, record(0, false)), (1, record(1 + NEXT, false)), (2, record(2, true))];
     let records = records.into_iter().chain([(5, record(5, false)), (6, record(6, true))]).collect();
     let node_of = |id: &u8| id % NEXT;
-    let seen = |id: &u8| Seen { alive: *id != 3, disk_failed: false };
+    let seen = |id: &u8| Seen { alive: *id != 3, disk_failed: false, disowned: false };
     let found = sightings(&membership, &records, node_of, seen);
     let standings: Vec<_> = found.iter().map(|(id, sighting)| (*id, sighting.standing)).collect();
     let lost = Standing::Lost { successor: 1 + NEXT };

@@ -52,7 +52,8 @@ pub fn waiting<Id: Copy + Ord>(
     last_voluntary: Option<Instant>,
 ) -> Vec<Waiting<Id>> {
     let picture = Picture { now, leader, members, membership };
-    let is_lost = |id: &Id| picture.lost_stores().any(|(lost, _)| lost == *id);
+    let is_disowned = |id: &Id| members.get(id).is_some_and(|member| member.disowned);
+    let is_lost = |id: &Id| is_disowned(id) || picture.lost_stores().any(|(lost, _)| lost == *id);
     if let Some(reason) = standstill(&membership.voters, |id| picture.is_up(id), is_lost) {
         return vec![Waiting { reason, voter: None, taker: None, until: None }];
     }
