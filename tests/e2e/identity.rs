@@ -51,6 +51,8 @@ fn stop(house: &mut House, name: &str) {
 }
 
 fn write(house: &House, node: &str, name: &str) {
+    // A new cluster makes its namespaces once it has a leader.
+    house.until("the namespace", || (!house.get(node, "/api/v1/namespaces/default").is_null()).then_some(()));
     let object = json!({ "metadata": { "name": name }, "data": { "from": node } });
     house.create(node, "/api/v1/namespaces/default/configmaps", &object);
 }
@@ -252,6 +254,14 @@ fn a_copied_disk_waits_for_the_one_that_runs_and_never_deposes_it() {
 
     // While it runs: as a snapshot of a virtual machine is.
     let (from, to) = (house.lab().machine("two").disk(), house.lab().machine("copy").disk());
+    // By these the copy sees that it is one of three.
+    house.until("the addresses of the others on its disk", || {
+        let text = fs::read_to_string(from.join("addresses.json")).unwrap_or_default();
+        let status = house.status("one");
+        let ids = status["nodes"].as_array().expect("a list of nodes").iter();
+        let mut others = ids.filter(|node| node["name"] != "two").map(|node| node["id"].as_str());
+        others.all(|id| text.contains(id.expect("a node has an id"))).then_some(())
+    });
     for part in ["node.key", "node.json", "cluster.json", "member.json", "addresses.json", "store"] {
         let copied =
             std::process::Command::new("cp").arg("-a").args([from.join(part), to.join(part)]).status();

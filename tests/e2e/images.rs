@@ -236,7 +236,7 @@ fn a_hostile_archive_is_refused_and_leaves_nothing() {
     // 128 MiB of zeros, of which gzip leaves little; this cluster allows a layer 64.
     let bomb = Tar::new().file("zeros", &vec![0; 128 << 20]);
     let before = store(&house);
-    let cases: [(&str, Vec<u8>, &str); 12] = [
+    let cases: [(&str, Vec<u8>, &str); 11] = [
         ("a layer with another digest", flipped("layer"), "damaged"),
         ("a manifest with another digest", flipped("manifest"), "damaged"),
         ("a configuration with another digest", flipped("config"), "damaged"),
@@ -256,9 +256,8 @@ fn a_hostile_archive_is_refused_and_leaves_nothing() {
             with(Tar::new().entry(EntryType::GNULongName, "n", "", &vec![b'a'; 4 << 20])),
             "not allowed",
         ),
-        ("a sparse file", with(Tar::new().entry(EntryType::GNUSparse, "hole", "", b"")), "sparse"),
         ("a bomb", with(bomb), "larger than 67108864 bytes"),
-        ("a truncated file", good[..good.len() / 2].to_vec(), "damaged"),
+        ("a truncated file", good[..good.len() / 2].to_vec(), "cut off"),
         ("no archive", b"hello".to_vec(), "image archive"),
         ("an empty file", Vec::new(), "index.json"),
     ];
