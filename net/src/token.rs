@@ -265,7 +265,7 @@ pub struct TokenRecord {
     /// The uses so far, oldest first; never more than `uses`.
     pub spent: Vec<Spent>,
     /// Of the member whose place it gives, if it gives one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub replaces: Option<String>,
 }
 

@@ -221,7 +221,9 @@ impl World {
                 self.gone.lock().unwrap().insert(number);
             }
             Kind::LostStore(which) => {
-                let Some(number) = victim(which).filter(|number| self.may_take(*number)) else { return };
+                // The store of the only voter is all that there is.
+                let may = |number: &usize| self.may_take(*number) && self.may_lose(*number);
+                let Some(number) = victim(which).filter(may) else { return };
                 self.count("stores lost");
                 self.kill(number);
                 let mut slot = self.slots[number].lock().unwrap();
