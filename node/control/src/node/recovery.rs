@@ -130,7 +130,7 @@ pub enum Refusal {
     },
     /// All that is left are nodes without certificates to give.
     #[error(
-        "none of the nodes that answer keeps the cluster's authorities; start one that voted, or restore a backup (skein restore)"
+        "none of the nodes that answer keeps the cluster's authorities; start one of those that vote"
     )]
     NoAuthorities,
     /// Whoever answers knows nothing of the cluster.
