@@ -53,7 +53,7 @@ pub(crate) fn network(house: &House, name: &str) -> Vec<String> {
 
 pub(crate) fn founded(house: &mut House, name: &str, words: &[&str]) {
     up(house, name, &[&["up", "--new-cluster"], words].concat());
-    house.until("the first node", || (house.skein(name, &["status"]).code == 0).then_some(()));
+    house.until_up(name);
 }
 
 /// As machines have it that VirtualBox made: a translated network with the default route, the same on each, and
@@ -76,7 +76,7 @@ fn where_every_machine_has_the_same_translated_address_the_other_one_counts() {
     for name in ["two", "three"] {
         up(&mut house, name, &["join", &token]);
     }
-    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_whole();
     for (last, name) in (1..).zip(NODES) {
         let right = format!("198.51.100.{last}");
         for through in NODES {
@@ -123,7 +123,7 @@ fn what_is_advertised_is_told_to_all_and_kept_until_it_is_taken_back() {
     // Nobody is there: this node calls the others.
     let elsewhere = "198.51.100.77:17946";
     up(&mut house, "two", &["join", &token, "--advertise", elsewhere]);
-    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_whole();
     let told = |house: &House, wanted: &str| {
         for through in ["one", "two"] {
             house.until("what is told", || (addresses(house, through, "two") == [wanted]).then_some(()));
@@ -153,7 +153,7 @@ fn machines_without_ipv4_become_a_cluster() {
     for name in ["two", "three"] {
         up(&mut house, name, &["join", &token]);
     }
-    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_whole();
     for (last, name) in (1..).zip(NODES) {
         let right = format!("fd00:5::{last}");
         house.until("its address", || (internal_ips(&house, "two", name) == [&*right]).then_some(()));

@@ -5,6 +5,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::failover::NODES;
 use crate::house::{House, wait};
 use crate::user::User;
 use crate::{Tests, tests};
@@ -16,7 +17,6 @@ pub(crate) const TESTS: Tests = tests![
     a_cluster_that_was_off_for_longer_than_its_certificates_live_forms_again,
 ];
 
-const NODES: [&str; 3] = ["one", "two", "three"];
 const DAY: i64 = 24 * 60 * 60;
 
 /// Who says that it keeps what is in force.
@@ -28,10 +28,6 @@ fn holders(house: &House, through: &str) -> Vec<String> {
 
 fn has_keys(house: &House, name: &str) -> bool {
     house.lab().machine(name).disk_from_outside().join("authority.sealed").exists()
-}
-
-fn until_whole(house: &House) {
-    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
 }
 
 /// Starts a daemon whose machine's clock is ahead.
@@ -85,7 +81,7 @@ fn all_authorities_are_made_anew_while_the_cluster_runs() {
 
     // Who was away comes back, and everybody's API is believed by old and new kubeconfigs.
     house.cluster.power_back("three").expect("the machine starts");
-    until_whole(&house);
+    house.until_whole();
     let after = house.skein_ok("three", &["kubeconfig"]);
     let nodes = |config: &str, through| {
         let user = User::with(&house, Path::new("kubectl"), through, "default", config);
@@ -121,7 +117,7 @@ fn one_clock_that_is_ten_years_ahead_changes_nothing() {
     for name in ["two", "three"] {
         house.cluster.power_back(name).expect("the machine starts");
     }
-    until_whole(&house);
+    house.until_whole();
     // Once most members have told it the time.
     house.until("a word of the clock", || {
         let warnings = house.status("one")["warnings"].to_string();

@@ -166,8 +166,7 @@ fn a_node_whose_disk_fails_keeps_its_pods_and_votes_again_after_a_start() {
     let path = format!("/api/v1/nodes/{victim}");
     house.until("a taint", || tainted(&house.get(victim, &path)).then_some(()));
     user.run(&["scale", "deployment/web", &format!("--replicas={}", 2 * REPLICAS)]);
-    wait(house.cluster.until_running(victim, "web", 2 * REPLICAS))
-        .unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_running(victim, 2 * REPLICAS);
     let after = lives(&house, victim);
     assert!(before.iter().all(|(uid, life)| after.get(uid) == Some(life)), "{before:#?}\n{after:#?}");
     let new = |uid: &String| !before.contains_key(uid);
@@ -177,7 +176,7 @@ fn a_node_whose_disk_fails_keeps_its_pods_and_votes_again_after_a_start() {
     drop(failing);
     house.cluster.lab().machine_mut(victim).kill_daemon();
     house.cluster.up(victim).expect("the daemon starts");
-    wait(house.cluster.until_caught_up(victim)).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_caught_up(victim);
     house.until("that all are told", || (disk_of(&house, &leader) == "ok").then_some(()));
     house.until("no taint", || (!tainted(&house.get(victim, &path))).then_some(()));
     assert_eq!(lives(&house, &leader), after, "pods were touched\n{}", house.logs());

@@ -47,15 +47,7 @@ pub(crate) fn with_pods() -> House {
 }
 
 fn with_pods_on(nodes: &[&str]) -> House {
-    let house = House::formed(nodes);
-    wait(house.cluster.deploy("one", "web", REPLICAS)).expect("the Deployment is created");
-    running(&house);
-    house
-}
-
-pub(crate) fn running(house: &House) {
-    wait(house.cluster.until_running("one", "web", REPLICAS))
-        .unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    House::with_pods(nodes, REPLICAS)
 }
 
 /// The pods that run, by uid, as `through` sees them.
@@ -97,6 +89,16 @@ pub(crate) fn leader(house: &House) -> String {
     house.until("a leader", || wait(house.cluster.leader()))
 }
 
+/// Kills the daemon of a node that does not lead, until its pods run elsewhere: which one, and the pods before that.
+fn lose_a_daemon(house: &mut House) -> (&'static str, BTreeMap<String, Life>) {
+    let leader = leader(house);
+    let victim = worker(&leader);
+    let before = lives(house, &leader);
+    house.cluster.lab().machine_mut(victim).kill_daemon();
+    house.until("replacements", || all_run_off(house, &leader, victim).then_some(()));
+    (victim, before)
+}
+
 /// Nothing changes for `span`: every look shows the same pods.
 fn nothing_moves(house: &House, through: &str, before: &BTreeMap<String, Life>, span: Duration) {
     let end = Instant::now() + span;
@@ -123,9 +125,8 @@ fn a_machine_without_power_is_replaced_whether_it_led_or_not() {
         let after = lives(&house, through);
         assert!(healthy.iter().all(|(uid, life)| after.get(uid) == Some(life)), "{before:#?}\n{after:#?}");
         house.cluster.power_back(victim).expect("the machine starts");
-        wait(house.cluster.until_caught_up(victim))
-            .unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
-        wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+        house.until_caught_up(victim);
+        house.until_whole();
         house.until("no pod too many", || (lives(&house, through).len() == REPLICAS as usize).then_some(()));
         let healed = lives(&house, through);
         assert!(healthy.iter().all(|(uid, life)| healed.get(uid) == Some(life)), "{healthy:#?}\n{healed:#?}");
@@ -145,7 +146,7 @@ fn a_machine_that_is_cut_off_is_replaced_and_gives_back_its_extra_pods() {
     let healthy = off(&before, victim);
     assert!(healthy.iter().all(|(uid, life)| replaced.get(uid) == Some(life)), "{healthy:#?}\n{replaced:#?}");
     house.cluster.lab().mend().expect("nft mends");
-    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_whole();
     house.until("no pod too many", || (lives(&house, victim) == replaced).then_some(()));
 }
 
@@ -174,7 +175,7 @@ fn a_leader_cut_off_from_one_node_gives_way_and_no_pod_moves() {
         assert_ne!(house.until("a leader", || wait(house.cluster.leader())), leader, "{}", house.logs());
         nothing_moves(&house, &victim, &before, Duration::from_secs(5));
         house.cluster.lab().mend().expect("nft mends");
-        wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+        house.until_whole();
         nothing_moves(&house, &victim, &before, Duration::from_secs(2));
     }
 }
@@ -203,7 +204,7 @@ fn five_machines_survive_the_loss_of_three_one_after_another() {
         house.cluster.power_back(name).expect("the machine starts");
     }
     for name in &lost {
-        wait(house.cluster.until_caught_up(name)).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+        house.until_caught_up(name);
     }
     house.until("no pod too many", || (lives(&house, "one").len() == REPLICAS as usize).then_some(()));
 }
@@ -214,19 +215,15 @@ fn pods_outlive_their_daemon() {
     house.cluster.lab().machine_mut("two").kill_daemon();
     nothing_moves(&house, "one", &before, Duration::from_secs(2));
     house.cluster.up("two").expect("the daemon starts");
-    wait(house.cluster.until_caught_up("two")).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_caught_up("two");
     nothing_moves(&house, "two", &before, Duration::from_secs(3));
 }
 
 fn a_daemon_that_stays_dead_is_replaced_although_its_machine_answers() {
     let mut house = with_pods();
-    let leader = leader(&house);
-    let victim = worker(&leader);
-    let before = lives(&house, &leader);
-    house.cluster.lab().machine_mut(victim).kill_daemon();
-    house.until("replacements", || all_run_off(&house, &leader, victim).then_some(()));
+    let (victim, before) = lose_a_daemon(&mut house);
     house.cluster.up(victim).expect("the daemon starts");
-    wait(house.cluster.until_caught_up(victim)).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_caught_up(victim);
     house.until("no pod too many", || (lives(&house, victim).len() == REPLICAS as usize).then_some(()));
     let after = lives(&house, victim);
     let healthy = off(&before, victim);
@@ -250,7 +247,7 @@ fn a_starved_machine_on_a_bad_link_keeps_its_pods() {
     }
     house.cluster.lab().machine_mut(victim).throttle(None).expect("a cgroup lets it go");
     house.cluster.lab().mend().expect("nft mends");
-    wait(house.cluster.until_caught_up(victim)).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_caught_up(victim);
     nothing_moves(&house, victim, &before, Duration::from_secs(2));
 }
 
@@ -263,7 +260,7 @@ fn a_paused_daemon_keeps_its_pods() {
     daemon.signal(Signal::SIGSTOP);
     nothing_moves(&house, &leader, &before, Duration::from_secs(20));
     house.cluster.lab().machine_mut(victim).daemon().expect("it runs").signal(Signal::SIGCONT);
-    wait(house.cluster.until_caught_up(victim)).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_caught_up(victim);
     nothing_moves(&house, victim, &before, Duration::from_secs(2));
 }
 
@@ -294,8 +291,8 @@ fn a_cluster_wakes_up_in_any_order() {
     for name in ["one", "two"] {
         house.cluster.power_back(name).expect("the machine starts");
     }
-    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
-    running(&house);
+    house.until_whole();
+    house.until_running("one", REPLICAS);
 }
 
 /// Gossip has never heard of it since: it is tried where the others remember it.
@@ -308,10 +305,10 @@ fn a_machine_that_stays_off_after_everything_was_off_is_replaced() {
         house.cluster.power_back(name).expect("the machine starts");
     }
     house.until("replacements", || all_run_off(&house, "one", "three").then_some(()));
-    let logs = house.logs();
-    assert!(logs.contains("cause=NoAnswer"), "it could be probed\n{logs}");
+    let probed = ["one", "two"].iter().any(|name| house.log(name).contains("cause=NoAnswer"));
+    assert!(probed, "it could be probed\n{}", house.logs());
     house.cluster.power_back("three").expect("the machine starts");
-    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_whole();
     house.until("no pod too many", || (lives(&house, "three").len() == REPLICAS as usize).then_some(()));
 }
 
@@ -321,10 +318,7 @@ fn a_machine_that_is_switched_off_while_it_stops_is_replaced_as_fast() {
     let leader = leader(&house);
     let victim = worker(&leader);
     house.cluster.lab().machine_mut(victim).daemon().expect("it runs").signal(Signal::SIGTERM);
-    house.until("its end", || {
-        let log = std::fs::read_to_string(house.lab().machine(victim).log()).unwrap_or_default();
-        log.contains("stopping").then_some(())
-    });
+    house.until("its end", || house.log(victim).contains("stopping").then_some(()));
     let failover = wait(house.cluster.power_cut(victim, "web", REPLICAS));
     let failover = failover.unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
     assert!(failover.noticed < Duration::from_secs(20), "{failover:?}\n{}", house.logs());
@@ -332,24 +326,20 @@ fn a_machine_that_is_switched_off_while_it_stops_is_replaced_as_fast() {
 
 fn a_daemon_that_comes_back_ends_what_runs_elsewhere_before_its_node_is_ready() {
     let mut house = with_pods();
-    let leader = leader(&house);
-    let victim = worker(&leader);
-    let before = lives(&house, &leader);
-    house.cluster.lab().machine_mut(victim).kill_daemon();
-    house.until("replacements", || all_run_off(&house, &leader, victim).then_some(()));
-    let log = house.lab().machine(victim).log();
-    let length = std::fs::read_to_string(&log).expect("it wrote one").len();
+    let (victim, before) = lose_a_daemon(&mut house);
+    let length = house.log(victim).len();
     house.cluster.up(victim).expect("the daemon starts");
-    wait(house.cluster.until_caught_up(victim)).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
-    let log = std::fs::read_to_string(&log).expect("it wrote one").split_off(length);
+    house.until_caught_up(victim);
+    let log = house.log(victim).split_off(length);
     let ready = log.find("ready node=").unwrap_or_else(|| panic!("it never said that it is ready\n{log}"));
     let ends: Vec<usize> =
         log.match_indices("ends a pod that is not bound here any more").map(|(at, _)| at).collect();
     let here = before.values().filter(|life| life.node == victim).count();
+    assert!(here > 0, "they spread");
     assert_eq!(ends.len(), here, "{log}");
     assert!(ends.iter().all(|at| *at < ready), "{log}");
     house.until("an Event of each", || {
-        let events = house.get(&leader, "/api/v1/namespaces/default/events");
+        let events = house.get(victim, "/api/v1/namespaces/default/events");
         let is_end = |event: &&Value| {
             event["reason"] == "Killing"
                 && event["message"].as_str().is_some_and(|text| text.contains("while its node was away"))
@@ -379,12 +369,9 @@ fn two_with_a_gateway() -> House {
     }
     wait(house.cluster.form()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
     wait(house.cluster.deploy("one", "web", REPLICAS)).expect("the Deployment is created");
-    running(&house);
+    house.until_running("one", REPLICAS);
     // Learned while all is well, at the latest with the next look a minute later.
-    house.until("a gateway that answers", || {
-        let log = std::fs::read_to_string(house.lab().machine("one").log()).unwrap_or_default();
-        log.contains("the gateway answers").then_some(())
-    });
+    house.until("a gateway that answers", || house.log("one").contains("the gateway answers").then_some(()));
     house
 }
 
@@ -395,7 +382,7 @@ fn of_two_nodes_the_one_without_power_is_replaced_if_the_gateway_answers() {
     // 2.75 s on a machine with nothing else to do; without the gateway's word it would be 30.
     assert!(failover.noticed < Duration::from_secs(20), "{failover:?}\n{}", house.logs());
     house.cluster.power_back("two").expect("the machine starts");
-    wait(house.cluster.until_caught_up("two")).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_caught_up("two");
 }
 
 fn of_two_nodes_the_one_whose_own_cable_is_out_leaves_the_other_alone() {
@@ -405,7 +392,7 @@ fn of_two_nodes_the_one_whose_own_cable_is_out_leaves_the_other_alone() {
     // Longer than a node gets whose silence nobody can explain.
     nothing_moves(&house, "one", &before, Duration::from_secs(36));
     house.cluster.lab().plug("one", true).expect("the cable is ours");
-    wait(house.cluster.until_caught_up("two")).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_caught_up("two");
     nothing_moves(&house, "two", &before, Duration::from_secs(3));
 }
 
@@ -417,7 +404,7 @@ fn of_two_nodes_the_one_that_stays_off_after_both_were_off_is_replaced() {
     }
     house.cluster.power_back("one").expect("the machine starts");
     house.until("replacements", || all_run_off(&house, "one", "two").then_some(()));
-    let log = std::fs::read_to_string(house.lab().machine("one").log()).unwrap_or_default();
+    let log = house.log("one");
     let lost = log.lines().find(|line| line.contains("a node is lost")).unwrap_or_default();
     let silent_ms =
         lost.split("silent_ms=").nth(1).and_then(|rest| rest.split_whitespace().next()?.parse().ok());

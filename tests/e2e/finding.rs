@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::failover::{NODES, lives, running, with_pods};
+use crate::failover::{NODES, REPLICAS, lives, with_pods};
 use crate::formation::up;
 use crate::house::{House, wait};
 use crate::{Tests, tests};
@@ -62,7 +62,7 @@ fn addresses_change_one_after_another_and_no_pod_moves() {
             (internal_ip(&node) == Some(&address(number).to_string())).then_some(())
         });
     }
-    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_whole();
     for through in NODES {
         assert_eq!(lives(&house, through), before, "pods were touched\n{}", house.logs());
     }
@@ -75,7 +75,7 @@ fn all_addresses_change_at_once_and_no_pod_moves() {
         house.cluster.lab().readdress(name, address(number)).expect("the machine is ours");
     }
     until_all_are_seen_where_they_are(&house);
-    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_whole();
     for through in NODES {
         assert_eq!(lives(&house, through), before, "pods were touched\n{}", house.logs());
     }
@@ -93,9 +93,9 @@ fn a_cluster_wakes_up_at_other_addresses_in_any_order() {
         for name in order {
             house.cluster.power_back(name).expect("the machine starts");
         }
-        wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+        house.until_whole();
         until_all_are_seen_where_they_are(&house);
-        running(&house);
+        house.until_running("one", REPLICAS);
     }
 }
 
@@ -140,7 +140,7 @@ fn where_nothing_but_names_leads_to_the_others_names_are_enough() {
         assert!(alone(&house, name).is_some(), "how did {name} find anybody?\n{}", house.logs());
     }
     fs::write(&hosts, format!("{} two.lab\n", house.lab().machine("two").address())).expect("it is ours");
-    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_whole();
     until_all_are_seen_where_they_are(&house);
-    running(&house);
+    house.until_running("one", REPLICAS);
 }

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::house::{House, is_ready, wait};
+use crate::house::{House, life, wait};
 use crate::user::User;
 use crate::{Tests, tests};
 
@@ -19,13 +19,7 @@ const NODES: [&str; 8] = ["one", "two", "three", "four", "five", "six", "seven",
 /// The names of the nodes that `role` is true of, as the leader sees them.
 fn those(house: &House, role: impl Fn(&Value) -> bool) -> Vec<String> {
     let leader = house.until("a leader", || wait(house.cluster.leader()));
-    let status = house.status(&leader);
-    let nodes = status["nodes"].as_array().expect("a list of nodes");
-    nodes
-        .iter()
-        .filter(|node| role(node))
-        .map(|node| node["name"].as_str().expect("a name").to_owned())
-        .collect()
+    house.nodes(&leader, role)
 }
 
 fn is_follower(node: &Value) -> bool {
@@ -41,34 +35,6 @@ fn formed() -> (House, String) {
     });
     let follower = those(&house, is_follower).remove(0);
     (house, follower)
-}
-
-/// Runs a pod on that node, and returns it once it is ready.
-fn run_pod(house: &House, node: &str) -> Value {
-    let pod = json!({
-        "metadata": { "name": "here" },
-        "spec": {
-            "nodeSelector": { "kubernetes.io/hostname": node },
-            "containers": [{ "name": "main", "image": "skein.dev/tiny" }],
-        },
-    });
-    house.create(node, "/api/v1/namespaces/default/pods", &pod);
-    ready_pod(house, node)
-}
-
-/// Waits until the pod is ready as this node sees it.
-fn ready_pod(house: &House, node: &str) -> Value {
-    house.until("the pod", || {
-        let pod = house.get(node, "/api/v1/namespaces/default/pods/here");
-        is_ready(&pod["status"]).then_some(pod)
-    })
-}
-
-/// What shows that a pod was left alone.
-fn life(pod: &Value) -> [Value; 3] {
-    let status = &pod["status"]["containerStatuses"][0];
-    [&status["state"]["running"]["startedAt"], &status["restartCount"], &status["containerID"]]
-        .map(Value::clone)
 }
 
 fn a_node_without_a_log_works_like_any_and_takes_the_place_of_a_spare() {
@@ -87,15 +53,14 @@ fn a_node_without_a_log_works_like_any_and_takes_the_place_of_a_spare() {
         assert_eq!(read, number.to_string());
     }
 
-    let before = run_pod(&house, &follower);
+    let before = house.run_pod(&follower);
     // Its daemon dies and finds everything again.
     house.cluster.lab().machine_mut(&follower).kill_daemon();
     house.cluster.up(&follower).expect("the daemon starts");
-    wait(house.cluster.until_caught_up(&follower))
-        .unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_caught_up(&follower);
     let user = User::of(&house, Path::new("kubectl"), &follower, "default");
     user.run(&["create", "configmap", "after"]);
-    assert_eq!(life(&ready_pod(&house, &follower)), life(&before), "it was adopted");
+    assert_eq!(life(&house.ready_pod(&follower)), life(&before), "it was adopted");
     assert_eq!(those(&house, is_follower), std::slice::from_ref(&follower));
 
     // A voter that leaves is replaced by a spare, and the follower becomes one.
@@ -110,12 +75,12 @@ fn a_node_without_a_log_works_like_any_and_takes_the_place_of_a_spare() {
     });
     assert!(those(&house, |node| node["learner"] == true).contains(&follower));
     user.run(&["create", "configmap", "as-a-spare"]);
-    assert_eq!(life(&ready_pod(&house, &follower)), life(&before), "nothing of it touched the pod");
+    assert_eq!(life(&house.ready_pod(&follower)), life(&before), "nothing of it touched the pod");
 }
 
 fn a_node_without_a_log_wakes_up_alone_and_keeps_its_pods() {
     let (mut house, follower) = formed();
-    let before = run_pod(&house, &follower);
+    let before = house.run_pod(&follower);
     let lab = house.cluster.lab();
     let daemon = lab.machine_mut(&follower).daemon().expect("it runs");
     daemon.signal(Signal::SIGTERM);
@@ -140,8 +105,8 @@ fn a_node_without_a_log_wakes_up_alone_and_keeps_its_pods() {
     for name in NODES.iter().filter(|name| **name != follower) {
         house.cluster.power_back(name).expect("the machine starts");
     }
-    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_whole();
     let user = User::of(&house, Path::new("kubectl"), &follower, "default");
     user.run(&["create", "configmap", "after"]);
-    assert_eq!(life(&ready_pod(&house, &follower)), life(&before), "it ran all the time");
+    assert_eq!(life(&house.ready_pod(&follower)), life(&before), "it ran all the time");
 }

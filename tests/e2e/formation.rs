@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::house::{House, Said, is_ready, program, said, wait};
+use crate::house::{House, Said, is_ready, program, said};
 use crate::user::User;
 use crate::{Tests, tests};
 
@@ -35,7 +35,7 @@ pub(crate) fn up(house: &mut House, name: &str, words: &[&str]) {
 pub(crate) fn stop(house: &mut House, name: &str) -> Option<i32> {
     let daemon = house.cluster.lab().machine_mut(name).daemon().expect("it was started");
     daemon.signal(Signal::SIGTERM);
-    daemon.wait().expect("it is ours").code()
+    house.ended(name)
 }
 
 pub(crate) fn token(house: &House, words: &[&str]) -> String {
@@ -49,15 +49,13 @@ pub(crate) fn token(house: &House, words: &[&str]) -> String {
 fn refused(house: &House, name: &str, token: &str) -> Said {
     let said = house.skein(name, &["join", token, "--name", name]);
     assert_eq!(said.code, 1, "{said:?}");
-    assert_eq!(said.err.lines().filter(|line| line.starts_with("skein: ")).count(), 1, "{said:?}");
+    said.sentence();
     assert!(!house.lab().machine(name).disk().join("cluster.json").exists());
     said
 }
 
 fn names(house: &House) -> Vec<String> {
-    let status = house.status("one");
-    let nodes = status["nodes"].as_array().expect("a list of nodes");
-    nodes.iter().map(|node| node["name"].as_str().expect("a name").to_owned()).collect()
+    house.nodes("one", |_| true)
 }
 
 fn three_machines_become_a_cluster_by_hand() {
@@ -65,14 +63,14 @@ fn three_machines_become_a_cluster_by_hand() {
     let none = house.skein("one", &["status"]);
     assert!(none.code == 1 && none.err.contains("skein up"), "{none:?}");
     up(&mut house, "one", &["up"]);
-    house.until("the first node", || (house.skein("one", &["status"]).code == 0).then_some(()));
+    house.until_up("one");
     let twice = house.skein("one", &["up"]);
     assert!(twice.code == 1 && twice.err.contains("runs already"), "{twice:?}");
     let token = token(&house, &["--uses", "2"]);
     for name in ["two", "three"] {
         up(&mut house, name, &["join", &token]);
     }
-    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_whole();
 
     for name in ["one", "two", "three"] {
         let status = house.status(name);
@@ -110,13 +108,13 @@ fn three_machines_become_a_cluster_by_hand() {
 
     assert_eq!(stop(&mut house, "three"), Some(0));
     up(&mut house, "three", &["up"]);
-    wait(house.cluster.until_caught_up("three")).expect("it comes back");
+    house.until_caught_up("three");
 }
 
 fn a_token_that_is_no_good_changes_nothing() {
     let mut house = House::new(&["one", "two", "three"]);
     up(&mut house, "one", &["up"]);
-    house.until("the first node", || (house.skein("one", &["status"]).code == 0).then_some(()));
+    house.until_up("one");
 
     let good = token(&house, &[]);
     let last = if good.ends_with('x') { 'y' } else { 'x' };
@@ -151,30 +149,28 @@ fn a_machine_that_lost_its_disk_founds_no_second_cluster_by_accident() {
     let mut house = House::new(&["one", "two"]);
     // Nobody else is here: it founds after it has asked.
     up(&mut house, "one", &["up"]);
-    house.until("the first node", || (house.skein("one", &["status"]).code == 0).then_some(()));
+    house.until_up("one");
 
     let disk = house.lab().machine("two").disk();
     // Asked from where members would be, and by a socket of one address at a port of its own.
     for words in [["up", "--name", "two"], ["up", "--listen", "198.51.100.2:7999"]] {
         let said = house.skein("two", &words);
         assert_eq!(said.code, 1, "{said:?}");
-        let told = said.err.lines().filter(|line| line.starts_with("skein: ")).collect::<Vec<_>>();
-        let [told] = told[..] else { panic!("one sentence: {said:?}") };
         for word in ["198.51.100.1:7946", "skein token create", "skein join TOKEN", "--new-cluster"] {
-            assert!(told.contains(word), "{word}: {said:?}");
+            assert!(said.sentence().contains(word), "{word}: {said:?}");
         }
         assert_eq!(fs::read_dir(&disk).expect("the disk is ours").count(), 0, "nothing was made");
     }
 
     up(&mut house, "two", &["up", "--new-cluster"]);
-    house.until("the second cluster", || (house.skein("two", &["status"]).code == 0).then_some(()));
+    house.until_up("two");
     let fingerprint = |name: &str| house.status(name)["fingerprint"].clone();
     assert_ne!(fingerprint("one"), fingerprint("two"));
 
     // A member needs no such word, and each cluster leaves the other alone, saying so once.
     assert_eq!(stop(&mut house, "two"), Some(0));
     up(&mut house, "two", &["up"]);
-    house.until("the second cluster again", || (house.skein("two", &["status"]).code == 0).then_some(()));
+    house.until_up("two");
     for last in [102, 103] {
         house.cluster.lab().readdress("two", [198, 51, 100, last].into()).expect("the machine is ours");
         house.until("the new address", || {
@@ -182,10 +178,7 @@ fn a_machine_that_lost_its_disk_founds_no_second_cluster_by_accident() {
             address.as_str()?.starts_with(&format!("198.51.100.{last}:")).then_some(())
         });
     }
-    let told = || {
-        let log = fs::read_to_string(house.lab().machine("one").log()).unwrap_or_default();
-        log.matches("a node of another cluster is on this network").count()
-    };
+    let told = || house.log("one").matches("a node of another cluster is on this network").count();
     house.until("the word of another cluster", || (told() > 0).then_some(()));
     assert_eq!(told(), 1);
     assert_eq!(names(&house), ["one"]);
@@ -194,7 +187,7 @@ fn a_machine_that_lost_its_disk_founds_no_second_cluster_by_accident() {
 fn a_damaged_data_directory_is_named_and_not_used() {
     let mut house = House::new(&["one"]);
     up(&mut house, "one", &["up"]);
-    house.until("the node", || (house.skein("one", &["status"]).code == 0).then_some(()));
+    house.until_up("one");
     assert_eq!(stop(&mut house, "one"), Some(0));
 
     let disk = house.lab().machine("one").disk();
@@ -260,9 +253,7 @@ fn a_node_that_leaves_is_gone_for_all() {
 }
 
 fn a_cluster_ends_with_its_last_node_and_leaves_nothing() {
-    let mut house = House::formed(&["one", "two"]);
-    wait(house.cluster.deploy("one", "web", 4)).expect("the Deployment is created");
-    wait(house.cluster.until_running("one", "web", 4)).unwrap_or_else(|error| panic!("{error}"));
+    let mut house = House::with_pods(&["one", "two"], 4);
     let refused = house.skein("one", &["leave", "--end-cluster"]);
     assert!(refused.code == 1 && refused.err.contains("other nodes"), "{refused:?}");
     house.skein_ok("two", &["leave"]);
@@ -278,8 +269,7 @@ fn a_cluster_ends_with_its_last_node_and_leaves_nothing() {
 
 /// Of a node that has left: its daemon ends, and nothing of its pods stays in the kernel.
 fn nothing_is_left(house: &mut House, name: &str) {
-    let daemon = house.cluster.lab().machine_mut(name).daemon().expect("it was started");
-    assert_eq!(daemon.wait().expect("it is ours").code(), Some(0));
+    assert_eq!(house.ended(name), Some(0));
     let machine = house.lab().machine(name);
     let routes = said(machine.command("ip").args(["route", "show", "proto", "117"]).output());
     let links = said(machine.command("ip").args(["-o", "link", "show", "type", "veth"]).output());

@@ -62,6 +62,15 @@ pub(crate) struct Said {
     pub(crate) err: String,
 }
 
+impl Said {
+    /// The one sentence of a refusal.
+    pub(crate) fn sentence(&self) -> &str {
+        let told: Vec<&str> = self.err.lines().filter(|line| line.starts_with("skein: ")).collect();
+        let [told] = told[..] else { panic!("one sentence: {self:?}") };
+        told
+    }
+}
+
 impl House {
     /// Machines that are on, without a cluster.
     pub(crate) fn new(names: &[&str]) -> House {
@@ -76,6 +85,14 @@ impl House {
     pub(crate) fn formed(names: &[&str]) -> House {
         let mut house = House::new(names);
         wait(house.cluster.form()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+        house
+    }
+
+    /// The same, with so many replicas of the Deployment `web` that run.
+    pub(crate) fn with_pods(names: &[&str], replicas: u64) -> House {
+        let house = House::formed(names);
+        wait(house.cluster.deploy("one", "web", replicas)).expect("the Deployment is created");
+        house.until_running("one", replicas);
         house
     }
 
@@ -128,6 +145,67 @@ impl House {
         serde_json::from_str(&self.skein_ok(machine, &["status", "-o", "json"])).expect("status prints JSON")
     }
 
+    /// The names of the nodes that `role` is true of, as `through` sees them.
+    pub(crate) fn nodes(&self, through: &str, role: impl Fn(&Value) -> bool) -> Vec<String> {
+        let status = self.status(through);
+        let nodes = status["nodes"].as_array().expect("a list of nodes").iter();
+        let those = nodes.filter(|node| role(node));
+        those.map(|node| node["name"].as_str().expect("a name").to_owned()).collect()
+    }
+
+    /// All that the machine's daemons have said.
+    pub(crate) fn log(&self, machine: &str) -> String {
+        std::fs::read_to_string(self.lab().machine(machine).log()).unwrap_or_default()
+    }
+
+    /// Waits for the end of the machine's daemon, and says how it ended.
+    pub(crate) fn ended(&mut self, machine: &str) -> Option<i32> {
+        let daemon = self.cluster.lab().machine_mut(machine).daemon().expect("it was started");
+        daemon.wait().expect("it is ours").code()
+    }
+
+    /// Waits until the machine's daemon answers.
+    pub(crate) fn until_up(&self, machine: &str) {
+        self.until("the daemon", || (self.skein(machine, &["status"]).code == 0).then_some(()));
+    }
+
+    /// Waits until all nodes are there and vote as they should.
+    pub(crate) fn until_whole(&self) {
+        wait(self.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", self.logs()));
+    }
+
+    /// Waits until the node has all that the others have.
+    pub(crate) fn until_caught_up(&self, node: &str) {
+        wait(self.cluster.until_caught_up(node)).unwrap_or_else(|error| panic!("{error}\n{}", self.logs()));
+    }
+
+    /// Waits until all of so many replicas of `web` run, as `through` sees them.
+    pub(crate) fn until_running(&self, through: &str, replicas: u64) {
+        wait(self.cluster.until_running(through, "web", replicas))
+            .unwrap_or_else(|error| panic!("{error}\n{}", self.logs()));
+    }
+
+    /// Runs a pod on that node, and returns it once it is ready.
+    pub(crate) fn run_pod(&self, node: &str) -> Value {
+        let pod = json!({
+            "metadata": { "name": "here" },
+            "spec": {
+                "nodeSelector": { "kubernetes.io/hostname": node },
+                "containers": [{ "name": "main", "image": "skein.dev/tiny" }],
+            },
+        });
+        self.create(node, "/api/v1/namespaces/default/pods", &pod);
+        self.ready_pod(node)
+    }
+
+    /// Waits until that pod is ready as this node sees it.
+    pub(crate) fn ready_pod(&self, node: &str) -> Value {
+        self.until("the pod", || {
+            let pod = self.get(node, "/api/v1/namespaces/default/pods/here");
+            is_ready(&pod["status"]).then_some(pod)
+        })
+    }
+
     /// An object or a list as this node sees it; null if there is none.
     pub(crate) fn get(&self, node: &str, path: &str) -> Value {
         wait(self.cluster.api(node).get(path)).unwrap_or(Value::Null)
@@ -153,7 +231,7 @@ impl House {
     pub(crate) fn logs(&self) -> String {
         let mut text = String::new();
         for name in self.cluster.names() {
-            let log = std::fs::read_to_string(self.lab().machine(name).log()).unwrap_or_default();
+            let log = self.log(name);
             let lines: Vec<&str> = log.lines().collect();
             text.push_str(&format!("--- {name}\n{}\n", lines[lines.len().saturating_sub(25)..].join("\n")));
         }
@@ -227,6 +305,13 @@ impl Drop for Namespace {
 pub(crate) fn is_ready(status: &Value) -> bool {
     let conditions = status["conditions"].as_array().into_iter().flatten();
     conditions.into_iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+}
+
+/// What shows that a pod of one container was left alone.
+pub(crate) fn life(pod: &Value) -> [Value; 4] {
+    let status = &pod["status"]["containerStatuses"][0];
+    let parts = [&pod["metadata"]["uid"], &status["restartCount"], &status["containerID"], &status["state"]];
+    parts.map(Value::clone)
 }
 
 /// Waits for a future, outside of any.

@@ -4,11 +4,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Stdio;
 
-use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::formation::{token, up};
-use crate::house::{House, wait};
+use crate::formation::{stop, token, up};
+use crate::house::House;
 use crate::{Tests, tests};
 
 pub(crate) const TESTS: Tests = tests![
@@ -35,21 +34,6 @@ fn former(house: &House, name: &str) -> Vec<PathBuf> {
     paths
 }
 
-fn runs(house: &House, name: &str) {
-    house.until("the daemon", || (house.skein(name, &["status"]).code == 0).then_some(()));
-}
-
-/// Waits for the end of the machine's daemon.
-fn ended(house: &mut House, name: &str) {
-    let daemon = house.cluster.lab().machine_mut(name).daemon().expect("it was started");
-    assert_eq!(daemon.wait().expect("it is ours").code(), Some(0));
-}
-
-fn stop(house: &mut House, name: &str) {
-    house.cluster.lab().machine_mut(name).daemon().expect("it was started").signal(Signal::SIGTERM);
-    ended(house, name);
-}
-
 fn write(house: &House, node: &str, name: &str) {
     // A new cluster makes its namespaces once it has a leader.
     house.until("the namespace", || (!house.get(node, "/api/v1/namespaces/default").is_null()).then_some(()));
@@ -65,13 +49,13 @@ fn holds(house: &House, node: &str, name: &str) -> bool {
 fn a_machine_that_has_left_joins_another_cluster_and_brings_nothing_along() {
     let mut house = House::new(&["one", "two"]);
     up(&mut house, "two", &["up", "--new-cluster", "--cluster", "old"]);
-    runs(&house, "two");
+    house.until_up("two");
     for number in 0..50 {
         write(&house, "two", &format!("old-{number}"));
     }
     let key_of_before = house.status("two")["id"].clone();
     let said = house.skein_ok("two", &["leave", "--end-cluster"]);
-    ended(&mut house, "two");
+    assert_eq!(house.ended("two"), Some(0));
     let [past] = &former(&house, "two")[..] else { panic!("one past") };
     assert!(said.contains(&past.display().to_string()) && past.to_string_lossy().ends_with("-old"), "{said}");
     for part in ["node.key", "cluster.json", "authority.sealed", "store/log"] {
@@ -80,11 +64,11 @@ fn a_machine_that_has_left_joins_another_cluster_and_brings_nothing_along() {
     assert_eq!(present(&house, "two"), [""; 0]);
 
     up(&mut house, "one", &["up", "--new-cluster", "--cluster", "new"]);
-    runs(&house, "one");
+    house.until_up("one");
     write(&house, "one", "new");
     let word = token(&house, &[]);
     up(&mut house, "two", &["join", &word]);
-    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_whole();
     let status = house.status("two");
     assert_eq!(status["cluster"], "new");
     assert_ne!(status["id"], key_of_before, "it has a new key");
@@ -95,15 +79,15 @@ fn a_machine_that_has_left_joins_another_cluster_and_brings_nothing_along() {
     // The key that was removed does not come back; a new one may, under the same name.
     let key_of_before = status["id"].clone();
     house.skein_ok("two", &["leave"]);
-    ended(&mut house, "two");
+    assert_eq!(house.ended("two"), Some(0));
     assert_eq!(former(&house, "two").len(), 2);
     let word = token(&house, &[]);
     up(&mut house, "two", &["join", &word]);
-    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_whole();
     assert_ne!(house.status("two")["id"], key_of_before);
 
     // Without what says where it belongs, its store is nobody's: not this cluster's, and no other one's.
-    stop(&mut house, "two");
+    assert_eq!(stop(&mut house, "two"), Some(0));
     let cluster = house.lab().machine("two").disk().join("cluster.json");
     let kept = fs::read(&cluster).expect("it is a member");
     fs::remove_file(&cluster).expect("the disk is ours");
@@ -117,17 +101,17 @@ fn a_machine_that_has_left_joins_another_cluster_and_brings_nothing_along() {
     }
     fs::write(&cluster, kept).expect("the disk is ours");
     up(&mut house, "two", &["up"]);
-    wait(house.cluster.until_caught_up("two")).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_caught_up("two");
 }
 
 fn a_member_is_asked_in_vain_to_be_something_else() {
     let mut house = House::new(&["one", "two"]);
     for name in ["one", "two"] {
         up(&mut house, name, &["up", "--new-cluster", "--cluster", name]);
-        runs(&house, name);
+        house.until_up(name);
     }
     let word = token(&house, &["--uses", "5"]);
-    stop(&mut house, "two");
+    assert_eq!(stop(&mut house, "two"), Some(0));
     let before = present(&house, "two");
     for (words, what) in [
         (&["up", "--new-cluster"][..], "no cluster is founded"),
@@ -136,14 +120,13 @@ fn a_member_is_asked_in_vain_to_be_something_else() {
         (&["join", &word], "already belongs to cluster \"two\""),
     ] {
         let said = house.skein("two", words);
-        let told: Vec<&str> = said.err.lines().filter(|line| line.starts_with("skein: ")).collect();
-        let [told] = told[..] else { panic!("one sentence: {said:?}") };
+        let told = said.sentence();
         assert!(said.code == 1 && told.contains(what) && told.contains("skein leave"), "{said:?}");
     }
     assert_eq!(present(&house, "two"), before);
     assert!(house.skein_ok("one", &["token", "list"]).contains("good"), "the token was not used");
     up(&mut house, "two", &["up", "--cluster", "two"]);
-    runs(&house, "two");
+    house.until_up("two");
 
     // Somebody else's files are left alone.
     let elsewhere = house.dir().join("elsewhere");
@@ -161,7 +144,7 @@ fn a_member_is_asked_in_vain_to_be_something_else() {
 fn a_try_that_is_refused_leaves_nothing_here_and_there() {
     let mut house = House::new(&["one", "two"]);
     up(&mut house, "one", &["up", "--new-cluster"]);
-    runs(&house, "one");
+    house.until_up("one");
     let word = token(&house, &[]);
     let elsewhere = |name: &str| house.dir().join("elsewhere").join(name).display().to_string();
     // Other programs have its ports.
@@ -188,8 +171,7 @@ fn a_try_that_is_refused_leaves_nothing_here_and_there() {
     ] {
         for verb in [&["up", "--new-cluster"][..], &["join", &word]] {
             let said = house.skein("two", &[verb, words].concat());
-            let told: Vec<&str> = said.err.lines().filter(|line| line.starts_with("skein: ")).collect();
-            let [told] = told[..] else { panic!("one sentence: {said:?}") };
+            let told = said.sentence();
             assert!(said.code == 1 && told.contains(what), "{words:?}: {said:?}");
             assert_eq!(present(&house, "two"), [""; 0], "{words:?}");
         }
@@ -202,7 +184,7 @@ fn a_try_that_is_refused_leaves_nothing_here_and_there() {
     house.skein_ok("two", &["leave", "--end-cluster", "--data-dir", &other_dir]);
     other.wait().expect("it is ours");
     up(&mut house, "two", &["join", &word]);
-    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_whole();
 }
 
 /// Its API never got a certificate: what may be read as an address is no host's name.
@@ -211,7 +193,7 @@ fn a_node_with_a_number_for_a_name_is_one_like_others() {
     let relative = house.dir().join("relative");
     fs::create_dir(&relative).expect("the lab's directory is ours");
     up(&mut house, "one", &["up", "--new-cluster", "--cluster", "42"]);
-    runs(&house, "one");
+    house.until_up("one");
     for name in ["123", "7", "0x10"] {
         let word = token(&house, &[]);
         // A directory is where it was when it was named, wherever the daemon goes.
@@ -239,7 +221,7 @@ fn a_node_with_a_number_for_a_name_is_one_like_others() {
 fn a_copied_disk_waits_for_the_one_that_runs_and_never_deposes_it() {
     let mut house = House::new(&["one", "two", "three", "copy"]);
     up(&mut house, "one", &["up", "--new-cluster"]);
-    runs(&house, "one");
+    house.until_up("one");
     let word = token(&house, &["--uses", "2"]);
     for name in ["two", "three"] {
         up(&mut house, name, &["join", &word]);
@@ -270,8 +252,7 @@ fn a_copied_disk_waits_for_the_one_that_runs_and_never_deposes_it() {
     let as_it_was = fs::read(to.join("node.json")).expect("it was copied");
     let said = house.skein("copy", &["up", "--twin-wait", "1s"]);
     assert_eq!(said.code, 3, "{said:?}");
-    let told: Vec<&str> = said.err.lines().filter(|line| line.starts_with("skein: ")).collect();
-    let [told] = told[..] else { panic!("one sentence: {said:?}") };
+    let told = said.sentence();
     let status = house.status("two");
     let nodes = status["nodes"].as_array().expect("a list of nodes");
     let at = nodes.iter().find(|node| node["name"] == "two").expect("it is there")["address"].as_str();
@@ -282,12 +263,9 @@ fn a_copied_disk_waits_for_the_one_that_runs_and_never_deposes_it() {
     let copy = house.cluster.lab().machine_mut("copy");
     let (disk, cgroup) = (copy.disk().display().to_string(), copy.cgroup().to_owned());
     copy.start(&["up", "--data-dir", &disk, "--cgroup", &cgroup]).expect("the daemon starts");
-    let log = house.lab().machine("copy").log();
-    let waits =
-        || fs::read_to_string(&log).is_ok_and(|log| log.contains("waiting for its end")).then_some(());
-    house.until("its waiting", waits);
+    house.until("its waiting", || house.log("copy").contains("waiting for its end").then_some(()));
     alive(&house).expect("the node that runs did not notice");
-    stop(&mut house, "two");
+    assert_eq!(stop(&mut house, "two"), Some(0));
     house.until("the node at its new place", || {
         let status = house.skein("copy", &["status", "-o", "json"]);
         (status.code == 0 && status.out.contains("\"node\": \"two\"")).then_some(())

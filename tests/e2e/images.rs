@@ -171,7 +171,7 @@ fn a_loaded_image_reaches_late_joiners_and_outlives_its_first_node() {
     for late in ["two", "three"] {
         house.cluster.join(late, &token).expect("it starts");
     }
-    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_whole();
     for late in ["two", "three"] {
         house.until("the image on a late joiner", || {
             names(&house, late).contains(&name.to_owned()).then_some(())

@@ -5,8 +5,9 @@ use std::process::{Child, Stdio};
 
 use serde_json::{Value, json};
 
+use crate::failover::{leader, lives};
 use crate::formation::{token, up};
-use crate::house::{House, Said, program, said, wait};
+use crate::house::{House, Said, is_ready, program, said};
 use crate::user::User;
 use crate::{Tests, tests};
 
@@ -35,7 +36,7 @@ fn states(house: &House, through: &str) -> Vec<(String, String)> {
 }
 
 fn names(house: &House, through: &str) -> Vec<String> {
-    states(house, through).into_iter().map(|(name, _)| name).collect()
+    house.nodes(through, |_| true)
 }
 
 fn is_cordoned(house: &House, through: &str, name: &str) -> bool {
@@ -63,11 +64,6 @@ fn wipe(house: &House, name: &str) {
     }
 }
 
-/// How the daemon of the machine ended by itself.
-fn ended(house: &mut House, name: &str) -> Option<i32> {
-    house.cluster.lab().machine_mut(name).daemon().expect("it was started").wait().expect("it is ours").code()
-}
-
 /// A pod that hears no SIGTERM, on `node`.
 fn run_slow_pod(house: &House, node: &str) {
     let spec = json!({
@@ -84,14 +80,12 @@ fn run_slow_pod(house: &House, node: &str) {
     house.create("one", "/api/v1/namespaces/default/pods", &pod);
     house.until("the slow pod", || {
         let pod = house.get("one", SLOW);
-        (crate::house::is_ready(&pod["status"]) && pod["spec"]["nodeName"] == node).then_some(())
+        (is_ready(&pod["status"]) && pod["spec"]["nodeName"] == node).then_some(())
     });
 }
 
 fn of_three_that_leave_at_once_two_go_and_the_last_one_serves_on() {
-    let mut house = House::formed(&["one", "two", "three"]);
-    wait(house.cluster.deploy("one", "web", 3)).expect("the Deployment is created");
-    wait(house.cluster.until_running("one", "web", 3)).unwrap_or_else(|error| panic!("{error}"));
+    let mut house = House::with_pods(&["one", "two", "three"], 3);
     let all = ["one", "two", "three"];
     let results: Vec<Said> = std::thread::scope(|scope| {
         let leaving: Vec<_> = all.map(|name| scope.spawn(|| house.skein(name, &["leave"]))).into();
@@ -103,38 +97,28 @@ fn of_three_that_leave_at_once_two_go_and_the_last_one_serves_on() {
     let refused = results.iter().find(|said| said.code != 0).expect("one of them");
     assert!(refused.err.contains("skein leave --end-cluster"), "{refused:?}");
     for name in all.iter().filter(|name| **name != last) {
-        assert_eq!(ended(&mut house, name), Some(0));
+        assert_eq!(house.ended(name), Some(0));
     }
     assert_eq!(names(&house, last), [last]);
     assert!(!is_cordoned(&house, last, last));
-    house.until("all pods on the last one", || {
-        let pods = house.get(last, crate::failover::PODS);
-        let ready = pods["items"].as_array()?.iter().filter(|pod| crate::house::is_ready(&pod["status"]));
-        (ready.count() == 3).then_some(())
-    });
+    house.until_running(last, 3);
     // It holds the authorities: others may join it.
     house.skein_ok(last, &["token", "create"]);
     house.skein_ok(last, &["kubeconfig"]);
 }
 
 fn the_founder_of_two_hands_everything_over_before_it_goes() {
-    let mut house = House::formed(&["one", "two"]);
-    wait(house.cluster.deploy("one", "web", 4)).expect("the Deployment is created");
-    wait(house.cluster.until_running("one", "web", 4)).unwrap_or_else(|error| panic!("{error}"));
+    let mut house = House::with_pods(&["one", "two"], 4);
     let said = house.skein("one", &["leave"]);
     assert_eq!(said.code, 0, "{said:?}\n{}", house.logs());
-    assert_eq!(ended(&mut house, "one"), Some(0));
+    assert_eq!(house.ended("one"), Some(0));
     house.until("one node", || (names(&house, "two") == ["two"]).then_some(()));
     let status = house.status("two");
     assert_eq!((&status["leader"], &status["quorum"]), (&"two".into(), &true.into()), "{status}");
     // What only a holder of the authorities can give.
     let user = User::of(&house, "kubectl".as_ref(), "two", "default");
     assert_eq!(user.run(&["get", "nodes", "-o", "name"]).lines().collect::<Vec<_>>(), ["node/two"]);
-    house.until("all pods there", || {
-        let pods = house.get("two", crate::failover::PODS);
-        let ready = pods["items"].as_array()?.iter().filter(|pod| crate::house::is_ready(&pod["status"]));
-        (ready.count() == 4).then_some(())
-    });
+    house.until_running("two", 4);
     house.skein_ok("two", &["leave", "--end-cluster"]);
 }
 
@@ -151,7 +135,7 @@ fn who_cannot_be_let_go_is_refused_before_anything_is_done_to_it() {
     assert!(refused.code == 1 && refused.err.contains("--force"), "{refused:?}");
     let forced = house.skein("one", &["leave", "--end-cluster", "--force"]);
     assert!(forced.code == 0 && forced.err.contains("two"), "{forced:?}");
-    assert_eq!(ended(&mut house, "one"), Some(0));
+    assert_eq!(house.ended("one"), Some(0));
 }
 
 /// A `skein leave` that goes on, and its pid on its machine.
@@ -195,7 +179,7 @@ fn a_leave_goes_on_after_its_daemon_and_is_taken_back_by_ctrl_c() {
     let first = house.get("one", SLOW)["metadata"]["uid"].clone();
     house.until("the pod anew", || {
         let pod = house.get("one", SLOW);
-        (pod["metadata"]["uid"] != first && crate::house::is_ready(&pod["status"])).then_some(())
+        (pod["metadata"]["uid"] != first && is_ready(&pod["status"])).then_some(())
     });
 
     // This time the daemon dies in the middle of it, and nobody waits for the end.
@@ -209,13 +193,11 @@ fn a_leave_goes_on_after_its_daemon_and_is_taken_back_by_ctrl_c() {
     client.wait().expect("it notices");
     up(&mut house, &node, &["up"]);
     house.until("the end of it", || (!names(&house, other).contains(&node)).then_some(()));
-    assert_eq!(ended(&mut house, &node), Some(0));
+    assert_eq!(house.ended(&node), Some(0));
 }
 
 fn a_lost_machine_is_taken_out_and_stays_out_when_it_is_back() {
-    let mut house = House::formed(&["one", "two", "three"]);
-    wait(house.cluster.deploy("one", "web", 6)).expect("the Deployment is created");
-    wait(house.cluster.until_running("one", "web", 6)).unwrap_or_else(|error| panic!("{error}"));
+    let mut house = House::with_pods(&["one", "two", "three"], 6);
     // A kubeconfig that was made there, and a copy of it may be anywhere.
     let config = house.skein_ok("three", &["kubeconfig", "--user", "ann"]);
     let ann = User::with(&house, "kubectl".as_ref(), "one", "default", &config);
@@ -234,7 +216,7 @@ fn a_lost_machine_is_taken_out_and_stays_out_when_it_is_back() {
             (said.code != 0).then_some(())
         });
     }
-    house.until("one vote less, or more", || {
+    house.until("two members with a majority", || {
         let status = house.status("one");
         let nodes = status["nodes"].as_array()?;
         (nodes.len() == 2 && status["quorum"] == true).then_some(())
@@ -243,8 +225,8 @@ fn a_lost_machine_is_taken_out_and_stays_out_when_it_is_back() {
     // It comes back, and is told so once.
     house.cluster.lab().power_on("three").expect("the machine is ours");
     up(&mut house, "three", &["up"]);
-    assert_eq!(ended(&mut house, "three"), Some(1));
-    let log = std::fs::read_to_string(house.lab().machine("three").log()).expect("it is there");
+    assert_eq!(house.ended("three"), Some(1));
+    let log = house.log("three");
     let told = log.lines().filter(|line| line.contains("was removed from cluster")).count();
     assert_eq!(told, 1, "{log}");
     // With its key it gets nowhere; with a new one its old name is free.
@@ -260,39 +242,31 @@ fn a_lost_machine_is_taken_out_and_stays_out_when_it_is_back() {
 }
 
 fn a_living_machine_is_taken_out_by_name_and_not_by_its_object() {
-    let mut house = House::formed(&["one", "two", "three"]);
-    wait(house.cluster.deploy("one", "web", 6)).expect("the Deployment is created");
-    wait(house.cluster.until_running("one", "web", 6)).unwrap_or_else(|error| panic!("{error}"));
+    let mut house = House::with_pods(&["one", "two", "three"], 6);
     let user = User::of(&house, "kubectl".as_ref(), "one", "default");
     user.run(&["label", "node", "three", "shelf=top"]);
-    let before = crate::failover::lives(&house, "one");
+    let before = lives(&house, "one");
     let refused = said(user.command(&["delete", "node", "three"]).output());
     for word in ["skein remove three", "kubectl drain three"] {
         assert!(refused.code != 0 && refused.err.contains(word), "{refused:?}");
     }
-    assert_eq!(crate::failover::lives(&house, "one"), before, "no pod of it was touched");
+    assert_eq!(lives(&house, "one"), before, "no pod of it was touched");
     assert_eq!(house.get("one", "/api/v1/nodes/three")["metadata"]["labels"]["shelf"], "top");
     drop(user);
 
     // Drained first; the leader itself, taken out by another.
-    let leader = house.until("a leader", || wait(house.cluster.leader()));
+    let leader = leader(&house);
     let other = ["one", "two", "three"].into_iter().find(|name| *name != leader).expect("there are three");
     let removed = house.skein(other, &["remove", &leader]);
     assert_eq!(removed.code, 0, "{removed:?}\n{}", house.logs());
     assert!(removed.err.contains("its pods move"), "{removed:?}");
-    assert_eq!(ended(&mut house, &leader), Some(1), "its daemon is told");
+    assert_eq!(house.ended(&leader), Some(1), "its daemon is told");
     assert_eq!(names(&house, other).len(), 2);
-    house.until("all pods on the others", || {
-        let pods = house.get(other, crate::failover::PODS);
-        let ready = pods["items"].as_array()?.iter().filter(|pod| crate::house::is_ready(&pod["status"]));
-        (ready.count() == 6).then_some(())
-    });
+    house.until_running(other, 6);
 }
 
 fn a_reinstalled_machine_takes_the_place_of_the_lost_one_of_its_name() {
-    let mut house = House::formed(&["one", "two", "three"]);
-    wait(house.cluster.deploy("one", "web", 6)).expect("the Deployment is created");
-    wait(house.cluster.until_running("one", "web", 6)).unwrap_or_else(|error| panic!("{error}"));
+    let mut house = House::with_pods(&["one", "two", "three"], 6);
     let user = User::of(&house, "kubectl".as_ref(), "one", "default");
     user.run(&["label", "node", "three", "shelf=top"]);
     drop(user);
@@ -313,16 +287,12 @@ fn a_reinstalled_machine_takes_the_place_of_the_lost_one_of_its_name() {
     // The refusals left a key of their own in some files.
     wipe(&house, "three");
     up(&mut house, "three", &["join", &token]);
-    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_whole();
     assert_eq!(names(&house, "one").len(), 3);
     house.until("the labels", || (node(&house)["metadata"]["labels"]["shelf"] == "top").then_some(()));
     let after = node(&house);
     assert_ne!(after["metadata"]["uid"], before["metadata"]["uid"]);
     assert_eq!(after["spec"]["podCIDR"], before["spec"]["podCIDR"]);
-    house.until("all pods", || {
-        let pods = house.get("one", crate::failover::PODS);
-        let ready = pods["items"].as_array()?.iter().filter(|pod| crate::house::is_ready(&pod["status"]));
-        (ready.count() == 6).then_some(())
-    });
+    house.until_running("one", 6);
     assert!(house.skein_ok("one", &["token", "list"]).contains("three"), "whose place it gave");
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::addresses::{founded, ip, network};
 use crate::formation::{token, up};
-use crate::house::{House, said, wait};
+use crate::house::{House, said};
 use crate::{Tests, tests};
 
 pub(crate) const TESTS: Tests = tests![
@@ -74,9 +74,7 @@ fn routes(house: &House, name: &str) -> Vec<String> {
 
 /// Two nodes with a pod on each.
 fn with_pods() -> House {
-    let house = House::formed(&["one", "two"]);
-    wait(house.cluster.deploy("one", "web", 2)).expect("the Deployment is created");
-    wait(house.cluster.until_running("one", "web", 2)).unwrap_or_else(|error| panic!("{error}"));
+    let house = House::with_pods(&["one", "two"], 2);
     for name in ["one", "two"] {
         until_available(&house, name);
     }
@@ -105,7 +103,7 @@ fn a_network_among_the_pods_addresses_is_refused_before_anything_is_made() {
     // The token was not spent.
     ip(&house, "two", "addr del 10.42.1.9/24 dev eth0");
     up(&mut house, "two", &["join", &token]);
-    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_whole();
 }
 
 fn a_network_that_comes_later_keeps_its_route_and_is_named() {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::house::{House, Said, is_ready, wait};
+use crate::house::{House, Said, life, wait};
 use crate::{Tests, tests};
 
 pub(crate) const TESTS: Tests = tests![
@@ -21,34 +21,6 @@ fn written(house: &House, node: &str) -> Vec<String> {
     let maps = house.get(node, MAPS);
     let names = maps["items"].as_array().into_iter().flatten().map(|map| &map["metadata"]["name"]);
     names.map(|name| name.as_str().expect("a name").to_owned()).collect()
-}
-
-/// Runs a pod on that node, and returns it once it is ready.
-fn run_pod(house: &House, node: &str) -> Value {
-    let pod = json!({
-        "metadata": { "name": "here" },
-        "spec": {
-            "nodeSelector": { "kubernetes.io/hostname": node },
-            "containers": [{ "name": "main", "image": "skein.dev/tiny" }],
-        },
-    });
-    house.create(node, "/api/v1/namespaces/default/pods", &pod);
-    ready_pod(house, node)
-}
-
-fn ready_pod(house: &House, node: &str) -> Value {
-    house.until("the pod", || {
-        let pod = house.get(node, "/api/v1/namespaces/default/pods/here");
-        is_ready(&pod["status"]).then_some(pod)
-    })
-}
-
-/// What shows that a pod was left alone.
-fn life(pod: &Value) -> [Value; 4] {
-    let status = &pod["status"]["containerStatuses"][0];
-    let of_container = ["restartCount", "containerID", "state"].map(|key| status[key].clone());
-    let [restarts, container, state] = of_container;
-    [pod["metadata"]["uid"].clone(), restarts, container, state]
 }
 
 /// Recovers through this node, as soon as it is seen there who is gone.
@@ -72,10 +44,7 @@ fn power_off(house: &mut House, names: &[String]) {
 
 /// The names of the nodes that vote, or that do not, as `node` sees them.
 fn voters(house: &House, node: &str, vote: bool) -> Vec<String> {
-    let status = house.status(node);
-    let nodes = status["nodes"].as_array().expect("a list of nodes").iter();
-    let those = nodes.filter(|node| node["voter"] == vote);
-    those.map(|node| node["name"].as_str().expect("a name").to_owned()).collect()
+    house.nodes(node, |node| node["voter"] == vote)
 }
 
 fn incarnation(house: &House, node: &str) -> Value {
@@ -92,7 +61,7 @@ fn revision(list: &Value) -> u64 {
 fn a_voter_that_is_left_goes_on_and_those_that_come_back_follow_when_they_are_told() {
     let mut house = House::formed(&["one", "two", "three"]);
     write(&house, "one", "before");
-    let before = run_pod(&house, "one");
+    let before = house.run_pod("one");
     let early = house.skein("one", &["recover", "--yes"]);
     assert!(early.code == 1 && early.err.contains("nothing to recover"), "{early:?}");
     let known = revision(&house.get("one", MAPS));
@@ -116,9 +85,10 @@ fn a_voter_that_is_left_goes_on_and_those_that_come_back_follow_when_they_are_to
     write(&house, "one", "after");
     assert!(revision(&house.get("one", MAPS)) > known + (1 << 32));
     assert!(written(&house, "one").contains(&"before".to_owned()));
-    let gone = house.get("one", &format!("{MAPS}?watch=true&resourceVersion={known}&timeoutSeconds=1"));
-    assert!(gone.is_null() || gone["object"]["code"] == 410, "{gone}");
-    assert_eq!(life(&ready_pod(&house, "one")), life(&before), "the pod was left alone");
+    let old = format!("{MAPS}?watch=true&resourceVersion={known}&timeoutSeconds=1");
+    let gone = wait(house.cluster.api("one").get(&old)).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(gone["object"]["code"], 410, "{gone}");
+    assert_eq!(life(&house.ready_pod("one")), life(&before), "the pod was left alone");
 
     // Those that come back, one by one, are left alone and say why, and follow when they are told.
     for name in ["two", "three"] {
@@ -136,11 +106,11 @@ fn a_voter_that_is_left_goes_on_and_those_that_come_back_follow_when_they_are_to
         assert!(said.out.contains("is put aside"), "{said:?}");
         assert_eq!(incarnation(&house, name), 2);
     }
-    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_whole();
     for name in ["before", "after", "before-two-follows", "before-three-follows"] {
         assert!(written(&house, "three").contains(&name.to_owned()), "{name}");
     }
-    assert_eq!(life(&ready_pod(&house, "one")), life(&before), "the pod was left alone");
+    assert_eq!(life(&house.ready_pod("one")), life(&before), "the pod was left alone");
 }
 
 fn a_node_without_a_vote_has_the_voter_that_is_left_go_on() {
@@ -148,7 +118,7 @@ fn a_node_without_a_vote_has_the_voter_that_is_left_go_on() {
     house.until("three votes", || (voters(&house, "one", true).len() == 3).then_some(()));
     let spare = voters(&house, "one", false).remove(0);
     write(&house, &spare, "before");
-    let before = run_pod(&house, &spare);
+    let before = house.run_pod(&spare);
     let mut lost = voters(&house, "one", true);
     let left = lost.remove(0);
     power_off(&mut house, &lost);
@@ -161,5 +131,5 @@ fn a_node_without_a_vote_has_the_voter_that_is_left_go_on() {
     for name in ["before", "after"] {
         assert!(written(&house, &left).contains(&name.to_owned()), "{name}");
     }
-    assert_eq!(life(&ready_pod(&house, &spare)), life(&before), "the pod was left alone");
+    assert_eq!(life(&house.ready_pod(&spare)), life(&before), "the pod was left alone");
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::failover::{NODES, leader};
@@ -18,9 +17,7 @@ pub(crate) const TESTS: Tests = tests![
 /// Kills the daemon and empties its store; the machine and all else on its disk stay as they are.
 fn lose_store(house: &mut House, name: &str) {
     let machine = house.cluster.lab().machine_mut(name);
-    let daemon = machine.daemon().expect("it was started");
-    daemon.signal(Signal::SIGKILL);
-    daemon.wait().expect("it is ours");
+    machine.kill_daemon();
     std::fs::remove_dir_all(machine.disk().join("store")).expect("there is a store");
 }
 
@@ -51,7 +48,7 @@ fn a_lost_store_gets_its_vote_back_and_nobody_loses_one() {
         was_lost |= is_lost(&status);
         (was_lost && voters(&status).contains(victim) && !is_lost(&status)).then_some(())
     });
-    wait(house.cluster.until_whole()).unwrap_or_else(|error| panic!("{error}\n{}", house.logs()));
+    house.until_whole();
     // Its vote counts: without the leader there is a majority.
     house.cluster.lab().power_off(&leader).expect("the machine is ours");
     let next = crate::failover::leader(&house);
