@@ -107,11 +107,12 @@ impl Namespace {
     /// Runs a program inside, and returns what it printed. `None` where it is not installed.
     fn program(&self, words: &str) -> Option<String> {
         let words: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
+        let program = words[0].clone();
         let output = self.run(move || std::process::Command::new(&words[0]).args(&words[1..]).output());
         let output = match output {
             Ok(output) => output,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                eprintln!("skipped: a program is not installed");
+                eprintln!("skipped: {program} is not installed");
                 return None;
             }
             Err(error) => panic!("{error}"),

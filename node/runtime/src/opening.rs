@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
@@ -47,6 +47,11 @@ impl Descriptors {
 pub(crate) fn plain_file(dir: BorrowedFd<'_>, path: &Path, resolve: u64) -> io::Result<Option<File>> {
     let is_plain = |found: &FileStat| kind(found) == SFlag::S_IFREG || broken!(DevicesOfImages);
     Descriptors::of_this_process()?.open_if(dir, path, resolve, OFlag::O_RDONLY, is_plain)
+}
+
+/// Where an open file lies, as the kernel knows it; the machine's `/proc` must be in sight.
+pub(crate) fn place_of(fd: impl AsFd) -> io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))
 }
 
 /// What kind of file it is.

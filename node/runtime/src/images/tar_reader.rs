@@ -566,7 +566,7 @@ fn padded(size: u64) -> io::Result<u64> {
 }
 
 /// Reads until `bytes` is full or nothing more comes.
-fn read_up_to(from: &mut impl Read, bytes: &mut [u8]) -> io::Result<usize> {
+pub(super) fn read_up_to(from: &mut impl Read, bytes: &mut [u8]) -> io::Result<usize> {
     let mut count = 0;
     while count < bytes.len() {
         match from.read(&mut bytes[count..]) {

@@ -13,14 +13,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::mount::MsFlags;
-use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
 
 use super::digest::Hashing;
 use super::room::Room;
-use super::tar_reader::{Entry, Kind, Reader, Time};
+use super::tar_reader::{Entry, Kind, Reader, Time, read_up_to};
 use super::{Digest, Error, Limits, Unfinished};
+use crate::opening::place_of;
 use crate::record::Durability;
 use crate::rootfs::overlay;
 use crate::sys::mount::Attributes;
@@ -67,7 +66,8 @@ pub(super) fn layer(
     };
     std::thread::scope(|scope| {
         let on_top = || {
-            mount_alone(&layers, merged.path()).map_err(Error::io("stack the layers below"))?;
+            overlay::mount_alone(&layers, merged.path(), Attributes::NO_SUID, Durability::Durable)
+                .map_err(Error::io("stack the layers below"))?;
             apply(reader, diff_id, merged.path(), Some(target), limits, room)
         };
         scope
@@ -77,27 +77,10 @@ pub(super) fn layer(
     })
 }
 
-/// Mounts the layers at `merged`, in a mount namespace of this thread's own.
-fn mount_alone(layers: &overlay::Layers, merged: &Path) -> io::Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    nix::mount::mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
-    overlay::mount_at(layers, merged, Attributes::NO_SUID, Durability::Durable)
-        .map(drop)
-        .map_err(|failure| io::Error::other(failure.0))
-}
-
 /// By the first bytes, for the media type is only somebody's word: gzip, zstd, xz, bzip2 or none of them.
 pub(super) fn decompress<'a>(mut from: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
     let mut magic = [0; 6];
-    let mut count = 0;
-    while count < magic.len() {
-        match from.read(&mut magic[count..]) {
-            Ok(0) => break,
-            Ok(more) => count += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+    let count = read_up_to(&mut from, &mut magic)?;
     let whole = io::Cursor::new(magic[..count].to_vec()).chain(from);
     Ok(match magic {
         [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(whole)),
@@ -545,11 +528,6 @@ fn parts(path: &[u8]) -> io::Result<Vec<&[u8]>> {
 fn within(directory: impl AsFd, name: &[u8]) -> PathBuf {
     let open = format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd());
     Path::new(&open).join(std::ffi::OsStr::from_bytes(name))
-}
-
-/// Where an open directory lies, as the kernel knows it.
-fn place_of(directory: &OwnedFd) -> io::Result<PathBuf> {
-    fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd()))
 }
 
 fn remove(parent: &OwnedFd, name: &[u8]) -> io::Result<()> {

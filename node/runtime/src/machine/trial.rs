@@ -2,15 +2,13 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
 
-use super::in_user_namespace;
+use super::{in_user_namespace, remove_all};
 use crate::record::Durability;
-use crate::rootfs::overlay::{Layers, mount_at};
+use crate::rootfs::overlay::{Layers, mount_alone};
 use crate::sys::mount::Attributes;
 
 /// Where it is tried, in the directory. What a crash left of it is removed by the next try.
@@ -23,7 +21,7 @@ const TRIAL: &str = "trial.tmp";
 pub fn try_directory(dir: &Path) -> Result<(), String> {
     let trial = dir.join(TRIAL);
     let tried = try_in(&trial);
-    let removed = remove(&trial);
+    let removed = remove_all(&trial);
     tried.and(removed).map_err(|error| {
         let place = dir.display();
         match statfs(dir).is_ok_and(|found| found.filesystem_type() == OVERLAYFS_SUPER_MAGIC) {
@@ -40,12 +38,23 @@ pub fn try_directory(dir: &Path) -> Result<(), String> {
 }
 
 fn try_in(trial: &Path) -> io::Result<()> {
-    remove(trial)?;
-    let part = |name: &str| trial.join(name);
+    remove_all(trial)?;
+    let (layers, merged) = layers_in(trial)?;
+    fs::write(layers.lower[0].join("file"), b"below")?;
+    // The thread ends with its mounts.
+    let tried = std::thread::spawn(move || {
+        mount_alone(&layers, &merged, Attributes::default(), Durability::UntilPowerCut)?;
+        fs::write(merged.join("file"), b"above")
+    });
+    tried.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
+}
+
+/// One layer with a writable one on top, in directories below `dir`, and the directory where they are seen together.
+fn layers_in(dir: &Path) -> io::Result<(Layers, PathBuf)> {
+    let part = |name: &str| dir.join(name);
     for name in ["lower", "upper", "work", "merged"] {
         fs::create_dir_all(part(name))?;
     }
-    fs::write(part("lower").join("file"), b"below")?;
     let layers = Layers {
         lower: vec![part("lower")],
         upper: part("upper"),
@@ -53,29 +62,7 @@ fn try_in(trial: &Path) -> io::Result<()> {
         links: part("links"),
         user_attributes: in_user_namespace(),
     };
-    let merged = part("merged");
-    // The thread ends with its mounts.
-    let tried = std::thread::spawn(move || {
-        mount_unseen(&layers, &merged)?;
-        fs::write(merged.join("file"), b"above")
-    });
-    tried.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
-}
-
-/// For the calling thread alone, from now on in a mount namespace of its own.
-fn mount_unseen(layers: &Layers, merged: &Path) -> io::Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
-    mount_at(layers, merged, Attributes::default(), Durability::UntilPowerCut)
-        .map_err(|failure| io::Error::other(failure.0))?;
-    Ok(())
-}
-
-fn remove(trial: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(trial) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed,
-    }
+    Ok((layers, part("merged")))
 }
 
 #[cfg(test)]
@@ -115,20 +102,9 @@ mod tests {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
-        let part = |name: &str| dir.path().join(name);
-        for name in ["lower", "upper", "work", "merged"] {
-            fs::create_dir(part(name)).unwrap();
-        }
-        let layers = Layers {
-            lower: vec![part("lower")],
-            upper: part("upper"),
-            work: part("work"),
-            links: part("links"),
-            user_attributes: in_user_namespace(),
-        };
-        let merged = part("merged");
+        let (layers, merged) = layers_in(dir.path()).unwrap();
         let on_top = std::thread::spawn(move || {
-            mount_unseen(&layers, &merged).unwrap();
+            mount_alone(&layers, &merged, Attributes::default(), Durability::UntilPowerCut).unwrap();
             let refused = try_directory(&merged).unwrap_err();
             assert!(refused.contains("itself an overlay") && refused.contains("--data-dir"), "{refused}");
             assert_eq!(fs::read_dir(&merged).unwrap().count(), 0);

@@ -1,14 +1,14 @@
 //! Finding and making a place inside somebody else's file tree without being led out of it.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 
 use crate::broken;
-use crate::opening;
+use crate::opening::{self, place_of};
 use crate::sys::mount::open_at;
 
 /// What a place must be.
@@ -99,11 +99,6 @@ pub(crate) fn mount_point(root: BorrowedFd<'_>, path: &Path, kind: Kind) -> io::
 /// Whether a path relative to the root of a container is, or is below, a place of the kernel's.
 fn is_kernels(inside: &Path) -> bool {
     KERNELS.iter().any(|top| inside.starts_with(top))
-}
-
-/// Where a file lies, as the kernel knows it; the machine's `/proc` must be in sight.
-fn place_of(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
-    std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
 /// How a place is looked for, and made.

@@ -10,6 +10,7 @@ use nix::sys::stat::{SFlag, fstat};
 use super::destination::{self, Kind};
 use crate::broken;
 use crate::oci;
+use crate::opening;
 use crate::sys::mount::{
     Attributes, NewFileSystem, add_attributes, attach, change_attributes, clone_tree, clone_tree_of,
 };
@@ -100,7 +101,6 @@ fn new_file_system(kind: &str, options: &Options<'_>) -> io::Result<OwnedFd> {
 
 /// What a mount must be to lie over `fd`.
 pub(super) fn kind_of(fd: BorrowedFd<'_>) -> io::Result<Kind> {
-    let mode = SFlag::from_bits_truncate(fstat(fd)?.st_mode);
-    let is_directory = mode & SFlag::S_IFMT == SFlag::S_IFDIR;
+    let is_directory = opening::kind(&fstat(fd)?) == SFlag::S_IFDIR;
     Ok(if is_directory { Kind::Directory } else { Kind::File })
 }

@@ -53,6 +53,24 @@ pub(crate) fn mount_at(
     open_root(target).step(|| "open the root file system".to_owned())
 }
 
+/// [`mount_at`] for the calling thread alone, which is in a mount namespace of its own from now on.
+pub(crate) fn mount_alone(
+    layers: &Layers,
+    target: &Path,
+    attributes: Attributes,
+    durability: Durability,
+) -> io::Result<()> {
+    unshare_mounts()?;
+    let mounted = mount_at(layers, target, attributes, durability);
+    mounted.map(drop).map_err(|failure| io::Error::other(failure.0))
+}
+
+/// From now on nobody but this thread sees what it mounts, and it goes with the thread.
+fn unshare_mounts() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    Ok(mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?)
+}
+
 /// Read-only layers, the topmost first, as one file system that is attached nowhere: it goes with the descriptor.
 pub(crate) fn union(lower: &[PathBuf], user_attributes: bool) -> io::Result<OwnedFd> {
     // The kernel stacks two at least.
@@ -81,8 +99,7 @@ fn union_by_descriptor(lower: &[PathBuf], user_attributes: bool) -> io::Result<O
 fn union_by_text(lower: &[PathBuf], user_attributes: bool) -> io::Result<OwnedFd> {
     let at = lower.first().ok_or(io::ErrorKind::InvalidInput)?;
     let mounted = || {
-        unshare(CloneFlags::CLONE_NEWNS)?;
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        unshare_mounts()?;
         // Numbers of descriptors are short names: 500 layers fit into a page.
         let roots = lower.iter().map(|layer| open_root(layer)).collect::<io::Result<Vec<_>>>()?;
         std::env::set_current_dir("/proc/thread-self/fd")?;

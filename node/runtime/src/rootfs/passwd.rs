@@ -254,28 +254,22 @@ mod tests {
         }
     }
 
-    /// Two layers, each with its own idea of who `web` is: 1 in the lower one, 2 in the upper one.
-    struct Two {
-        dir: tempfile::TempDir,
-    }
-
-    impl Two {
-        /// What `upper` makes of the upper layer, which has no `/etc` yet; `None` if nothing may be mounted here.
-        fn uid(lower: impl FnOnce(&Path), upper: impl FnOnce(&Path)) -> Option<Result<u32, ()>> {
-            if !nix::unistd::geteuid().is_root() {
-                eprintln!("skipped: stacking layers needs rights to mount");
-                return None;
-            }
-            let two = Two { dir: tempfile::tempdir().expect("a directory") };
-            let layers = ["upper", "lower"].map(|name| two.dir.path().join(name));
-            layers.iter().for_each(|layer| fs::create_dir(layer).expect("a directory"));
-            fs::create_dir(layers[1].join("etc")).expect("a directory");
-            fs::write(layers[1].join("etc/passwd"), "web:x:1:1::/:\n").expect("a write");
-            lower(&layers[1]);
-            upper(&layers[0]);
-            let accounts = Accounts::read(&layers, false).expect("readable");
-            Some(accounts.resolve("web", None, None).map(|user| user.uid).map_err(drop))
+    /// Who `web` is in two layers, of which the lower one says 1 and the upper one has no `/etc` yet, after `lower` and
+    /// `upper` were at them; `None` if nothing may be mounted here.
+    fn uid(lower: impl FnOnce(&Path), upper: impl FnOnce(&Path)) -> Option<Result<u32, ()>> {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: stacking layers needs rights to mount");
+            return None;
         }
+        let dir = tempfile::tempdir().expect("a directory");
+        let layers = ["upper", "lower"].map(|name| dir.path().join(name));
+        layers.iter().for_each(|layer| fs::create_dir(layer).expect("a directory"));
+        fs::create_dir(layers[1].join("etc")).expect("a directory");
+        fs::write(layers[1].join("etc/passwd"), "web:x:1:1::/:\n").expect("a write");
+        lower(&layers[1]);
+        upper(&layers[0]);
+        let accounts = Accounts::read(&layers, false).expect("readable");
+        Some(accounts.resolve("web", None, None).map(|user| user.uid).map_err(drop))
     }
 
     #[track_caller]
@@ -294,44 +288,44 @@ mod tests {
 
     #[test]
     fn the_topmost_layer_decides_who_a_user_is() {
-        check_uid(Two::uid(|_| {}, |_| {}), Ok(1));
-        check_uid(Two::uid(|_| {}, |upper| passwd_at(&upper.join("etc/passwd"))), Ok(2));
+        check_uid(uid(|_| {}, |_| {}), Ok(1));
+        check_uid(uid(|_| {}, |upper| passwd_at(&upper.join("etc/passwd"))), Ok(2));
     }
 
     #[test]
     fn a_user_that_an_upper_layer_hides_is_unknown() {
-        check_uid(Two::uid(|_| {}, |upper| whiteout(&upper.join("etc"))), Err(()));
+        check_uid(uid(|_| {}, |upper| whiteout(&upper.join("etc"))), Err(()));
         let whiteout_of_file = |upper: &Path| {
             fs::create_dir(upper.join("etc")).expect("a directory");
             whiteout(&upper.join("etc/passwd"));
         };
-        check_uid(Two::uid(|_| {}, whiteout_of_file), Err(()));
+        check_uid(uid(|_| {}, whiteout_of_file), Err(()));
         let opaque = |upper: &Path| {
             fs::create_dir(upper.join("etc")).expect("a directory");
             let flags = rustix::fs::XattrFlags::empty();
             rustix::fs::setxattr(upper.join("etc"), "trusted.overlay.opaque", b"y", flags).expect("opaque");
         };
-        check_uid(Two::uid(|_| {}, opaque), Err(()));
+        check_uid(uid(|_| {}, opaque), Err(()));
     }
 
     #[test]
     fn links_on_the_way_to_the_users_lead_within_all_layers() {
         // `/etc` became a link to a directory of the other layer.
         let linked_etc = |upper: &Path| symlink("/usr/etc", upper.join("etc")).expect("a link");
-        check_uid(Two::uid(|lower| passwd_at(&lower.join("usr/etc/passwd")), linked_etc), Ok(2));
+        check_uid(uid(|lower| passwd_at(&lower.join("usr/etc/passwd")), linked_etc), Ok(2));
         let linked_file = |upper: &Path| {
             passwd_at(&upper.join("usr/share/passwd"));
             fs::create_dir(upper.join("etc")).expect("a directory");
             symlink("../../../usr/share/passwd", upper.join("etc/passwd")).expect("a link");
         };
-        check_uid(Two::uid(|_| {}, linked_file), Ok(2));
+        check_uid(uid(|_| {}, linked_file), Ok(2));
         // Nothing of the machine: it has the first one of these, and this process the second one.
         for outside in ["/etc/hostname", "/proc/self/environ", "passwd"] {
             let upper = |upper: &Path| {
                 fs::create_dir(upper.join("etc")).expect("a directory");
                 symlink(outside, upper.join("etc/passwd")).expect("a link");
             };
-            check_uid(Two::uid(|_| {}, upper), Err(()));
+            check_uid(uid(|_| {}, upper), Err(()));
         }
     }
 }

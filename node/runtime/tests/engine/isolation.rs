@@ -32,7 +32,7 @@ crate::tests![
     one_more_program_ends_with_its_time_and_with_its_container,
 ];
 
-fn exec(world: &World, id: &ContainerId, words: &[&str], limit: Duration) -> Result<Ran, Error> {
+pub(crate) fn exec(world: &World, id: &ContainerId, words: &[&str], limit: Duration) -> Result<Ran, Error> {
     let words = [&[crate::program::PATH], words].concat();
     let words: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
     world.run(world.engine().exec(id, &words, limit))

@@ -8,7 +8,7 @@ use std::time::Duration;
 use skein_runtime::{ContainerSpec, Engine, Security, Volume};
 
 use super::{Outcome, ensure, outcome, printed, refused, ways};
-use crate::isolation::volume;
+use crate::isolation::{exec, volume};
 use crate::world::{PATIENCE, World, words};
 
 ways![
@@ -153,9 +153,7 @@ fn standard_input_is_no_device_of_the_machine(world: &World) -> Result<(), Strin
         world.start(spec);
         // Its own device is its own.
         world.wait_for_output(&id, "done\ndone\nwaiting");
-        let command = [&[crate::program::PATH], &script[..]].concat().into_iter().map(str::to_owned);
-        let ran =
-            world.run(world.engine().exec(&id, &command.collect::<Vec<_>>(), PATIENCE)).expect("it runs");
+        let ran = exec(world, &id, &script, PATIENCE).expect("it runs");
         assert_eq!(String::from_utf8_lossy(&ran.output), "done\ndone\n");
         Ok(())
     })

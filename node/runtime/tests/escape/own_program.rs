@@ -4,9 +4,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use skein_runtime::{ContainerId, ContainerSpec, Engine, LogOptions};
+use skein_runtime::{ContainerId, ContainerSpec, LogOptions};
 
 use super::{Outcome, ensure, outcome, refused, ways};
+use crate::isolation::exec;
 use crate::world::{PATIENCE, World};
 
 ways![
@@ -96,8 +97,7 @@ pub(super) fn look(world: &World, what: &str, change: impl FnOnce(&mut Container
 }
 
 fn exec_true(world: &World, id: &ContainerId) {
-    let command = [crate::program::PATH, "print", "x"].map(str::to_owned);
-    let ran = world.run(world.engine().exec(id, &command, PATIENCE)).expect("it runs");
+    let ran = exec(world, id, &["print", "x"], PATIENCE).expect("it runs");
     let said = || {
         format!(
             "{} {:?}",
