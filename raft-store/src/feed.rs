@@ -245,33 +245,31 @@ impl Drop for Seat<'_> {
 /// Sends what differs in frames, and that it is all: the map is `state` then.
 async fn feed_jump(tx: &mut dyn PipeTx, differences: Vec<Difference>, state: &State) -> Result<(), String> {
     crate::seen!("follower jumped");
-    let (mut changed, mut bytes) = (Vec::new(), 0);
-    for difference in differences {
-        bytes += difference.key.len() + difference.object.as_ref().map_or(0, |object| object.value.len());
-        changed.push(difference);
-        if bytes >= FRAME_BYTES {
-            tell(tx, &Word::Changed(std::mem::take(&mut changed))).await?;
-            bytes = 0;
-        }
-    }
-    if !changed.is_empty() {
-        tell(tx, &Word::Changed(changed)).await?;
-    }
+    feed_all(tx, differences.into_iter(), Difference::size, Word::Changed).await?;
     tell(tx, &Word::Arrived { revision: state.revision(), stamp_ms: state.stamp_ms() }).await
 }
 
-/// Sends events in frames: a batch of the ring may hold hundreds of large values.
 async fn feed_events(tx: &mut dyn PipeTx, events: Vec<Event>) -> Result<(), String> {
-    let (mut steps, mut bytes) = (Vec::new(), 0);
-    for step in events.into_iter().map(Step::of) {
-        bytes += step.size();
-        steps.push(step);
+    feed_all(tx, events.into_iter().map(Step::of), Step::size, Word::Events).await
+}
+
+/// Sends items in frames: a batch of the ring may hold hundreds of large values.
+async fn feed_all<T>(
+    tx: &mut dyn PipeTx,
+    items: impl Iterator<Item = T>,
+    size: impl Fn(&T) -> usize,
+    word: impl Fn(Vec<T>) -> Word,
+) -> Result<(), String> {
+    let (mut frame, mut bytes) = (Vec::new(), 0);
+    for item in items {
+        bytes += size(&item);
+        frame.push(item);
         if bytes >= FRAME_BYTES {
-            tell(tx, &Word::Events(std::mem::take(&mut steps))).await?;
+            tell(tx, &word(std::mem::take(&mut frame))).await?;
             bytes = 0;
         }
     }
-    if steps.is_empty() { Ok(()) } else { tell(tx, &Word::Events(steps)).await }
+    if frame.is_empty() { Ok(()) } else { tell(tx, &word(frame)).await }
 }
 
 async fn tell(tx: &mut dyn PipeTx, word: &Word) -> Result<(), String> {

@@ -306,8 +306,8 @@ impl<Rt: AsyncRuntime> Handle<Rt> {
             Word::Changed(differences) => {
                 let mut state = self.coming(feeding)?;
                 for difference in differences {
+                    feeding.add(difference.size())?;
                     let value = difference.object.as_ref().map(|object| &object.value);
-                    feeding.add(difference.key.len() + value.map_or(0, Bytes::len))?;
                     check(&difference.key, value, &state).map_err(Left::Unfit)?;
                     state.change(difference);
                 }

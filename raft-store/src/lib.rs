@@ -92,6 +92,7 @@ pub use log::Log;
 pub use openraft_rt_tokio::TokioRuntime;
 pub use shelf::LoadError;
 pub use snapshot_file::{SnapshotError, SnapshotReader, SnapshotWriter, Snapshots};
+pub use stamp::SET_SINCE_MS;
 pub use standing::Changes;
 pub use state::{Difference, Event, Members, OBJECT_BYTES_MAX, Object, STORE_BYTES_MAX, State};
 pub use store::{StartError, start};

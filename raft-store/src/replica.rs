@@ -142,11 +142,7 @@ impl Replica {
 
     /// Follows every key from now on.
     pub(crate) fn tail(self: &Arc<Self>) -> Result<Tail, WatchError> {
-        let (all, mut inner) = (Arc::from(""), self.lock());
-        let state = inner.state.clone();
-        let id = inner.ring.subscribe(&all, state.revision())?;
-        drop(inner);
-        Ok(Tail::new(self.clone(), Watcher::new(self.clone(), all, id), state))
+        self.tail_after(u64::MAX)
     }
 
     /// Follows every key from an earlier revision on, if the events since are still there.

@@ -8,7 +8,7 @@ use openraft::async_runtime::Instant;
 const SLEW: u32 = 16;
 
 /// 2025-10-01: a clock that shows less was never set, for no build of this program is older.
-const SET_SINCE_MS: u64 = 1_759_276_800_000;
+pub const SET_SINCE_MS: u64 = 1_759_276_800_000;
 /// A stamp that is further ahead of a clock that was set was made by one that was wrong. A week: machines without a
 /// battery start with the time that they last saved, which is hours old, at most days.
 const AHEAD_MAX_MS: u64 = 7 * 24 * 60 * 60 * 1000;

@@ -71,6 +71,12 @@ pub struct Difference {
     pub object: Option<Object>,
 }
 
+impl Difference {
+    pub(crate) fn size(&self) -> usize {
+        self.key.len() + self.object.as_ref().map_or(0, |object| object.value.len())
+    }
+}
+
 /// A picture of the whole map at one revision. Cloning costs a few pointers, whatever its size.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
@@ -169,20 +175,9 @@ impl State {
             return Outcome::Full;
         }
 
-        let previous = current.map(|object| object.value.clone());
-        let create_rev = current.map(|object| object.create_rev);
-        self.bytes = bytes;
         self.head.revision += 1;
         let revision = self.head.revision;
-        match value.clone() {
-            Some(value) => {
-                let object = Object { value, create_rev: create_rev.unwrap_or(revision), mod_rev: revision };
-                self.objects.insert(key.clone(), object);
-            }
-            None => {
-                self.objects.remove(&*key);
-            }
-        }
+        let previous = self.put(&key, value.clone(), revision);
         events.push(Event { revision, key, value, previous, stamp_ms: self.head.stamp_ms });
         Outcome::Done { revision }
     }
@@ -211,23 +206,9 @@ impl State {
     pub(crate) fn follow(&mut self, step: Step) -> Event {
         let Step { revision, key, value, stamp_ms } = step;
         debug_assert_eq!(revision, self.head.revision + 1);
-        let before = self.objects.get(&*key);
-        let create_rev = before.map_or(revision, |object| object.create_rev);
-        let previous = before.map(|object| object.value.clone());
-        let freed = previous.as_ref().map_or(0, |value| charge(&key, value));
-        let needed = value.as_ref().map_or(0, |value| charge(&key, value));
-        self.bytes = self.bytes - freed + needed;
-        self.head.revision = revision;
-        self.head.stamp_ms = self.head.stamp_ms.max(stamp_ms);
+        let previous = self.put(&key, value.clone(), revision);
+        self.arrive(revision, stamp_ms);
         self.head.applied = None;
-        match value.clone() {
-            Some(value) => {
-                self.objects.insert(key.clone(), Object { value, create_rev, mod_rev: revision });
-            }
-            None => {
-                self.objects.remove(&*key);
-            }
-        }
         Event { revision, key, value, previous, stamp_ms }
     }
 
@@ -244,12 +225,25 @@ impl State {
 
     /// Makes one key what another store says it is by now. The state is none before [`arrive`](Self::arrive).
     pub(crate) fn change(&mut self, Difference { key, object }: Difference) {
-        let added = object.as_ref().map_or(0, |object| charge(&key, &object.value));
+        self.set(&key, object);
+    }
+
+    /// The key has this value from `revision` on; returns the one of before.
+    fn put(&mut self, key: &Arc<str>, value: Option<Bytes>, revision: u64) -> Option<Bytes> {
+        let create_rev = self.objects.get(&**key).map_or(revision, |object| object.create_rev);
+        let object = value.map(|value| Object { value, create_rev, mod_rev: revision });
+        self.set(key, object).map(|object| object.value)
+    }
+
+    /// Returns what was there, and keeps count of the bytes.
+    fn set(&mut self, key: &Arc<str>, object: Option<Object>) -> Option<Object> {
+        let needed = object.as_ref().map_or(0, |object| charge(key, &object.value));
         let before = match object {
             Some(object) => self.objects.insert(key.clone(), object),
-            None => self.objects.remove(&*key),
+            None => self.objects.remove(&**key),
         };
-        self.bytes = self.bytes + added - before.map_or(0, |object| charge(&key, &object.value));
+        self.bytes = self.bytes + needed - before.as_ref().map_or(0, |object| charge(key, &object.value));
+        before
     }
 
     /// All that differs was changed: this is the map at `revision`.

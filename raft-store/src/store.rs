@@ -169,14 +169,13 @@ const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(1);
 async fn keep_log_light<Rt: AsyncRuntime>(raft: Core<Rt>, mut heavy: mpsc::Receiver<Heavy>) {
     let mut snapshots = raft.watch_snapshot_progress();
     while let Some(Heavy { purge_to }) = heavy.next().await {
-        let wanted = purge_to.unwrap_or(0);
         // At least once, because the log is heavy. While one is being made Raft ignores the wish for another, and that
         // one may have begun too early to let anything go: it is wished for until one has what is dropped.
         loop {
             if raft.trigger().snapshot().await.is_err() {
                 return;
             }
-            if snapshots.get().index() >= Some(wanted) || purge_to.is_none() {
+            if snapshots.get().index() >= purge_to {
                 break;
             }
             if let Ok(Err(_)) = Rt::timeout(SNAPSHOT_PATIENCE, snapshots.changed()).await {

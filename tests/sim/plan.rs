@@ -26,8 +26,6 @@ pub(crate) enum Mutation {
     UnconditionalPlan,
     /// A voter whose node has another store, or that no record knows, is let go as if it had left.
     AbsenceIsLeaving,
-    /// A new leader looks at the voters before it has seen what was answered before.
-    VotersUnread,
     /// Gossip tells members that refuted in time that they are down.
     NoGossipGuard,
     /// One of the store's own.

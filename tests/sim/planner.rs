@@ -231,10 +231,8 @@ pub(crate) async fn choose_voters(site: Site) {
 
 /// Waits until this node has seen all that was answered before its term.
 async fn take_office(site: &Site, term: u64) -> Option<u64> {
-    if site.world.plan.mutation != Some(Mutation::VotersUnread) {
-        let revision = site.store.read_index(Duration::from_secs(5)).await.ok()?;
-        site.picture.reach(revision).await;
-    }
+    let revision = site.store.read_index(Duration::from_secs(5)).await.ok()?;
+    site.picture.reach(revision).await;
     Some(term)
 }
 

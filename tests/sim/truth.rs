@@ -47,7 +47,7 @@ pub(crate) struct Truth {
     /// What all that have applied an entry hold beside objects, and which entry each node was looked at.
     digests: BTreeMap<LogId, (usize, u32)>,
     digested: BTreeMap<usize, LogId>,
-    /// Entries of the memberships before which somebody was leaving.
+    /// Whether somebody was leaving since the newest of these.
     left: bool,
     failovers: Failovers,
     /// Deaths that everybody has noticed and that are not to be counted again.

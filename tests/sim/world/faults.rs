@@ -10,12 +10,11 @@ use openraft::async_runtime::Instant as _;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use skein_raft_store::sim::{SimRt, Weather};
-use skein_raft_store::sim_files::Broken;
+use skein_raft_store::sim_files::{Broken, SimDisk};
 
 use super::{Now, SYNC_MAX, SYNC_MIN, World, number_of_voter, voter_id};
 use crate::clients;
 use crate::plan::{Fault, Kind, Victim};
-use skein_raft_store::sim_files::SimDisk;
 
 /// Whether the machines and the network show to whoever looks that this goes on: then it is known what has to come in
 /// time all the same.
