@@ -212,12 +212,8 @@ impl ClusterCa {
         let id = ClusterId(hash[..16].try_into().expect("16 of 32 bytes"));
         let cluster = Cluster { id, name: cluster_name.into() };
         let root = Authority::self_signed(root_key, &cluster.authority("root"), now)?;
-        Ok(ClusterCa {
-            issuing: Authority::issued_by(&root, &cluster.authority("issuing"), now)?,
-            root,
-            clients: Authority::self_signed(identity::generate_key()?, &cluster.authority("clients"), now)?,
-            cluster,
-        })
+        let clients = Authority::self_signed(identity::generate_key()?, &cluster.authority("clients"), now)?;
+        ClusterCa::of(cluster, root, clients, now)
     }
 
     /// Which cluster this is the authority of.
@@ -263,34 +259,30 @@ impl ClusterCa {
     /// The next edition with the same roots: a new issuing key, and new certificates for the roots' keys where
     /// it is time. All certificates stay valid, and all tokens.
     pub fn renewed(&self, now: SystemTime) -> Result<ClusterCa, Error> {
-        let root = self.root.renewed(now)?;
-        Ok(ClusterCa {
-            issuing: Authority::issued_by(&root, &self.cluster.authority("issuing"), now)?,
-            root,
-            clients: self.clients.renewed(now)?,
-            cluster: self.cluster.clone(),
-        })
+        ClusterCa::of(self.cluster.clone(), self.root.renewed(now)?, self.clients.renewed(now)?, now)
     }
 
     /// An edition of a cluster that exists, with new keys for everything. What it issues is believed by who
     /// knows its roots, or the [cross-signed](ClusterCa::cross_sign) one.
     pub fn anew(cluster: &Cluster, now: SystemTime) -> Result<ClusterCa, Error> {
-        // Named by their keys: no other authority of this cluster has their names.
-        let named = |what: &str, key: &KeyPair| {
-            let hash = Sha256::digest(key.subject_public_key_info());
-            let short: String = hash[..4].iter().map(|byte| format!("{byte:02x}")).collect();
-            cluster.authority(&format!("{what} {short}"))
+        let fresh = |what: &str| -> Result<Authority, Error> {
+            let key = identity::generate_key()?;
+            // Named by its key: no other authority of this cluster has its name.
+            let short = NodeId::of_public_key(&key.subject_public_key_info()).short();
+            Authority::self_signed(key, &cluster.authority(&format!("{what} {short}")), now)
         };
-        let (root_key, clients_key) = (identity::generate_key()?, identity::generate_key()?);
-        let root_name = named("root", &root_key);
-        let root = Authority::self_signed(root_key, &root_name, now)?;
-        let clients_name = named("clients", &clients_key);
-        Ok(ClusterCa {
-            issuing: Authority::issued_by(&root, &cluster.authority("issuing"), now)?,
-            root,
-            clients: Authority::self_signed(clients_key, &clients_name, now)?,
-            cluster: cluster.clone(),
-        })
+        ClusterCa::of(cluster.clone(), fresh("root")?, fresh("clients")?, now)
+    }
+
+    /// With a new issuing key.
+    fn of(
+        cluster: Cluster,
+        root: Authority,
+        clients: Authority,
+        now: SystemTime,
+    ) -> Result<ClusterCa, Error> {
+        let issuing = Authority::issued_by(&root, &cluster.authority("issuing"), now)?;
+        Ok(ClusterCa { cluster, root, issuing, clients })
     }
 
     /// The members' root of a newer edition, signed by the root of this one: for

@@ -214,7 +214,7 @@ struct Inner {
     beside: Beside,
     whereabouts: Whereabouts,
     /// A member said that this node was removed.
-    dismissed: watch::Sender<bool>,
+    dismissed: CancellationToken,
     quinn: quinn::Endpoint,
     client: quinn::ClientConfig,
     trust: Arc<dyn Trust>,
@@ -264,7 +264,7 @@ impl Endpoint {
             tag: config.tag,
             beside,
             whereabouts: Whereabouts::new(listen, config.advertise),
-            dismissed: watch::Sender::new(false),
+            dismissed: CancellationToken::new(),
             quinn,
             client,
             trust: config.trust,
@@ -395,8 +395,7 @@ impl Endpoint {
     /// Waits until a member says that this node was removed from the cluster, as each one that knows it does when it
     /// is called. A removal is for ever, so one word of it is enough.
     pub async fn dismissed(&self) {
-        // The sender lives as long as this endpoint.
-        let _ = self.0.dismissed.subscribe().wait_for(|dismissed| *dismissed).await;
+        self.0.dismissed.cancelled().await;
     }
 
     /// Where those nodes belong, by their own hello.

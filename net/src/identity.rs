@@ -150,7 +150,7 @@ impl Identity {
         create_directory(dir)?;
         let (key_path, state_path) = (dir.join(KEY_FILE), dir.join(STATE_FILE));
         let key = read(&key_path)?;
-        let state = read(&state_path)?.map(|text| State::parse(&state_path, &text)).transpose()?;
+        let state = State::kept(&state_path)?;
         let key = match (key, &state) {
             (Some(pem), _) => parse_key(&key_path, &pem)?,
             (None, Some(_)) => return Err(Error::KeyMissing { state: state_path, key: key_path }),
@@ -173,27 +173,22 @@ impl Identity {
     /// run under it.
     pub fn kept(dir: &Path) -> Result<Option<Identity>, Error> {
         let (key_path, state_path) = (dir.join(KEY_FILE), dir.join(STATE_FILE));
-        let (Some(pem), Some(text)) = (read(&key_path)?, read(&state_path)?) else { return Ok(None) };
-        let (key, state) = (parse_key(&key_path, &pem)?, State::parse(&state_path, &text)?);
+        let (Some(pem), Some(state)) = (read(&key_path)?, State::kept(&state_path)?) else { return Ok(None) };
+        let key = parse_key(&key_path, &pem)?;
         let node = NodeId::of_public_key(&key.subject_public_key_info());
         Ok(Some(Identity { key: Arc::new(key), node, store: state.store, generation: state.generation }))
     }
 
     /// The next start from `dir` comes after start `generation`, which others remember and this disk does not.
     pub fn outlive(dir: &Path, generation: u64) -> Result<(), Error> {
-        let path = dir.join(STATE_FILE);
-        let Some(state) = read(&path)?.map(|text| State::parse(&path, &text)).transpose()? else {
-            return Ok(());
-        };
+        let Some(state) = State::kept(&dir.join(STATE_FILE))? else { return Ok(()) };
         let generation = state.generation.max(generation);
         write_durably(dir, STATE_FILE, State { generation, ..state }.to_text().as_bytes())
     }
 
     /// Which node the identity kept in `dir` is; `None` if there is none. Counts no start.
     pub fn node_in(dir: &Path) -> Result<Option<NodeId>, Error> {
-        let path = dir.join(STATE_FILE);
-        let state = read(&path)?.map(|text| State::parse(&path, &text)).transpose()?;
-        Ok(state.map(|state| state.node))
+        Ok(State::kept(&dir.join(STATE_FILE))?.map(|state| state.node))
     }
 
     /// A new identity that lives in memory only.
@@ -296,6 +291,10 @@ struct State {
 }
 
 impl State {
+    fn kept(path: &Path) -> Result<Option<State>, Error> {
+        read(path)?.map(|text| State::parse(path, &text)).transpose()
+    }
+
     fn parse(path: &Path, text: &str) -> Result<State, Error> {
         let damaged = |reason: String| Error::Damaged { path: path.to_owned(), reason };
         // The version first: a newer format may differ in everything else.

@@ -295,6 +295,16 @@ impl TokenRecord {
             .map_err(|_| Refusal::Refused)
     }
 
+    /// Why it lets nobody in any more, in a word; `None` while it does.
+    pub fn ended(&self, now: SystemTime) -> Option<&'static str> {
+        match () {
+            () if self.revoked => Some("revoked"),
+            () if self.expires <= now => Some("expired"),
+            () if self.uses_left() == 0 => Some("used up"),
+            () => None,
+        }
+    }
+
     /// How many more nodes may join.
     pub fn uses_left(&self) -> u32 {
         self.uses.saturating_sub(u32::try_from(self.spent.len()).unwrap_or(u32::MAX))

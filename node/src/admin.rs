@@ -363,15 +363,9 @@ impl Admin {
 
     fn tokens(&self) -> Value {
         let tokens = self.door.tokens().into_iter().map(|token| {
-            let state = match () {
-                () if token.revoked => "revoked",
-                () if token.expires <= clock::system() => "expired",
-                () if token.uses_left() == 0 => "used up",
-                () => "good",
-            };
             json!({
                 "id": token.id.to_string(),
-                "state": state,
+                "state": token.ended(clock::system()).unwrap_or("good"),
                 "usesLeft": token.uses_left(),
                 "replaces": token.replaces,
                 "expires": seconds(token.expires),
@@ -391,7 +385,7 @@ impl Admin {
         let now = clock::now_ms() / 1000;
         let clients = self.clients.list().into_iter().map(|client| {
             let state = match () {
-                () if client.revoked || !self.clients.counts(client.authority) => "revoked",
+                () if client.revoked => "revoked",
                 () if client.expires <= now => "expired",
                 () => "good",
             };

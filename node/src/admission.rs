@@ -74,8 +74,8 @@ impl Door {
         let node = claim.node()?;
         for _ in 0..TRIES {
             // What a former claim changed must be seen before this one is judged.
-            let revision = self.store.read_index(Duration::from_secs(5)).await;
-            self.picture.reach(revision.map_err(|error| unavailable(&error))?).await;
+            let seen = self.picture.catch_up(&self.store, Duration::from_secs(5)).await;
+            seen.map_err(|error| unavailable(&error))?;
             let state = self.store.state();
             let (ops, record) = self.plan(&state, &claim, node)?;
             let answer =
@@ -220,8 +220,8 @@ impl Door {
         replaces: Option<String>,
     ) -> Result<Token, String> {
         if let Some(name) = &replaces {
-            let revision = self.store.read_index(Duration::from_secs(5)).await;
-            self.picture.reach(revision.map_err(|error| error.to_string())?).await;
+            let seen = self.picture.catch_up(&self.store, Duration::from_secs(5)).await;
+            seen.map_err(|error| error.to_string())?;
             admission::may_give_place(&self.picture.view(), name).map_err(|refusal| refusal.to_string())?;
         }
         let public = self.authority.public();
@@ -242,11 +242,7 @@ impl Door {
 
     /// Every token that is kept, by id.
     pub(crate) fn tokens(&self) -> Vec<TokenRecord> {
-        let state = self.store.state();
-        state
-            .range(TOKENS, None)
-            .filter_map(|(_, object)| serde_json::from_slice(&object.value).ok())
-            .collect()
+        tokens(&self.store.state())
     }
 
     /// Withdraws a token. `false` if there is none of that id.
@@ -274,6 +270,12 @@ impl Door {
     }
 }
 
+/// Every token that is kept, by id.
+pub(crate) fn tokens(state: &State) -> Vec<TokenRecord> {
+    let records = state.range(TOKENS, None);
+    records.filter_map(|(_, object)| serde_json::from_slice(&object.value).ok()).collect()
+}
+
 fn record_of(state: &State, node: &str) -> Option<Record> {
     let object = state.get(&format!("{}{node}", roster::PREFIX))?;
     serde_json::from_slice(&object.value).ok()
@@ -293,6 +295,6 @@ pub(crate) fn all_done(answer: &Answer) -> bool {
     answer.outcomes.iter().all(|outcome| matches!(outcome, Outcome::Done { .. } | Outcome::Unchanged { .. }))
 }
 
-fn json(value: &impl serde::Serialize) -> bytes::Bytes {
+pub(crate) fn json(value: &impl serde::Serialize) -> bytes::Bytes {
     serde_json::to_vec(value).expect("plain data has no key that is not a text").into()
 }

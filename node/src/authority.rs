@@ -143,8 +143,7 @@ impl Authority {
     /// Who is to keep the authorities, as it is known here.
     fn keepers(&self) -> BTreeSet<NodeId> {
         let voters = self.inner.store.metrics().voters.iter().map(|voter| NodeId(voter.node)).collect();
-        let stays = |record: &Record| !record.leaving && record.departure.is_none();
-        let staying = self.inner.members.present().into_values().filter(stays);
+        let staying = self.inner.members.present().into_values().filter(Record::stays);
         keepers(&voters, &staying.map(|record| record.node).collect())
     }
 
@@ -228,10 +227,9 @@ impl Authority {
         let state = self.inner.store.state();
         let Some((_, trust)) = trust_of(&state) else { return Value::Null };
         let names = self.inner.members.present();
-        let holders = holders_of(&state).into_iter();
-        let holders = holders.filter(|(_, (_, holder))| holder.holds.contains(&trust.current));
+        let holders = keeping(&state).into_iter();
         let mut holders: Vec<String> =
-            holders.filter_map(|(node, _)| Some(names.get(&node)?.name.clone())).collect();
+            holders.filter_map(|node| Some(names.get(&node)?.name.clone())).collect();
         holders.sort_unstable();
         json!({
             "edition": trust.number,

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 use crate::admission::all_done;
+use crate::picture::Picture;
 use crate::{authority, clock, members};
 
 pub(crate) const PREFIX: &str = "skein/clients//";
@@ -77,22 +78,6 @@ impl Record {
         let bytes = serde_json::to_vec(self).expect("plain data has no key that is not a text");
         Op { key: Self::key(&self.serial).into(), expect, change: Change::Put(bytes.into()) }
     }
-
-    /// * `counts`: whether what was signed by the clients' root of this number counts.
-    /// * `is_expelled`: whether others have ended the membership of the node with this id.
-    fn standing(
-        &self,
-        shown: &Shown,
-        counts: impl Fn(u64) -> bool,
-        is_expelled: impl Fn(&str) -> bool,
-    ) -> Standing {
-        let is_it = |sha256: &String| *sha256 == hex(&shown.sha256);
-        match () {
-            () if !self.sha256.as_ref().is_none_or(is_it) => Standing::Unknown,
-            () if self.revoked || !counts(self.authority) || is_expelled(&self.node_id) => Standing::Revoked,
-            () => Standing::Good,
-        }
-    }
 }
 
 /// The records as this node's replica has them. Cheap to clone; all clones are one.
@@ -112,10 +97,18 @@ struct Book {
 
 impl Book {
     fn standing(&self, shown: &Shown) -> Standing {
-        let record = self.records.get(&serial_of(&shown.serial));
-        let counts = |number| self.trust.as_ref().is_none_or(|trust| trust.counts(number));
-        let is_expelled = |node: &str| self.expelled.contains(node);
-        record.map_or(Standing::Unknown, |record| record.standing(shown, counts, is_expelled))
+        let Some(record) = self.records.get(&serial_of(&shown.serial)) else { return Standing::Unknown };
+        match () {
+            () if record.sha256.as_ref().is_some_and(|kept| *kept != hex(&shown.sha256)) => Standing::Unknown,
+            () if self.is_ended(record) => Standing::Revoked,
+            () => Standing::Good,
+        }
+    }
+
+    /// Taken back, signed by a root that counts no more, or made on a node whose membership others have ended.
+    fn is_ended(&self, record: &Record) -> bool {
+        let counts = self.trust.as_ref().is_none_or(|trust| trust.counts(record.authority));
+        record.revoked || !counts || self.expelled.contains(&record.node_id)
     }
 }
 
@@ -170,23 +163,16 @@ impl Clients {
     /// All of them, the newest last.
     pub(crate) fn list(&self) -> Vec<Record> {
         let book = self.book.borrow();
-        let revoked = |record: &Record| record.revoked || book.expelled.contains(&record.node_id);
-        let records = book.records.values();
-        let mut records: Vec<Record> =
-            records.map(|record| Record { revoked: revoked(record), ..record.clone() }).collect();
+        let shown = |record: &Record| Record { revoked: book.is_ended(record), ..record.clone() };
+        let mut records: Vec<Record> = book.records.values().map(shown).collect();
         drop(book);
         records.sort_by(|a, b| (a.issued, &a.serial).cmp(&(b.issued, &b.serial)));
         records
     }
 
-    /// Whether certificates recorded under this number still count.
-    pub(crate) fn counts(&self, number: u64) -> bool {
-        self.book.borrow().trust.as_ref().is_none_or(|trust| trust.counts(number))
-    }
-
     /// Who asks these records, and the cluster where they do not know.
-    pub(crate) fn asking(&self, store: Handle<TokioRuntime>) -> Asking {
-        Asking { clients: self.clone(), store, limit: Mutex::default() }
+    pub(crate) fn asking(&self, store: Handle<TokioRuntime>, picture: Picture) -> Asking {
+        Asking { clients: self.clone(), store, picture, limit: Mutex::default() }
     }
 
     /// Notes a certificate before its holder gets it, and forgets some that have expired.
@@ -263,6 +249,8 @@ impl Clients {
 pub(crate) struct Asking {
     clients: Clients,
     store: Handle<TokioRuntime>,
+    /// Keeps the records up to date, before it shows what it has.
+    picture: Picture,
     /// Whoever has a certificate that is not on record may ask as well: the leader must not feel it.
     limit: Mutex<RateLimit>,
 }
@@ -277,16 +265,9 @@ impl WhoMay for Asking {
         if !self.limit.lock().unwrap_or_else(PoisonError::into_inner).allow(from, Instant::now()) {
             return Err(Unconfirmed::TooOften);
         }
-        let read = self.store.read_index(READ_MAX).await;
-        read.map_err(|error| Unconfirmed::NoMajority(error.to_string()))?;
-        let state = self.store.state();
-        let record = state.get(&Record::key(&serial_of(&shown.serial)));
-        let record: Option<Record> = record.and_then(|object| serde_json::from_slice(&object.value).ok());
-        let trust = authority::trust_of(&state).map(|(_, trust)| trust);
-        let counts = |number| trust.as_ref().is_none_or(|trust| trust.counts(number));
-        let member = |node: &str| state.get(&format!("{}{node}", roster::PREFIX));
-        let is_expelled = |node: &str| member(node).is_some_and(|object| is_expelled(&object.value));
-        Ok(record.map_or(Standing::Unknown, |record| record.standing(shown, counts, is_expelled)))
+        let seen = self.picture.catch_up(&self.store, READ_MAX).await;
+        seen.map_err(|error| Unconfirmed::NoMajority(error.to_string()))?;
+        Ok(self.standing(shown))
     }
 
     async fn until_ended(&self, shown: &Shown) {
@@ -365,8 +346,7 @@ fn is_expelled(member: &[u8]) -> bool {
 
 fn record_of(chain: &Chain, authority: u64, node: &str, node_id: NodeId) -> Result<Record, String> {
     let unreadable = "the authority's certificate cannot be read";
-    let (identity, _) = Identity::of_certificate(chain.leaf()).ok_or(unreadable)?;
-    let shown = Shown::of_certificate(chain.leaf()).ok_or(unreadable)?;
+    let (identity, shown) = Identity::of_certificate(chain.leaf()).ok_or(unreadable)?;
     let validity = chain.validity();
     Ok(Record {
         serial: serial_of(&shown.serial),
@@ -466,7 +446,8 @@ mod tests {
         clients.apply(TRUST, Some(trust(2).as_bytes()));
         check(&clients, &shown(&[0xab, 0x01]), Standing::Revoked);
         check(&clients, &shown(&[0xcd, 0x02]), Standing::Good);
-        assert!(clients.counts(2) && !clients.counts(1));
+        let revoked: Vec<bool> = clients.list().iter().map(|record| record.revoked).collect();
+        assert_eq!(revoked, [true, false]);
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use skein_control::clocks::{Clocks, Leadership, Message, STEP, Send};
 use skein_net::endpoint::Endpoint;
 use skein_net::identity::NodeId;
@@ -23,13 +22,6 @@ const INBOX_MAX: usize = 256;
 /// A clock that is off by more is worth a word.
 const OFF_MAX_MS: u64 = 60_000;
 
-/// `skein_control::clocks::Message` on the wire.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-enum ClockWord {
-    Clock { wall_ms: u64 },
-    Time { term: u64, now_ms: u64 },
-}
-
 /// The way in. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Inbox(mpsc::Sender<(NodeId, Message)>);
@@ -37,12 +29,9 @@ pub(crate) struct Inbox(mpsc::Sender<(NodeId, Message)>);
 impl Inbox {
     /// A datagram of kind [`CLOCK_DATAGRAM`]. One that does not parse, or comes when too many wait, is dropped.
     pub(crate) fn datagram(&self, from: NodeId, bytes: &[u8]) {
-        let message = match wire::decode(bytes) {
-            Ok(ClockWord::Clock { wall_ms }) => Message::Clock { wall_ms },
-            Ok(ClockWord::Time { term, now_ms }) => Message::Time { term, now_ms },
-            Err(_) => return,
-        };
-        let _ = self.0.try_send((from, message));
+        if let Ok(message) = wire::decode(bytes) {
+            let _ = self.0.try_send((from, message));
+        }
     }
 }
 
@@ -115,11 +104,7 @@ impl Shell {
 
     fn send(&self, sends: &mut Vec<Send<NodeId>>) {
         for Send { to, message } in sends.drain(..) {
-            let word = match message {
-                Message::Clock { wall_ms } => ClockWord::Clock { wall_ms },
-                Message::Time { term, now_ms } => ClockWord::Time { term, now_ms },
-            };
-            self.endpoint.datagram(to, CLOCK_DATAGRAM, wire::encode(&word));
+            self.endpoint.datagram(to, CLOCK_DATAGRAM, wire::encode(&message));
         }
     }
 
@@ -159,4 +144,12 @@ pub(crate) fn complaint() -> Option<String> {
     Some(format!(
         "the clock of this machine is {by} {direction} those of most members, whose time counts; set it"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_store_and_the_members_call_the_same_clocks_never_set() {
+        assert_eq!(skein_control::clocks::SET_SINCE_MS, skein_raft_store::SET_SINCE_MS);
+    }
 }

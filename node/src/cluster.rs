@@ -9,10 +9,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use rand::seq::IndexedRandom;
-use skein_api::write::{self, Write, Written};
+use skein_api::write::{self, NodeDeletion, Write, Written};
 use skein_apiserver::cluster::{
-    AT_LEAST_WAIT, Batch, Cluster, Event, Events, Freshness, LogError, LogRequest, LogStream, NodeDeletion,
-    Snapshot, Unavailable, WatchError,
+    AT_LEAST_WAIT, Batch, Cluster, Event, Events, Freshness, LogError, LogRequest, LogStream, Snapshot,
+    Unavailable, WatchError,
 };
 use skein_control::node::{departure, roster};
 use skein_control::view::View;
@@ -150,11 +150,7 @@ impl Cluster for Here {
         if let Some((bytes, revision)) = snapshot.get(&key) {
             view.apply(&key, Some(&bytes), revision);
         }
-        let meant = departure::node_deletion(&view, name, self.store.stamp_ms())?;
-        Ok(match meant {
-            departure::NodeDeletion::Object => NodeDeletion::Object,
-            departure::NodeDeletion::Membership(writes) => NodeDeletion::Membership(writes),
-        })
+        departure::node_deletion(&view, name, self.store.stamp_ms())
     }
 
     fn now(&self) -> jiff::Timestamp {

@@ -141,14 +141,14 @@ pub(crate) async fn run(
     started: impl FnOnce(&Node) + Send,
 ) -> Result<End, Failure> {
     recover::settle(&config.home, membership.tag()).await?;
-    let mut node = Node::start(config, identity.clone(), membership.clone(), chain, stopping.clone()).await?;
+    let mut node = Node::start(config, identity.clone(), membership, chain, stopping.clone()).await?;
     started(&node);
     let mut out = node.out.subscribe();
     let ended = tokio::select! {
         () = stopping.cancelled() => Ok(None),
         reason = node.gossip.deposed() => Err(reason),
         out = out.wait_for(Option::is_some) => Ok(out.ok().and_then(|out| *out)),
-        Some(next) = node.moves.recv() => return node.turn(next, &identity, &membership).await,
+        Some(next) = node.moves.recv() => return node.turn(next, &identity).await,
     };
     let remains = node.remains.clone();
     let (home, me) = (node.home.clone(), node.endpoint.node());
@@ -187,7 +187,7 @@ pub(crate) fn outlive_copy(home: &Home, me: NodeId, generation: u64) -> Result<(
     Identity::outlive(home.dir(), generation)?;
     let others = home.addresses()?.0.into_keys().filter(|node| *node != me).count();
     if others >= 2 {
-        let aside = home.set_store_aside()?;
+        let aside = home.set_store_aside("copied-store")?;
         warn!(aside = %aside.display(), "this disk is a copy; its store was moved away, and is made anew from the others'");
     }
     Ok(())
@@ -447,19 +447,20 @@ impl Node {
             }
         });
         endpoint.serve(Arc::new(Dispatch {
-            departures: departures.clone(),
-            members: members.clone(),
-            store: store.clone(),
             gossip: gossip.clone(),
-            watchful: watchful.clone(),
             clocks,
-            door: door.clone(),
-            authority: authority.clone(),
-            logs: Logs(engine.clone()),
-            images: images.clone(),
-            voting: voting.subscribe(),
-            recovery: recovery.clone(),
-            tasks: tasks.clone(),
+            answering: Answering {
+                departures: departures.clone(),
+                members: members.clone(),
+                store: store.clone(),
+                watchful: watchful.clone(),
+                door: door.clone(),
+                authority: authority.clone(),
+                logs: Logs(engine.clone()),
+                images: images.clone(),
+                voting: voting.subscribe(),
+                recovery: recovery.clone(),
+            },
         }));
 
         // Before the founding: an empty machine that asks meanwhile is to hear of this one.
@@ -574,7 +575,7 @@ impl Node {
         let server = apiserver::Server::new(
             apiserver::Config {
                 tls: api_tls.clone(),
-                who_may: Arc::new(clients.asking(store.clone())),
+                who_may: Arc::new(clients.asking(store.clone(), picture.clone())),
                 settings: apiserver::Settings::default(),
                 limits: apiserver::limits::Limits::default(),
             },
@@ -656,12 +657,7 @@ impl Node {
 
     /// Ends this life, and has the next one begin in another incarnation. Whatever cannot be done leaves the node
     /// where it was, and it goes on there.
-    async fn turn(
-        self,
-        next: recover::Move,
-        identity: &Identity,
-        membership: &Membership,
-    ) -> Result<End, Failure> {
+    async fn turn(self, next: recover::Move, identity: &Identity) -> Result<End, Failure> {
         info!(?next, "goes over to another incarnation of the cluster");
         let (store, home) = (self.store.clone(), self.home.clone());
         let legacy = store.legacy().await;
@@ -682,7 +678,7 @@ impl Node {
             Some(last) if store.last_log_index() != Some(last) => {
                 Err("its log grew meanwhile: somebody leads again".into())
             }
-            _ => recover::turn(&home, identity, membership, next, legacy).await,
+            _ => recover::turn(&home, identity, &self.membership, next, legacy).await,
         };
         if let Err(error) = turned {
             error!(error = %ErrorChain(&*error), "could not go over to another incarnation; goes on in the one it was in");
@@ -886,19 +882,9 @@ impl skein_net::join::Admission for LateDoor {
 
 /// What other nodes send ends here.
 struct Dispatch {
-    departures: Departures,
-    members: Members,
-    store: Handle<TokioRuntime>,
     gossip: gossip::service::Handle,
-    watchful: watchfulness::Inbox,
     clocks: clocks::Inbox,
-    door: Door,
-    authority: Authority,
-    logs: Logs,
-    images: ClusterImages,
-    voting: watch::Receiver<Option<Voting>>,
-    recovery: Recovery,
-    tasks: TaskTracker,
+    answering: Answering,
 }
 
 impl Service for Dispatch {
@@ -907,42 +893,30 @@ impl Service for Dispatch {
             return self.gossip.stream(peer, stream);
         }
         if let Some(lane) = wire::lane(kind) {
-            let store = self.store.clone();
+            let store = self.answering.store.clone();
             tokio::spawn(async move { store.serve(peer.0, lane, wire::pipe(stream)).await });
             return;
         }
         if kind == wire::ASK {
-            let answer = Answering {
-                departures: self.departures.clone(),
-                members: self.members.clone(),
-                store: self.store.clone(),
-                watchful: self.watchful.clone(),
-                door: self.door.clone(),
-                authority: self.authority.clone(),
-                logs: self.logs.clone(),
-                images: self.images.clone(),
-                voting: self.voting.clone(),
-                recovery: self.recovery.clone(),
-            };
             // Not tracked: a log that is followed must not hold up the end of the daemon.
-            tokio::spawn(answer.serve(peer, stream));
+            tokio::spawn(self.answering.clone().serve(peer, stream));
             return;
         }
         debug!(%peer, kind, "a stream of an unknown kind");
-        let _ = &self.tasks;
     }
 
     fn datagram(&self, peer: NodeId, kind: u8, data: Bytes) {
         match kind {
             gossip::service::DATAGRAM_KIND => self.gossip.datagram(peer, data),
-            WATCH_DATAGRAM => self.watchful.datagram(peer, &data),
+            WATCH_DATAGRAM => self.answering.watchful.datagram(peer, &data),
             CLOCK_DATAGRAM => self.clocks.datagram(peer, &data),
             _ => debug!(%peer, kind, "a datagram of an unknown kind"),
         }
     }
 }
 
-/// One question of another node.
+/// What answers the questions of other nodes. Cheap to clone.
+#[derive(Clone)]
 struct Answering {
     departures: Departures,
     members: Members,

@@ -9,7 +9,7 @@ use skein_control::node::roster::Record;
 use skein_net::endpoint::Endpoint;
 use skein_net::gossip::{self, service};
 use skein_net::identity::NodeId;
-use skein_raft_store::{Handle, Options, ReadError, TokioRuntime};
+use skein_raft_store::{Handle, Options, TokioRuntime};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
@@ -78,12 +78,7 @@ impl Departures {
 
     /// Waits until what the leader has written is seen here.
     async fn catch_up(&self, name: &str) -> Result<(), String> {
-        let seen = async {
-            let revision = self.store.read_index(LEADER_MAX).await?;
-            self.picture.reach(revision).await;
-            Ok::<_, ReadError>(())
-        };
-        match timeout(LEADER_MAX, seen).await {
+        match timeout(LEADER_MAX, self.picture.catch_up(&self.store, LEADER_MAX)).await {
             Ok(Ok(())) => Ok(()),
             _ => Err(format!(
                 "{name:?} was asked to go, and this node does not hear the others now; see: skein status"
@@ -95,9 +90,8 @@ impl Departures {
     pub(crate) async fn decide(&self, name: &str, cause: Cause) -> Answer<Result<(), Refusal>> {
         for _ in 0..TRIES {
             let term = self.store.metrics().term;
-            let revision =
-                self.store.read_index(Duration::from_secs(5)).await.map_err(|error| error.to_string())?;
-            self.picture.reach(revision).await;
+            let seen = self.picture.catch_up(&self.store, Duration::from_secs(5)).await;
+            seen.map_err(|error| error.to_string())?;
             let electorate = electorate(&self.store, &self.needs.borrow().clone());
             if electorate.leader.is_empty() {
                 return Err("leadership has just changed".into());
@@ -118,10 +112,8 @@ impl Departures {
     /// Takes a wish back.
     pub(crate) async fn cancel(&self, name: &str) -> Result<(), String> {
         for _ in 0..TRIES {
-            let revision = self.store.read_index(Duration::from_secs(5)).await;
-            let revision = revision
-                .map_err(|error| format!("nothing was changed: {error}; {}", self.who_is_missed()))?;
-            self.picture.reach(revision).await;
+            let seen = self.picture.catch_up(&self.store, Duration::from_secs(5)).await;
+            seen.map_err(|error| format!("nothing was changed: {error}; {}", self.who_is_missed()))?;
             let writes =
                 departure::cancel(&self.picture.view(), name).map_err(|refusal| refusal.to_string())?;
             if self.write(writes, None).await? {

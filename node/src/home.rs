@@ -194,6 +194,15 @@ impl Home {
         }
     }
 
+    /// Notes that this node belongs to this incarnation of its cluster from now on. Whatever it was before, it is no
+    /// founder of the first one any more.
+    pub(crate) fn set_incarnation(&self, incarnation: Incarnation) -> Result<(), Error> {
+        let _alone = alone();
+        let gone = || self.damaged(&self.dir.join("cluster.json"), "it is gone");
+        let membership = self.membership()?.ok_or_else(gone)?;
+        self.set_membership(&Membership { incarnation: Some(incarnation), founding: false, ..membership })
+    }
+
     /// Notes that this node has left its cluster. What belonged to it is set aside by whoever holds this directory
     /// once its daemon has ended; returns where.
     pub(crate) fn leave(&self) -> Result<Option<PathBuf>, Error> {
@@ -304,22 +313,15 @@ impl Home {
 
     /// What was to follow is in force; what was before goes.
     pub(crate) fn promote_next_authority(&self) -> Result<(), Error> {
-        let path = self.dir.join(Slot::Current.file());
-        let promote = || {
-            fs::rename(self.dir.join(Slot::Next.file()), &path)?;
-            fs::File::open(&self.dir)?.sync_all()
-        };
-        promote().map_err(|source| Error::Io { doing: "write", path: path.clone(), source })
+        let current = self.dir.join(Slot::Current.file());
+        fs::rename(self.dir.join(Slot::Next.file()), &current).map_err(failed("write", &current))?;
+        sync(&self.dir)
     }
 
     /// Keeps no authorities in this place any more.
     pub(crate) fn forget_authority(&self, slot: Slot) -> Result<(), Error> {
-        let path = self.dir.join(slot.file());
-        let forget = || match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => fs::File::open(&self.dir)?.sync_all(),
-        };
-        forget().map_err(|source| Error::Io { doing: "remove", path: path.clone(), source })
+        self.remove(slot.file())?;
+        sync(&self.dir)
     }
 
     /// A file of any content that must survive a crash whole.
@@ -331,10 +333,10 @@ impl Home {
             let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
             file.write_all(bytes)?;
             file.sync_all()?;
-            fs::rename(&unfinished, &path)?;
-            fs::File::open(&self.dir)?.sync_all()
+            fs::rename(&unfinished, &path)
         };
-        write().map_err(|source| Error::Io { doing: "write", path: path.clone(), source })
+        write().map_err(failed("write", &path))?;
+        sync(&self.dir)
     }
 
     fn save(&self, name: &str, value: &impl Serialize) -> Result<(), Error> {
@@ -359,6 +361,17 @@ impl Home {
     fn damaged(&self, path: &Path, reason: &str) -> Error {
         Error::Damaged { path: path.to_owned(), dir: self.dir.clone(), reason: reason.to_owned() }
     }
+}
+
+/// What was done to `path` went wrong.
+pub(crate) fn failed(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { doing, path: path.clone(), source }
+}
+
+/// What a directory says of its entries is on the disk when this returns.
+pub(crate) fn sync(dir: &Path) -> Result<(), Error> {
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("write", dir))
 }
 
 /// Held while a membership is read and written back: a node that leaves must not be made a member again by

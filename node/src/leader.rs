@@ -99,12 +99,9 @@ impl Voters {
     /// Waits until this node has seen all that was answered before its `term`: a record that is older than the
     /// membership would name a store that is gone, or one that is not there yet.
     async fn take_office(&self, term: u64) -> Option<u64> {
-        match self.store.read_index(OFFICE_MAX).await {
-            Ok(revision) => self.picture.reach(revision).await,
-            Err(error) => {
-                debug!(term, %error, "the voters are not looked at yet");
-                return None;
-            }
+        if let Err(error) = self.picture.catch_up(&self.store, OFFICE_MAX).await {
+            debug!(term, %error, "the voters are not looked at yet");
+            return None;
         }
         let metrics = self.store.metrics();
         (metrics.leads() && metrics.term == term).then_some(term)

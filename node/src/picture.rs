@@ -1,9 +1,10 @@
 //! The typed picture of the map that planners and the agent share, brought forward by one watch.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use skein_control::view::{Changed, View};
-use skein_raft_store::{Difference, Event, Handle, Moved, State, TokioRuntime};
+use skein_raft_store::{Difference, Event, Handle, Moved, ReadError, State, TokioRuntime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -143,6 +144,18 @@ impl Picture {
         }
         drop(inner);
         self.revision.send_replace(revision);
+    }
+
+    /// Waits until the picture has all that was answered by anybody before.
+    ///
+    /// * `limit`: how long the leader may take to say what that is.
+    pub(crate) async fn catch_up(
+        &self,
+        store: &Handle<TokioRuntime>,
+        limit: Duration,
+    ) -> Result<(), ReadError> {
+        self.reach(store.read_index(limit).await?).await;
+        Ok(())
     }
 
     /// Waits until the picture contains `revision`.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use skein_control::voters;
 use skein_net::gossip::{self, Metadata, service};
-use skein_net::identity::NodeId;
+use skein_net::identity::{NodeId, StoreId};
 use skein_raft_store::log::Health;
 use skein_raft_store::{Handle, TokioRuntime, VoterId};
 
@@ -22,7 +22,7 @@ pub(crate) const STORE_LABEL: &str = "store";
 
 /// The value of [`STORE_LABEL`] for this store.
 pub(crate) fn store_label(store: VoterId) -> String {
-    store.store.iter().map(|byte| format!("{byte:02x}")).collect()
+    StoreId(store.store).to_string()
 }
 
 /// Whether a node that says this of itself has this store. An older build says nothing of it.

@@ -132,7 +132,6 @@ impl Recovery {
                     "number": own.saturating_add(1),
                     "own": own,
                     "founder": named(&decision.founder),
-                    "hasLog": decision.basis == Basis::Log,
                     "revision": decision.revision,
                     "unconfirmed": decision.unconfirmed,
                     "followers": sorted(&decision.followers),

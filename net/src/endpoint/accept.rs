@@ -114,7 +114,7 @@ pub(super) fn attend(endpoint: &Endpoint, link: Arc<Link>) {
             tracing::debug!(peer = %link.peer, %error, "a connection ended");
             if is_dismissal(&error) {
                 tracing::debug!(peer = %link.peer, "a member says that this node was removed");
-                this.0.dismissed.send_replace(true);
+                this.0.dismissed.cancel();
             }
         }
         this.links().remove(&link);

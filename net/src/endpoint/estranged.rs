@@ -55,16 +55,18 @@ impl Estranged {
 
     /// All who were met lately.
     pub(super) fn all(&self, now: Instant) -> BTreeMap<NodeId, Foreign> {
-        let met = self.lock();
-        let lately = met.iter().filter(|(_, met)| now.duration_since(met.at) < SHOWN);
-        lately.map(|(node, met)| (*node, met.foreign)).collect()
+        self.lately(now, |met| met.foreign)
     }
 
     /// Where those belong who were met lately.
     pub(super) fn tags(&self, now: Instant) -> BTreeMap<NodeId, Tag> {
+        self.lately(now, |met| met.tag)
+    }
+
+    fn lately<T>(&self, now: Instant, what: impl Fn(&Met) -> T) -> BTreeMap<NodeId, T> {
         let met = self.lock();
         let lately = met.iter().filter(|(_, met)| now.duration_since(met.at) < SHOWN);
-        lately.map(|(node, met)| (*node, met.tag)).collect()
+        lately.map(|(node, met)| (*node, what(met))).collect()
     }
 
     fn is_news(&self, node: NodeId, foreign: Foreign, tag: Tag, now: Instant) -> bool {

@@ -35,6 +35,15 @@ pub enum Change {
     Check,
 }
 
+/// What the deletion of a Node object means.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum NodeDeletion {
+    /// It belongs to nobody: only the object goes.
+    Object,
+    /// It is a lost member's, whose membership ends with it: these writes see to both.
+    Membership(Vec<Write>),
+}
+
 /// What became of one write.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Written {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use skein_api::write::{Write, Written};
+use skein_api::write::{NodeDeletion, Write, Written};
 
 /// The cluster as the API sees it. Any node can be asked; each of its methods ends in bounded time.
 #[async_trait]
@@ -39,15 +39,6 @@ pub trait Cluster: Send + Sync + 'static {
 
     /// Five random characters for `generateName`, of the alphabet `bcdfghjklmnpqrstvwxz2456789`.
     fn suffix(&self) -> String;
-}
-
-/// What the deletion of a Node object means.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum NodeDeletion {
-    /// The object goes, and nothing else.
-    Object,
-    /// These writes end the membership of its machine; the object goes with it.
-    Membership(Vec<Write>),
 }
 
 /// How fresh a picture must be.

@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 use skein_api::kinds::Kind;
 use skein_api::object::{self, DeleteOptions, Deletion, Propagation};
 use skein_api::status::{self, Status};
-use skein_api::write::Write;
+use skein_api::write::{NodeDeletion, Write};
 
 use crate::api::{Answer, Api, Call};
-use crate::cluster::{Freshness, NodeDeletion, Snapshot};
+use crate::cluster::{Freshness, Snapshot};
 use crate::commit::{Step, unavailable};
 use crate::query::{self, ListOptions, Query};
 use crate::read::{self, Filter};

@@ -39,15 +39,16 @@ impl Identity {
         Identity { user: user.into(), groups: vec![ADMINISTRATORS.into()] }
     }
 
-    /// What `certificate`, whose chain was verified, says of its holder. `None` if it is unreadable
-    /// or names nobody.
-    pub fn of_certificate(certificate: &CertificateDer<'_>) -> Option<(Self, Serial)> {
-        let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-        let subject = certificate.subject();
+    /// What `certificate`, whose chain was verified, says of its holder, and what is asked about it. `None` if it is
+    /// unreadable or names nobody: its holder is anonymous.
+    pub fn of_certificate(certificate: &CertificateDer<'_>) -> Option<(Self, Shown)> {
+        let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+        let subject = parsed.subject();
         let user = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
         let groups =
             subject.iter_organization().filter_map(|group| group.as_str().ok().map(str::to_owned)).collect();
-        Some((Identity { user, groups }, Serial(certificate.raw_serial().to_vec())))
+        let serial = Serial(parsed.raw_serial().to_vec());
+        Some((Identity { user, groups }, Shown { serial, sha256: Sha256::digest(certificate).into() }))
     }
 
     /// Whether anything said who this is.
@@ -74,15 +75,6 @@ pub struct Shown {
     pub sha256: [u8; 32],
 }
 
-impl Shown {
-    /// What is asked about `certificate`; `None` if it is unreadable.
-    pub fn of_certificate(certificate: &CertificateDer<'_>) -> Option<Shown> {
-        let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-        let sha256 = Sha256::digest(certificate).into();
-        Some(Shown { serial: Serial(parsed.raw_serial().to_vec()), sha256 })
-    }
-}
-
 /// What the cluster says of a certificate whose signature and dates are good.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Standing {
@@ -103,15 +95,9 @@ pub enum Unconfirmed {
     NoMajority(String),
 }
 
-/// Says who the holder of a verified client certificate is, and whether it counts.
+/// Says whether a verified client certificate counts.
 #[async_trait]
 pub trait WhoMay: Send + Sync + 'static {
-    /// `None`: the certificate says nothing we believe, its holder is anonymous.
-    fn identify(&self, certificate: &CertificateDer<'_>) -> Option<(Identity, Shown)> {
-        let (identity, _) = Identity::of_certificate(certificate)?;
-        Some((identity, Shown::of_certificate(certificate)?))
-    }
-
     /// How a certificate stands, by what is known here. Asked before each request, so that it is effective on
     /// connections that are already open.
     fn standing(&self, shown: &Shown) -> Standing;
@@ -123,25 +109,6 @@ pub trait WhoMay: Send + Sync + 'static {
     /// Ends when a certificate is taken back, or was good and is so no more: what goes on without asking, a watch,
     /// must end then.
     async fn until_ended(&self, shown: &Shown);
-}
-
-/// Believes what certificates say and takes none back.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct AnyValidCertificate;
-
-#[async_trait]
-impl WhoMay for AnyValidCertificate {
-    fn standing(&self, _: &Shown) -> Standing {
-        Standing::Good
-    }
-
-    async fn confirm(&self, _: &Shown, _: IpAddr) -> Result<Standing, Unconfirmed> {
-        Ok(Standing::Good)
-    }
-
-    async fn until_ended(&self, _: &Shown) {
-        std::future::pending().await
-    }
 }
 
 #[cfg(test)]
@@ -161,6 +128,5 @@ mod tests {
     fn bytes_that_are_no_certificate_name_nobody() {
         let bytes = CertificateDer::from(vec![0x30, 0x03, 1, 2, 3]);
         assert_eq!(Identity::of_certificate(&bytes), None);
-        assert_eq!(Shown::of_certificate(&bytes), None);
     }
 }

@@ -140,7 +140,7 @@ impl Server {
             Err(_) => return debug!(peer = %address, "TLS handshake took too long"),
         };
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-        let (identity, shown) = match certificate.and_then(|der| self.who_may.identify(der)) {
+        let (identity, shown) = match certificate.and_then(Identity::of_certificate) {
             Some((identity, shown)) => (identity, Some(shown)),
             None => (Identity::anonymous(), None),
         };

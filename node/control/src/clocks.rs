@@ -18,6 +18,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::time::Instant;
 
 /// How often clocks are told: a boot clock that is off by 5 % goes wrong by a quarter of a second meanwhile.
@@ -29,8 +31,8 @@ const ALONE_MAX: Duration = Duration::from_secs(10);
 /// 2025-10-01: a clock that shows less was never set, for no build of this program is older.
 pub const SET_SINCE_MS: u64 = 1_759_276_800_000;
 
-/// What nodes tell each other. A lost one is repaired by the next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What nodes tell each other, also on the wire. A lost one is repaired by the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
     /// To the leader: what the sender's clock shows.
     Clock {

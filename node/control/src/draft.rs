@@ -25,7 +25,7 @@ use std::sync::Arc;
 use crate::chance::Chance;
 use crate::event::Notice;
 use crate::meta;
-use crate::plan::{Bounds, Wakes};
+use crate::plan::{Bounds, Plan, Wakes};
 use crate::replicaset::Replicas;
 use crate::size::{OBJECT_BYTES_MAX, Size};
 use crate::time::{seconds_after, whole_seconds};
@@ -251,11 +251,6 @@ impl<'a> Draft<'a> {
         self.cut
     }
 
-    /// Something was left for when the store has room again.
-    pub(crate) fn is_postponed(&self) -> bool {
-        self.postponed
-    }
-
     /// Asks for the object at `key` to be planned again when it is `at`, if nothing earlier is asked for it.
     pub(crate) fn wake(&mut self, key: &Key, at: Timestamp) {
         self.wakes.ask(key, at);
@@ -279,7 +274,7 @@ impl<'a> Draft<'a> {
 
     /// Writes a new object. Its uid and creation time are set here. If something owns it, that must still be as the
     /// plan knows it when the command is applied.
-    pub(crate) fn create<K: Kind>(&mut self, mut object: K, uid: String) -> bool {
+    pub(crate) fn create<K: Kind>(&mut self, mut object: K, uid: String) {
         let now = self.now;
         let metadata = object.metadata_mut();
         metadata.uid = Some(uid);
@@ -290,19 +285,21 @@ impl<'a> Draft<'a> {
         self.together(|draft| {
             draft.put(key, K::into_object(Arc::new(object)));
             owner.into_iter().for_each(|owner| draft.rely_on(owner));
-        })
+        });
     }
 
     /// Changes an object in place; nothing is written if `edit` leaves it as it was, or if there is none.
-    pub(crate) fn edit<K: Kind>(&mut self, key: &str, edit: impl FnOnce(&mut K)) -> bool {
-        let Some(held) = self.view.get::<K>(key) else { return true };
+    pub(crate) fn edit<K: Kind>(&mut self, key: &str, edit: impl FnOnce(&mut K)) {
+        let Some(held) = self.view.get::<K>(key) else { return };
         let mut object = (**held).clone();
         edit(&mut object);
-        object == **held || self.put(key.into(), K::into_object(Arc::new(object)))
+        if object != **held {
+            self.put(key.into(), K::into_object(Arc::new(object)));
+        }
     }
 
     /// Writes an object of any kind.
-    pub(crate) fn put(&mut self, key: Key, object: Object) -> bool {
+    pub(crate) fn put(&mut self, key: Key, object: Object) {
         self.together(|draft| {
             if draft.may_touch(&key) {
                 draft.note(&key, false);
@@ -310,13 +307,13 @@ impl<'a> Draft<'a> {
                 draft.forget_replicas(&touched);
                 draft.touch(touched);
             }
-        })
+        });
     }
 
     /// Deletes an object at once.
-    pub(crate) fn delete(&mut self, key: &Key) -> bool {
+    pub(crate) fn delete(&mut self, key: &Key) {
         if self.view.stored(key).is_none() {
-            return true;
+            return;
         }
         self.together(|draft| {
             if draft.may_touch(key) {
@@ -325,34 +322,34 @@ impl<'a> Draft<'a> {
                 draft.forget_replicas(&touched);
                 draft.touch(touched);
             }
-        })
+        });
     }
 
     /// Removes an object as far as its finalizers allow: without any it is gone at once.
-    pub(crate) fn remove(&mut self, key: &Key) -> bool {
-        let Some(stored) = self.view.stored(key) else { return true };
+    pub(crate) fn remove(&mut self, key: &Key) {
+        let Some(stored) = self.view.stored(key) else { return };
         let metadata = stored.object.metadata();
         let held = metadata.finalizers.iter().flatten().next().is_some();
         if !held {
             return self.delete(key);
         }
         if meta::is_ending(metadata) {
-            return true;
+            return;
         }
         let (mut object, now) = (stored.object.clone(), self.now);
         edit_metadata(&mut object, |metadata| {
             metadata.deletion_timestamp = Some(Time(now));
             metadata.deletion_grace_period_seconds = Some(0);
         });
-        self.put(key.clone(), object)
+        self.put(key.clone(), object);
     }
 
     /// Deletes a pod as a user would: its node stops it in its grace period and then removes the object.
     /// A pod that no node holds is gone at once.
-    pub(crate) fn delete_pod(&mut self, key: &Key) -> bool {
-        let Some(pod) = self.view.get::<Pod>(key).cloned() else { return true };
+    pub(crate) fn delete_pod(&mut self, key: &Key) {
+        let Some(pod) = self.view.get::<Pod>(key).cloned() else { return };
         if meta::is_ending(&pod.metadata) {
-            return true;
+            return;
         }
         if meta::node_of(&pod).is_none() {
             return self.remove(key);
@@ -364,7 +361,7 @@ impl<'a> Draft<'a> {
             pod.metadata.deletion_timestamp = Some(Time(gone_by));
             pod.metadata.deletion_grace_period_seconds = Some(grace);
             pod.metadata.generation = Some(pod.metadata.generation.unwrap_or(0) + 1);
-        })
+        });
     }
 
     /// Tells users what was done or cannot be done to `about`.
@@ -407,7 +404,9 @@ impl<'a> Draft<'a> {
     /// The writes are in the order of their keys, each under the revision that the plan was made from; checks of owners
     /// come first and Events last. A name that changes hands within the plan (an old object deleted, a new one with
     /// another uid put in its place) gives two writes in this order.
-    pub(crate) fn finish(self) -> Finished {
+    ///
+    /// * `came_to_rest`: whether the planners have nothing left to do but what this draft had no room for.
+    pub(crate) fn finish(self, came_to_rest: bool) -> Plan {
         let revision = |key: &Key| self.base.stored(key).map(|stored| stored.revision);
         let mut writes = Vec::with_capacity(self.used.ops);
         for key in &self.owners {
@@ -432,14 +431,16 @@ impl<'a> Draft<'a> {
         for (key, bytes) in self.events {
             writes.push(Write { key: key.to_string(), expect: Expect::Any, change: Change::Put(bytes) });
         }
-        Finished {
+        // For want of room in this command, or until the store has room again.
+        let is_unfinished = !came_to_rest || self.cut || self.postponed;
+        Plan {
             writes,
             wakes: self.wakes,
-            seen: self.seen,
+            rest: is_unfinished.then_some(self.seen),
+            left_out: self.left_out,
             size: self.used,
             steps: self.steps,
             first_step: self.first_step,
-            left_out: self.left_out,
         }
     }
 
@@ -618,17 +619,6 @@ impl<'a> Draft<'a> {
         }
         self.touched.add(touched);
     }
-}
-
-/// See [`Draft::finish`].
-pub(crate) struct Finished {
-    pub(crate) writes: Vec<Write>,
-    pub(crate) wakes: Wakes,
-    pub(crate) seen: Changed,
-    pub(crate) size: Size,
-    pub(crate) steps: usize,
-    pub(crate) first_step: Vec<Key>,
-    pub(crate) left_out: Vec<LeftOut>,
 }
 
 /// Changes the metadata of an object of any kind.

@@ -19,8 +19,6 @@ use crate::view::{Changed, Key, Kind, Object, Other, View};
 const NAMESPACE: &str = "default";
 const NAME: &str = "kubernetes";
 const PORT_NAME: &str = "https";
-/// Of a node that does not say on which port it serves the API.
-const DEFAULT_PORT: i32 = 6443;
 
 const SLICE: &str = "discovery.k8s.io/endpointslices/default/kubernetes";
 const ENDPOINTS: &str = "core/endpoints/default/kubernetes";
@@ -71,10 +69,8 @@ fn serving(view: &View) -> BTreeMap<String, i32> {
         .all::<Node>()
         .filter(|(_, node)| unreachable_since(node).is_none() && meta::node_is(node, "Ready"));
     let address = |node: &Node| {
-        let status = node.status.as_ref()?;
-        let internal = status.addresses.iter().flatten().find(|address| address.type_ == "InternalIP")?;
-        let endpoint = status.daemon_endpoints.as_ref().and_then(|all| all.kubelet_endpoint.as_ref());
-        Some((internal.address.clone(), endpoint.map_or(DEFAULT_PORT, |endpoint| endpoint.port)))
+        let port = meta::api_port(node).unwrap_or(i32::from(meta::API_PORT));
+        Some((meta::internal_ips(node).next()?.to_owned(), port))
     };
     ready.filter_map(|(_, node)| address(node)).collect()
 }

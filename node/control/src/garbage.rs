@@ -194,7 +194,8 @@ fn expire_events(draft: &mut Draft<'_>) {
     let due = |(at, (last, _)): &(usize, &(jiff::Timestamp, Key))| *at < too_many || *last <= too_old;
     let due: Vec<Key> = events.iter().enumerate().take_while(due).map(|(_, (_, key))| key.clone()).collect();
     for key in due {
-        if !draft.delete(&key) {
+        draft.delete(&key);
+        if draft.is_full() {
             return;
         }
     }

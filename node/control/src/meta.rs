@@ -69,6 +69,21 @@ pub(crate) fn node_is(node: &Node, kind: &str) -> bool {
     node_condition(node, kind).is_some_and(|condition| condition.status == "True")
 }
 
+/// Where the API of a node is that does not say so.
+pub(crate) const API_PORT: u16 = 6443;
+
+/// The port of a node's API, as its object says.
+pub(crate) fn api_port(node: &Node) -> Option<i32> {
+    let endpoints = node.status.as_ref()?.daemon_endpoints.as_ref()?;
+    Some(endpoints.kubelet_endpoint.as_ref()?.port)
+}
+
+/// The addresses at which other nodes reach it, best first.
+pub(crate) fn internal_ips(node: &Node) -> impl Iterator<Item = &str> {
+    let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+    addresses.filter(|address| address.type_ == "InternalIP").map(|address| &*address.address)
+}
+
 /// Sets a condition of a pod; the time of transition moves only with the status.
 pub(crate) fn set_condition(status: &mut PodStatus, mut wanted: PodCondition, now: Timestamp) {
     let conditions = status.conditions.get_or_insert_default();

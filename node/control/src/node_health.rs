@@ -8,7 +8,7 @@ use skein_api::scheduling::{
     DISK_PRESSURE, MEMORY_PRESSURE, NETWORK_UNAVAILABLE, PID_PRESSURE, UNREACHABLE, UNSCHEDULABLE,
     toleration_seconds,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::draft::Draft;
@@ -38,7 +38,9 @@ const PRESSURES: [(&str, &str); 4] = [
 
 /// Marks nodes by their verdict. What is marked in the map stays to be emptied, whoever leads by then.
 pub(crate) fn mark(draft: &mut Draft<'_>, verdicts: &BTreeMap<String, Verdict>) {
-    for (key, node) in &all_nodes(draft) {
+    let nodes = draft.view().all::<Node>().map(|(key, node)| (key.clone(), node.clone()));
+    let nodes: Vec<(Key, Arc<Node>)> = nodes.collect();
+    for (key, node) in &nodes {
         let name = meta::name(&node.metadata);
         match verdicts.get(name) {
             Some(Verdict::Unreachable) => mark_unreachable(draft, key, node),
@@ -54,25 +56,22 @@ pub(crate) fn mark(draft: &mut Draft<'_>, verdicts: &BTreeMap<String, Verdict>) 
 
 /// Takes the pods off nodes that are marked as lost, or are gone.
 pub(crate) fn empty_lost(draft: &mut Draft<'_>) {
-    let nodes = all_nodes(draft);
-    for (_, node) in &nodes {
-        if let Some(since) = unreachable_since(node) {
-            empty(draft, meta::name(&node.metadata), Some(since));
-        }
+    let nodes = draft.view().all::<Node>().map(|(_, node)| node);
+    let lost =
+        nodes.filter_map(|node| Some((meta::name(&node.metadata).to_owned(), unreachable_since(node)?)));
+    let lost: Vec<(String, Timestamp)> = lost.collect();
+    for (name, since) in lost {
+        empty(draft, &name, Some(since));
     }
     // Pods of a node that was removed altogether.
     if draft.changed().any_under(Node::PREFIX) || draft.changed().any_under(Pod::PREFIX) {
-        let known: BTreeSet<&str> = nodes.iter().map(|(_, node)| meta::name(&node.metadata)).collect();
-        let lost = draft.view().nodes_with_pods().filter(|name| !known.contains(&***name));
-        let lost: Vec<Arc<str>> = lost.cloned().collect();
-        for name in lost {
+        let view = draft.view();
+        let gone = view.nodes_with_pods().filter(|name| view.named::<Node>("", name).is_none());
+        let gone: Vec<Arc<str>> = gone.cloned().collect();
+        for name in gone {
             empty(draft, &name, None);
         }
     }
-}
-
-fn all_nodes(draft: &Draft<'_>) -> Vec<(Key, Arc<Node>)> {
-    draft.view().all::<Node>().map(|(key, node)| (key.clone(), node.clone())).collect()
 }
 
 /// Since when a node has the taint, if it has.

@@ -12,15 +12,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Node;
-use skein_api::scheduling::UNREACHABLE;
 
 use crate::judge::Answer;
+use crate::meta::{self, API_PORT};
+use crate::node_health::unreachable_since;
 use crate::view::View;
 
 /// The annotation of a Node object that names the member it belongs to.
 pub const NODE_ID: &str = "skein.dev/node-id";
-/// Where the API of a node is that never said so.
-pub const API_PORT: u16 = 6443;
 /// Places tried at once for one node: four addresses it may announce.
 pub const PLACES_MAX: usize = 4;
 
@@ -115,21 +114,18 @@ pub fn node_of<'v>(view: &'v View, id: &str, name: &str) -> Option<&'v Arc<Node>
 
 /// Whether the log calls the node unreachable.
 pub fn is_called_unreachable(node: &Node) -> bool {
-    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
-    taints.is_some_and(|taints| taints.iter().any(|taint| taint.key == UNREACHABLE))
+    unreachable_since(node).is_some()
 }
 
 /// The port of its API, if the object says one that can be.
 fn api_port(node: &Node) -> Option<u16> {
-    let endpoints = node.status.as_ref()?.daemon_endpoints.as_ref()?;
-    let port = endpoints.kubelet_endpoint.as_ref()?.port;
-    u16::try_from(port).ok().filter(|port| *port != 0)
+    u16::try_from(meta::api_port(node)?).ok().filter(|port| *port != 0)
 }
 
 fn addresses_of(node: &Node) -> Vec<SocketAddr> {
-    let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
-    let internal = addresses.into_iter().flatten().filter(|address| address.type_ == "InternalIP");
-    internal.filter_map(|address| Some(SocketAddr::new(address.address.parse().ok()?, API_PORT))).collect()
+    meta::internal_ips(node)
+        .filter_map(|address| Some(SocketAddr::new(address.parse().ok()?, API_PORT)))
+        .collect()
 }
 
 fn is_dialable(address: SocketAddr) -> bool {

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::chance::Chance;
 pub use crate::draft::{LeftOut, Obstacle};
 
-use crate::draft::{Draft, Finished};
+use crate::draft::Draft;
 use crate::node::departure::{self, Electorate};
 use crate::node::roster;
 use crate::node_health::Verdict;
@@ -113,9 +113,7 @@ pub fn plan(view: &View, changed: &Changed, round: &Round<'_>, bounds: &Bounds) 
             break false;
         }
     };
-    let is_unfinished = !came_to_rest || draft.is_cut() || draft.is_postponed();
-    let Finished { writes, wakes, seen, size, steps, first_step, left_out } = draft.finish();
-    Plan { writes, wakes, rest: is_unfinished.then_some(seen), left_out, size, steps, first_step }
+    draft.finish(came_to_rest)
 }
 
 fn one_pass(draft: &mut Draft<'_>, round: &Round<'_>, is_first: bool) {

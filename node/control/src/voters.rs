@@ -309,26 +309,23 @@ impl<Id: Copy + Ord> Picture<'_, Id> {
 
     /// Whether the store only has to copy the log to take a lost one's place.
     fn comes(&self, id: &Id, member: &Member<Id>) -> bool {
-        let Membership { voters, learners, .. } = self.membership;
-        let stands_still = learners.contains(id) && self.now.since(member.progressed_at) >= DOWN_MIN;
         let copied = Member { caught_up: true, ..member.clone() };
         let succeeds = member.up && self.lost_stores().any(|(_, successor)| successor == *id);
-        !voters.contains(id)
-            && member.standing == Standing::Member
-            && !stands_still
-            && (self.may_replace(&copied) || succeeds)
+        self.may_learn(id, member) && (self.may_replace(&copied) || succeeds)
     }
 
     /// Whether it is new, and will have the log soon.
     fn joins(&self, id: &Id, member: &Member<Id>) -> bool {
+        let has_log = self.membership.learners.contains(id) && member.caught_up;
+        let comes = member.up || self.now.since(member.since) < DOWN_MIN;
+        self.may_learn(id, member) && member.fresh && !has_log && comes
+    }
+
+    /// Whether it is a member without a vote that copies the log, or could begin to.
+    fn may_learn(&self, id: &Id, member: &Member<Id>) -> bool {
         let Membership { voters, learners, .. } = self.membership;
         let stands_still = learners.contains(id) && self.now.since(member.progressed_at) >= DOWN_MIN;
-        member.standing == Standing::Member
-            && member.fresh
-            && !voters.contains(id)
-            && !(learners.contains(id) && member.caught_up)
-            && !stands_still
-            && (member.up || self.now.since(member.since) < DOWN_MIN)
+        member.standing == Standing::Member && !voters.contains(id) && !stands_still
     }
 
     /// How many may copy the log now. In a formation all missing voters learn at once, and the successor of a
@@ -405,7 +402,13 @@ impl<Id: Copy + Ord> Picture<'_, Id> {
 
     /// Whether it may take a lost voter's place: one that is new at once, one that was away after a while.
     fn may_replace(&self, member: &Member<Id>) -> bool {
-        (member.fresh && member.up && member.caught_up) || self.is_trusted(member, SPARE_UP_MIN)
+        self.ready_at(member).is_some_and(|at| at <= self.now)
+    }
+
+    /// When it may take a lost voter's place, if nothing happens to it until then; `None` while it has not the log.
+    fn ready_at(&self, member: &Member<Id>) -> Option<Instant> {
+        let has_log = member.up && member.caught_up;
+        has_log.then(|| if member.fresh { self.now } else { trusted_at(member, SPARE_UP_MIN) })
     }
 
     /// Up for `hold`, doubled by each removal of the last day, and in possession of the log.

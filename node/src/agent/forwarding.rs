@@ -40,7 +40,7 @@ const ASKED_UNTIL_SENT: u32 = 6;
 pub(super) struct Forwarding {
     /// The node's name.
     pub(super) node: Arc<str>,
-    /// Five characters of its id, and its pods' addresses.
+    /// What the network was opened with: the tag of its links, and its pods' addresses.
     pub(super) tag: String,
     pub(super) subnet: skein_podnet::Subnet,
     pub(super) network: Arc<Mutex<Network>>,

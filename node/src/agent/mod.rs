@@ -155,13 +155,7 @@ async fn tasks_end(tasks: TaskTracker) {
 /// Waits until the picture shows what was committed before this start, or, without a quorum, for a
 /// while: then what was bound here last time is bound here still. Returns whether the picture is complete.
 async fn picture_is_settled(store: &Handle<TokioRuntime>, picture: &Picture) -> bool {
-    match store.read_index(SETTLE_MAX).await {
-        Ok(revision) => {
-            picture.reach(revision).await;
-            true
-        }
-        Err(_) => false,
-    }
+    picture.catch_up(store, SETTLE_MAX).await.is_ok()
 }
 
 /// Waits for as long as that takes.

@@ -52,15 +52,9 @@ pub(super) struct Address {
 impl Address {
     /// The pod as the map has it; `None`: not bound here any more. What it was before does not matter.
     pub(super) fn want(&self, pod: Option<Arc<Pod>>) {
-        let is_same = |held: &Option<Arc<Pod>>| match (held, &pod) {
-            (Some(held), Some(pod)) => Arc::ptr_eq(held, pod),
-            (held, pod) => held.is_none() && pod.is_none(),
-        };
         self.desired.send_if_modified(|held| {
-            let is_news = !is_same(held);
-            if is_news {
-                held.clone_from(&pod);
-            }
+            let is_news = held.as_ref().map(Arc::as_ptr) != pod.as_ref().map(Arc::as_ptr);
+            *held = pod;
             is_news
         });
     }

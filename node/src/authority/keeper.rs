@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{Authority, Shelf, Trusted, edition_of, holders_of, moment, trust_of};
-use crate::admission::{TOKENS, all_done};
+use crate::admission::{TOKENS, all_done, json};
 use crate::clock;
 use crate::home::Slot;
 use crate::report;
@@ -349,8 +349,4 @@ fn made(authority: &ClusterCa, cross: Option<&[u8]>) -> Made {
         clients: root(&public.clients),
         cross: cross.map(|certificate| STANDARD.encode(certificate)),
     }
-}
-
-fn json(value: &impl serde::Serialize) -> bytes::Bytes {
-    serde_json::to_vec(value).expect("plain data has no key that is not a text").into()
 }

@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use skein_control::node::authority::{NotRotated, PREFIX, Trust, Wish};
-use skein_net::token::TokenRecord;
 use skein_raft_store::Options;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::warn;
 
 use super::keeper::trust_op;
 use super::{Authority, timestamp, trust_of};
-use crate::admission::{TOKENS, all_done};
+use crate::admission::{all_done, tokens};
 use crate::clock;
 
 const READ_MAX: Duration = Duration::from_secs(5);
@@ -53,11 +52,8 @@ impl Authority {
     pub(crate) async fn rotate(&self, overlap: Option<Duration>) -> Result<Rotated, Error> {
         let overlap_ms = overlap.map(|overlap| u64::try_from(overlap.as_millis()).unwrap_or(u64::MAX));
         let now = clock::system();
-        let is_good = |token: &TokenRecord| !token.revoked && token.expires > now && token.uses_left() > 0;
-        let state = self.inner.store.state();
-        let tokens =
-            state.range(TOKENS, None).filter_map(|(_, object)| serde_json::from_slice(&object.value).ok());
-        let tokens_ended = tokens.filter(is_good).count();
+        let tokens = tokens(&self.inner.store.state()).into_iter();
+        let tokens_ended = tokens.filter(|token| token.ended(now).is_none()).count();
         let before = self.wish(Wish { since_ms: clock::now_ms(), overlap_ms }).await?;
         warn!(?overlap, "all authorities of the cluster are to be made anew");
         let after = self.until_rotated(&before).await.ok_or(Error::GoesOn)?;

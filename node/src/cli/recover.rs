@@ -1,6 +1,5 @@
 //! `skein recover`: what is lost is said before it is done, and asked once.
 
-use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -8,7 +7,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::talk::talk;
-use super::verbs::text;
+use super::verbs::{confirm, lines, text};
 use crate::daemon::Failure;
 
 /// How long the next incarnation may take to have a leader: the daemon stops and starts in that time.
@@ -17,21 +16,18 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 pub(super) fn recover(dir: &Path, yes: bool, off: &[String]) -> Result<(), Failure> {
     let ask = |go: bool| talk(dir, Method::POST, "recovery", Some(json!({ "off": off, "go": go })));
-    println!("{}", told(&ask(false)?));
-    if !yes && !confirmed()? {
-        return Err("nothing was changed".into());
-    }
+    lines([told(&ask(false)?)])?;
+    confirm("This cannot be undone.", yes)?;
     let began = Instant::now();
     let begun = ask(true)?;
     let status = until_led(dir, &begun["id"])?;
-    println!(
+    lines([format!(
         "Cluster {:?} is in incarnation {} since {:.1} s; its leader is {}.",
         text(&status["cluster"]),
         begun["number"],
         began.elapsed().as_secs_f64(),
         text(&status["leader"]),
-    );
-    Ok(())
+    )])
 }
 
 /// What would be done, and what that costs.
@@ -68,17 +64,6 @@ fn told(way: &Value) -> String {
     )
 }
 
-fn confirmed() -> Result<bool, Failure> {
-    if !std::io::stdin().is_terminal() {
-        return Err("this cannot be undone, and nobody is here to ask; if it is meant: --yes".into());
-    }
-    print!("Go on? [y/N] ");
-    std::io::stdout().flush()?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
-}
-
 /// Waits until the daemon is in the incarnation, and that has a leader.
 fn until_led(dir: &Path, incarnation: &Value) -> Result<Value, Failure> {
     let until = Instant::now() + BEGIN_MAX;
@@ -104,7 +89,7 @@ mod tests {
     #[test]
     fn what_may_be_lost_is_said() {
         let way = json!({
-            "way": "found", "number": 2, "own": 1, "founder": "one", "hasLog": true, "revision": 90,
+            "way": "found", "number": 2, "own": 1, "founder": "one", "revision": 90,
             "unconfirmed": 2, "followers": ["four"], "absent": ["three", "two"],
         });
         let said = told(&way);

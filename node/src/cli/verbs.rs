@@ -294,7 +294,7 @@ pub(super) fn rotate(dir: &Path, now: bool, overlap: Duration, yes: bool) -> Res
 }
 
 /// Asks once on a terminal; a program says `--yes`.
-fn confirm(meant: &str, yes: bool) -> Result<(), Failure> {
+pub(super) fn confirm(meant: &str, yes: bool) -> Result<(), Failure> {
     use std::io::IsTerminal;
     if yes {
         return Ok(());
@@ -438,7 +438,7 @@ fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Vec<String> 
 }
 
 /// Prints lines; a reader that has gone away (`| head`) is no error.
-fn lines(lines: impl IntoIterator<Item = impl AsRef<str>>) -> Result<(), Failure> {
+pub(super) fn lines(lines: impl IntoIterator<Item = impl AsRef<str>>) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     for line in lines {
         match writeln!(out, "{}", line.as_ref()) {

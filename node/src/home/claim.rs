@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use super::{Error, Home};
+use super::{Error, Home, failed};
 
 /// A data directory that no other process of this program has, until this is dropped.
 ///
@@ -20,14 +20,14 @@ pub(crate) struct Claim {
 impl Home {
     /// Takes the directory for this process, making it where there is none, and for this user only.
     pub(crate) fn claim(&self) -> Result<Claim, Error> {
-        let failed = |doing| {
-            let path = self.dir.clone();
-            move |source| Error::Io { doing, path, source }
-        };
         let made: Vec<PathBuf> =
             self.dir.ancestors().take_while(|dir| !dir.exists()).map(Path::to_owned).collect();
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(failed("make"))?;
-        let dir = File::open(&self.dir).map_err(failed("open"))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)
+            .map_err(failed("make", &self.dir))?;
+        let dir = File::open(&self.dir).map_err(failed("open", &self.dir))?;
         match dir.try_lock() {
             Err(TryLockError::WouldBlock) => Err(Error::InUse { dir: self.dir.clone() }),
             // Some network file systems lock no directories; the store's own lock still does.

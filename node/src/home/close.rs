@@ -6,14 +6,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::look::is_ours;
-use super::{Error, Home};
+use super::{Error, Home, failed};
 
 impl Home {
     /// Closes the directory to every other user, whoever made it and however: secrets, keys and set-uid programs of
     /// images lie in it. Changes nothing where it is absent or closed.
     pub(super) fn close(&self) -> Result<(), Error> {
         let dir = &self.dir;
-        let io = |doing| move |source| Error::Io { doing, path: dir.clone(), source };
+        let io = |doing| failed(doing, dir);
         let metadata = match fs::metadata(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other.map_err(io("read"))?,

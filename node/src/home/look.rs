@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use skein_control::node::directory::{self, Found, Stage};
 
-use super::{Error, Home, Membership};
+use super::{Error, Home, Membership, failed, sync};
 
 /// Where the past lies: one directory for each time it was set aside.
 const FORMER: &str = "former";
@@ -66,12 +66,7 @@ impl Home {
     /// Moves everything that lies here into `aside`, below this directory: store, key and all. What says where it
     /// belongs goes last, so that whoever is cut off in between finds that, and goes on.
     pub(crate) fn set_aside(&self, aside: &Path) -> Result<(), Error> {
-        let failed = |doing, path: &Path| {
-            let path = path.to_owned();
-            move |source| Error::Io { doing, path, source }
-        };
-        let mut private = fs::DirBuilder::new();
-        private.recursive(true).mode(0o700).create(aside).map_err(failed("make", aside))?;
+        make_private(aside)?;
         let stays = |name: &String| name != FORMER && name != "lost+found";
         let mut names: Vec<String> = self.entries()?.into_iter().filter(stays).collect();
         names.sort_by_key(|name| name == "cluster.json");
@@ -83,47 +78,42 @@ impl Home {
             }
             fs::rename(&from, aside.join(&name)).map_err(failed("move away", &from))?;
         }
-        for dir in [aside, &self.dir.join(FORMER), &self.dir] {
-            fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("write", dir))?;
-        }
-        Ok(())
+        [aside, &self.dir.join(FORMER), &self.dir].into_iter().try_for_each(sync)
     }
 
-    /// Moves the store alone away, for a node that goes on: it is a copy of what went on elsewhere, and must never vote.
-    /// The next start makes another one, under another id.
-    pub(crate) fn set_store_aside(&self) -> Result<PathBuf, Error> {
-        let (store, aside) = (self.dir.join("store"), self.aside("copied-store"));
-        let failed = |doing, path: &Path| {
-            let path = path.to_owned();
-            move |source| Error::Io { doing, path, source }
-        };
-        let mut private = fs::DirBuilder::new();
-        private.recursive(true).mode(0o700).create(&aside).map_err(failed("make", &aside))?;
+    /// Moves the store alone away, for a node that goes on with another one, and returns where. The next start makes one,
+    /// under another id, where none is put in its place.
+    pub(crate) fn set_store_aside(&self, label: &str) -> Result<PathBuf, Error> {
+        let (store, aside) = (self.dir.join("store"), self.aside(label));
+        make_private(&aside)?;
         match fs::rename(&store, aside.join("store")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(failed("move away", &store)(error));
             }
             _ => {}
         }
-        fs::File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(failed("write", &self.dir))?;
+        sync(&aside)?;
+        sync(&self.dir)?;
         Ok(aside)
     }
 
     /// The names of everything here, in order; none where there is no directory.
     fn entries(&self) -> Result<BTreeSet<String>, Error> {
-        let failed = |source| Error::Io { doing: "read", path: self.dir.clone(), source };
+        let unreadable = failed("read", &self.dir);
         let entries = match fs::read_dir(&self.dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-            entries => entries.map_err(failed)?,
+            entries => entries.map_err(&unreadable)?,
         };
-        entries.map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned())).collect()
+        entries
+            .map(|entry| Ok(entry.map_err(&unreadable)?.file_name().to_string_lossy().into_owned()))
+            .collect()
     }
 
     /// Whether a store has ever been here: a directory that was made for one and holds but its lock does not count.
     fn holds_store(&self, dir: &Path) -> Result<bool, Error> {
-        let failed = |source| Error::Io { doing: "read", path: dir.to_owned(), source };
-        for entry in fs::read_dir(dir).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
+        let unreadable = failed("read", dir);
+        for entry in fs::read_dir(dir).map_err(&unreadable)? {
+            let entry = entry.map_err(&unreadable)?;
             if entry.file_name() != OsStr::new("LOCK") && !is_empty_directory(&entry.path()) {
                 return Ok(true);
             }
@@ -141,6 +131,10 @@ fn described(membership: Membership) -> directory::Membership {
     let cluster = membership.public.cluster;
     let fingerprint = cluster.id.fingerprint();
     directory::Membership { cluster: cluster.name, fingerprint, name: membership.name, stage }
+}
+
+fn make_private(dir: &Path) -> Result<(), Error> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("make", dir))
 }
 
 fn is_empty_directory(path: &Path) -> bool {

@@ -13,7 +13,6 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use skein_control::node::recovery::{Basis, RECOVERIES};
@@ -25,8 +24,9 @@ use skein_raft_store::{
 use tracing::info;
 
 use super::{Founding, Move};
+use crate::clock;
 use crate::daemon::Failure;
-use crate::home::{Home, Membership};
+use crate::home::{Home, Membership, failed, sync};
 use crate::members::Record;
 use crate::wire;
 
@@ -65,24 +65,22 @@ pub(crate) async fn turn(
         Move::Found(founding) => (founding.incarnation, Some(founding)),
         Move::Follow(incarnation) => (incarnation, None),
     };
-    // Whatever it was when this life began, it is no founder of the first incarnation any more.
-    let renewed = Membership { incarnation: Some(incarnation), founding: false, ..membership.clone() };
-    let tag = wire::store_tag(renewed.tag());
+    let tag = Tag { incarnation, ..membership.tag() };
     let dir = home.dir().join(NEXT);
     remove(&dir)?;
     let files = open(&dir).await?;
     match founding {
         Some(founding) => {
             let (state, ops) = beginning(&founding, &legacy, membership, voter)?;
-            begin(&files, voter, tag, state.next_life(ops)).await?;
+            begin(&files, voter, wire::store_tag(tag), state.next_life(ops)).await?;
         }
-        None => begin_as_follower(&files, voter, tag, legacy.shown).await?,
+        None => begin_as_follower(&files, voter, wire::store_tag(tag), legacy.shown).await?,
     }
     files.close().await?;
     drop(files);
-    home.set_membership(&renewed)?;
+    home.set_incarnation(incarnation)?;
     let (number, id) = (incarnation.number, incarnation.id);
-    settle(home, renewed.tag()).await?;
+    settle(home, tag).await?;
     info!(number, %id, "this node is in another incarnation of the cluster now");
     Ok(())
 }
@@ -116,11 +114,10 @@ fn beginning(
         }
         ops.push(put(key.to_string(), record.to_bytes()));
     }
-    let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let Founding { incarnation, followers, absent, off, .. } = founding;
     let kept = Kept {
         id: incarnation.id.to_string(),
-        at_ms: at.as_millis() as u64,
+        at_ms: clock::machine_ms(),
         founder: membership.name.clone(),
         revision: state.revision(),
         followers: followers.clone(),
@@ -146,10 +143,7 @@ pub(crate) async fn settle(home: &Home, tag: Tag) -> Result<(), Failure> {
     }
     let store = home.dir().join(STORE);
     if store.exists() {
-        let aside = home.aside(&format!("before-incarnation-{}", tag.incarnation.number));
-        fs::create_dir_all(&aside).map_err(failed("make", &aside))?;
-        fs::rename(&store, aside.join(STORE)).map_err(failed("move", &store))?;
-        sync(&aside)?;
+        let aside = home.set_store_aside(&format!("before-incarnation-{}", tag.incarnation.number))?;
         info!(aside = %aside.display(), "the store of the incarnation before is kept; remove it when nobody misses anything");
     }
     fs::rename(&next, &store).map_err(failed("move", &next))?;
@@ -166,15 +160,6 @@ fn remove(dir: &Path) -> Result<(), crate::home::Error> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", dir)(error)),
         _ => Ok(()),
     }
-}
-
-fn sync(dir: &Path) -> Result<(), crate::home::Error> {
-    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("write", dir))
-}
-
-fn failed(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> crate::home::Error {
-    let path = path.to_owned();
-    move |source| crate::home::Error::Io { doing, path: path.clone(), source }
 }
 
 #[cfg(test)]

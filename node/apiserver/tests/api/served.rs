@@ -10,7 +10,7 @@ use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::DefaultTimeProvider;
-use skein_apiserver::identity::{Shown, Standing, Unconfirmed, WhoMay};
+use skein_apiserver::identity::{Identity, Shown, Standing, Unconfirmed, WhoMay};
 use skein_apiserver::limits::Limits;
 use skein_apiserver::testing::MemoryCluster;
 use skein_apiserver::tls::{ApiTls, SwappableCertificate};
@@ -46,7 +46,7 @@ pub(crate) struct Record {
 impl Record {
     /// From now on this is known here of the certificate.
     pub(crate) fn say(&self, certificate: &CertificateDer<'_>, standing: Standing) {
-        let shown = Shown::of_certificate(certificate).unwrap();
+        let (_, shown) = Identity::of_certificate(certificate).unwrap();
         self.here.send_modify(|here| {
             here.retain(|(known, _)| *known != shown);
             here.push((shown, standing));

@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::Node;
 use skein_api::write::{Change, Expect, Write};
 
 use super::departure;
-use super::roster::{Member, Record};
+use super::roster::{self, Member, Record};
 use crate::node_health::unreachable_since;
 use crate::view::{View, key_of};
 
@@ -93,7 +93,7 @@ pub fn place(view: &View, newcomer: &Newcomer<'_>) -> Result<Place, Refusal> {
     if own.is_some_and(|member| member.record.removed) {
         return Err(Refusal::Removed);
     }
-    match holder(view, name).filter(|record| record.node != node) {
+    match roster::named(view, name).filter(|record| record.node != node) {
         Some(_) if replaces.is_none() => Err(Refusal::NameTaken(name.to_owned())),
         Some(record) => former(view, record).map(Place::Of),
         None if own.is_some() => Ok(Place::Again),
@@ -103,7 +103,7 @@ pub fn place(view: &View, newcomer: &Newcomer<'_>) -> Result<Place, Refusal> {
 
 /// Whether a token may be made that gives the place of the member `name`.
 pub fn may_give_place(view: &View, name: &str) -> Result<(), Refusal> {
-    let record = holder(view, name).ok_or_else(|| Refusal::NoMember(name.to_owned()))?;
+    let record = roster::named(view, name).ok_or_else(|| Refusal::NoMember(name.to_owned()))?;
     former(view, record).map(drop)
 }
 
@@ -111,11 +111,6 @@ pub fn may_give_place(view: &View, name: &str) -> Result<(), Refusal> {
 /// before it comes, so that nobody takes them for its own.
 pub fn is_haunted(view: &View, name: &str) -> bool {
     view.named::<Node>("", name).is_none() && view.pods_on(name).next().is_some()
-}
-
-fn holder<'v>(view: &'v View, name: &str) -> Option<&'v Record> {
-    let mut present = view.all::<Member>().map(|(_, member)| &member.record);
-    present.find(|record| !record.removed && record.name == name)
 }
 
 fn former(view: &View, record: &Record) -> Result<Former, Refusal> {

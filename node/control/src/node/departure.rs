@@ -20,15 +20,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use serde::{Deserialize, Serialize};
-use skein_api::write::{Change, Expect, Write};
+use skein_api::write::{Change, Expect, NodeDeletion, Write};
 
 use super::drain;
-use super::roster::{Member, Record};
+use super::roster::{self, Member, Record};
 use crate::draft::Draft;
 use crate::node_health::{Verdict, unreachable_since};
 use crate::view::{Key, View, key_of};
@@ -237,8 +236,7 @@ pub fn ask(
     name: &str,
     cause: Cause,
 ) -> Result<Vec<Write>, Refusal> {
-    let (key, member) = named(view, name).ok_or_else(|| Refusal::NoMember(name.to_owned()))?;
-    let mut record = member.record.clone();
+    let mut record = roster::named(view, name).cloned().ok_or_else(|| Refusal::NoMember(name.to_owned()))?;
     let refused = |obstacle| Err(Refusal::Obstacle { name: name.to_owned(), obstacle });
     if let Some(departure) = &mut record.departure {
         if departure.cause == cause || cause != Cause::RemovalNow {
@@ -251,7 +249,7 @@ pub fn ask(
             return refused(Obstacle::LastOne);
         }
         let is_lost = picture.is_lost(&record);
-        let is_first = picture.departing().next().is_none();
+        let is_first = departing(view).next().is_none();
         match picture.needs(&record) {
             // What holds while others go says little about later.
             Some(obstacle) if is_first && !is_lost => return refused(obstacle),
@@ -260,26 +258,30 @@ pub fn ask(
         if is_lost && cause != Cause::RemovalNow && picture.takes_the_authorities_along(&record) {
             return refused(Obstacle::Authorities);
         }
-        record.departure = Some(Departure {
-            asked_ms: now_ms,
-            cause,
-            stage: Stage::Waiting,
-            since_ms: now_ms,
-            cordoned: false,
-            obstacle: None,
-        });
-        record.kept = None;
+        wish(&mut record, now_ms, cause);
     }
-    Ok(vec![replace(view, &key, record)])
+    Ok(vec![replace(view, record)])
+}
+
+/// A new wish that a member shall go.
+fn wish(record: &mut Record, now_ms: u64, cause: Cause) {
+    record.departure = Some(Departure {
+        asked_ms: now_ms,
+        cause,
+        stage: Stage::Waiting,
+        since_ms: now_ms,
+        cordoned: false,
+        obstacle: None,
+    });
+    record.kept = None;
 }
 
 /// What takes a wish back: the record, and the Node as it was before.
 pub fn cancel(view: &View, name: &str) -> Result<Vec<Write>, Refusal> {
-    let (key, member) = named(view, name).ok_or_else(|| Refusal::NoMember(name.to_owned()))?;
-    let mut record = member.record.clone();
+    let mut record = roster::named(view, name).cloned().ok_or_else(|| Refusal::NoMember(name.to_owned()))?;
     let departure = record.departure.take().ok_or_else(|| Refusal::NotLeaving(name.to_owned()))?;
     record.leaving = false;
-    let mut writes = vec![replace(view, &key, record)];
+    let mut writes = vec![replace(view, record)];
     let node_key = key_of::<Node>("", name);
     if let Some(mut node) = view.get::<Node>(&node_key).map(|node| (**node).clone())
         && departure.cordoned
@@ -333,43 +335,25 @@ pub fn word<N, S, P>(record: &Record<N, S, P>) -> Option<&'static str> {
     }
 }
 
-/// What the deletion of a Node object means.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NodeDeletion {
-    /// It belongs to nobody: only the object goes.
-    Object,
-    /// It is a lost member's, whose membership ends with it: these writes see to both.
-    Membership(Vec<Write>),
-}
-
 /// Says what `kubectl delete node` means. Of a living member it must not end healthy pods, a cordon and labels.
 pub fn node_deletion(view: &View, name: &str, now_ms: u64) -> Result<NodeDeletion, String> {
-    let Some((key, member)) = named(view, name) else { return Ok(NodeDeletion::Object) };
+    let Some(record) = roster::named(view, name) else { return Ok(NodeDeletion::Object) };
     let node = view.named::<Node>("", name);
     let is_lost = node.is_some_and(|node| unreachable_since(node).is_some());
-    if !is_lost && member.record.departure.is_none() {
+    if !is_lost && record.departure.is_none() {
         return Err(format!(
             "node {name:?} is alive; to end its membership: skein remove {name}, to empty it and keep it: kubectl drain {name}"
         ));
     }
-    let stays = |record: &Record| !record.removed && record.departure.is_none() && record.name != name;
-    if !view.all::<Member>().any(|(_, other)| stays(&other.record)) {
+    if !roster::present(view).any(|other| other.departure.is_none() && other.name != name) {
         return Err(format!("node {name:?} is a member, and {}", Obstacle::LastOne));
     }
-    if member.record.departure.is_some() {
+    if record.departure.is_some() {
         return Ok(NodeDeletion::Membership(Vec::new()));
     }
-    let mut record = member.record.clone();
-    record.departure = Some(Departure {
-        asked_ms: now_ms,
-        cause: Cause::Removal,
-        stage: Stage::Waiting,
-        since_ms: now_ms,
-        cordoned: false,
-        obstacle: None,
-    });
-    record.kept = None;
-    Ok(NodeDeletion::Membership(vec![replace(view, &key, record)]))
+    let mut record = record.clone();
+    wish(&mut record, now_ms, Cause::Removal);
+    Ok(NodeDeletion::Membership(vec![replace(view, record)]))
 }
 
 /// Takes departures on from where they stand.
@@ -382,7 +366,7 @@ pub(crate) fn plan(draft: &mut Draft<'_>, electorate: &Electorate, verdicts: &BT
     let view = draft.view().clone();
     let picture = Picture { view: &view, electorate, verdicts };
     let mut queue: Vec<(Key, Record, Departure)> = Vec::new();
-    for (record, departure) in picture.departing() {
+    for (record, departure) in departing(&view) {
         let key = key_of::<Member>("", &record.node);
         if picture.ends_at_once(record, departure) {
             end(draft, &key, departure.cause);
@@ -391,10 +375,8 @@ pub(crate) fn plan(draft: &mut Draft<'_>, electorate: &Electorate, verdicts: &BT
         }
     }
     // A build that knows no queue asked by this word alone.
-    for (_, member) in view.all::<Member>() {
-        let record = &member.record;
-        let is_out =
-            record.leaving && record.departure.is_none() && !record.removed && picture.is_out(record);
+    for record in roster::present(&view) {
+        let is_out = record.leaving && record.departure.is_none() && picture.is_out(record);
         if is_out && !picture.takes_the_authorities_along(record) {
             end(draft, &key_of::<Member>("", &record.node), Cause::Leave);
         }
@@ -420,20 +402,10 @@ struct Picture<'a> {
 }
 
 impl<'a> Picture<'a> {
-    fn present(&self) -> impl Iterator<Item = &'a Record> + use<'a> {
-        self.view.all::<Member>().map(|(_, member)| &member.record).filter(|record| !record.removed)
-    }
-
-    /// In the order of their ids.
-    fn departing(&self) -> impl Iterator<Item = (&'a Record, &'a Departure)> + use<'a> {
-        departing(self.view)
-    }
-
     /// Members that nobody wants to go, without `leaver`.
     fn stay_without(&self, leaver: &Record) -> impl Iterator<Item = &'a Record> + use<'a> {
         let leaver = leaver.node.clone();
-        self.present()
-            .filter(move |record| record.departure.is_none() && !record.leaving && record.node != leaver)
+        roster::present(self.view).filter(move |record| record.stays() && record.node != leaver)
     }
 
     /// Its silence has lasted, by the judge, or it never said that it is here.
@@ -453,20 +425,15 @@ impl<'a> Picture<'a> {
 
     /// Whether the last copy of the authorities, or the last that votes, would go with it.
     fn takes_the_authorities_along(&self, record: &Record) -> bool {
-        let may_hold =
-            self.electorate.holders.contains(&record.node) || self.electorate.voters.contains(&record.node);
-        let mut stay = self.stay_without(record);
-        may_hold
-            && !stay.any(|other| {
-                self.electorate.holders.contains(&other.node) && self.electorate.voters.contains(&other.node)
-            })
+        self.lacks_heir(record, |node| self.electorate.voters.contains(node))
     }
 
-    /// Whether nobody who stays could give them to a voter.
-    fn is_their_only_holder(&self, record: &Record) -> bool {
-        let may_hold =
-            self.electorate.holders.contains(&record.node) || self.electorate.voters.contains(&record.node);
-        may_hold && !self.stay_without(record).any(|other| self.electorate.holders.contains(&other.node))
+    /// Whether nobody who stays holds the authorities and is one of `heirs`, while this one may hold them.
+    fn lacks_heir(&self, record: &Record, heirs: impl Fn(&str) -> bool) -> bool {
+        let Electorate { holders, voters, .. } = self.electorate;
+        let may_hold = holders.contains(&record.node) || voters.contains(&record.node);
+        let is_heir = |other: &Record| holders.contains(&other.node) && heirs(&other.node);
+        may_hold && !self.stay_without(record).any(is_heir)
     }
 
     fn needs(&self, record: &Record) -> Option<Obstacle> {
@@ -478,7 +445,8 @@ impl<'a> Picture<'a> {
         if self.stay_without(record).next().is_none() {
             return Some(Obstacle::LastOne);
         }
-        self.needs(record).or_else(|| self.is_their_only_holder(record).then_some(Obstacle::Authorities))
+        // Any holder who stays could give them to a voter.
+        self.needs(record).or_else(|| self.lacks_heir(record, |_| true).then_some(Obstacle::Authorities))
     }
 
     /// Whoever is lost has no pods to drain and answers nobody; whoever is to go now is not asked. But a leader
@@ -496,9 +464,9 @@ impl<'a> Picture<'a> {
     }
 }
 
+/// In the order of their ids.
 fn departing(view: &View) -> impl Iterator<Item = (&Record, &Departure)> {
-    let present = view.all::<Member>().map(|(_, member)| &member.record).filter(|record| !record.removed);
-    present.filter_map(|record| Some((record, record.departure.as_ref()?)))
+    roster::present(view).filter_map(|record| Some((record, record.departure.as_ref()?)))
 }
 
 /// The one that is taken on.
@@ -587,7 +555,7 @@ impl Step<'_, '_, '_> {
             departure.since_ms = since_ms;
         });
         // It may be the only thing that changes.
-        let _ = self.is_over(PATIENCE);
+        self.wake_after(PATIENCE);
     }
 
     /// It stays: what was done to it is undone.
@@ -633,12 +601,21 @@ impl Step<'_, '_, '_> {
 
     /// Whether this stage, or its obstacle, has lasted for `max`; if not, the end of that wakes the planner.
     fn is_over(&mut self, max: Duration) -> bool {
-        let ends_ms = self.departure.since_ms.saturating_add(max.as_millis() as u64);
-        let is_over = self.now_ms() >= ends_ms;
-        if !is_over && let Ok(at) = jiff::Timestamp::from_millisecond(ends_ms as i64) {
-            self.draft.wake(&self.key, at);
+        let is_over = self.now_ms() >= self.ends_ms(max);
+        if !is_over {
+            self.wake_after(max);
         }
         is_over
+    }
+
+    fn wake_after(&mut self, max: Duration) {
+        if let Ok(at) = jiff::Timestamp::from_millisecond(self.ends_ms(max) as i64) {
+            self.draft.wake(&self.key, at);
+        }
+    }
+
+    fn ends_ms(&self, max: Duration) -> u64 {
+        self.departure.since_ms.saturating_add(max.as_millis() as u64)
     }
 
     fn now_ms(&self) -> u64 {
@@ -675,14 +652,8 @@ fn uncordon(node: &mut Node) -> bool {
     true
 }
 
-fn named(view: &View, name: &str) -> Option<(Key, Arc<Member>)> {
-    let mut members = view.all::<Member>();
-    let found = members.find(|(_, member)| !member.record.removed && member.record.name == name);
-    found.map(|(key, member)| (key.clone(), member.clone()))
-}
-
-fn replace(view: &View, key: &str, record: Record) -> Write {
-    put(view, key, record.to_bytes())
+fn replace(view: &View, record: Record) -> Write {
+    put(view, &key_of::<Member>("", &record.node), record.to_bytes())
 }
 
 fn put(view: &View, key: &str, bytes: Vec<u8>) -> Write {

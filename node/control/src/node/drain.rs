@@ -61,9 +61,7 @@ pub(crate) fn make_anew(draft: &mut Draft<'_>) {
                     draft.create(new, uid);
                 });
             }
-            None if before.metadata.finalizers.is_none() => {
-                draft.delete(&key);
-            }
+            None if before.metadata.finalizers.is_none() => draft.delete(&key),
             // Somebody else holds it as well.
             None => {
                 draft.edit::<Pod>(&key, |pod| pod.metadata.finalizers = before.metadata.finalizers);

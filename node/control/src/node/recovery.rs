@@ -129,9 +129,7 @@ pub enum Refusal {
         name: String,
     },
     /// All that is left are nodes without certificates to give.
-    #[error(
-        "none of the nodes that answer keeps the cluster's authorities; start one of those that vote"
-    )]
+    #[error("none of the nodes that answer keeps the cluster's authorities; start one of those that vote")]
     NoAuthorities,
     /// Whoever answers knows nothing of the cluster.
     #[error("none of the nodes that answer has anything of the cluster's state; start one that has")]

@@ -18,7 +18,7 @@ use skein_api::write::{Change, Expect, Write};
 use super::departure::{Departure, Kept};
 use crate::draft::Draft;
 use crate::meta;
-use crate::view::{Key, Kind, key_of};
+use crate::view::{Key, Kind, View, key_of};
 
 /// The start of every record's key; the node's id follows.
 pub const PREFIX: &str = "skein/members//";
@@ -74,6 +74,11 @@ impl<N, S, P> Record<N, S, P> {
         format!("{PREFIX}{node}")
     }
 
+    /// Whether it is a member, and nobody wants it to go.
+    pub fn stays(&self) -> bool {
+        !self.removed && !self.leaving && self.departure.is_none()
+    }
+
     /// The record in a new incarnation of the cluster: nobody but its founder has voted there yet.
     pub fn reborn(self) -> Self {
         Record { removals_ms: Vec::new(), fresh: true, ..self }
@@ -123,14 +128,23 @@ pub fn as_member(key: &str, held: Option<(u64, &[u8])>, write: Write) -> Option<
     (!record.removed).then_some([still, write])
 }
 
+/// Everybody who is a member, in the order of their ids.
+pub(crate) fn present(view: &View) -> impl Iterator<Item = &Record> {
+    view.all::<Member>().map(|(_, member)| &member.record).filter(|record| !record.removed)
+}
+
+/// The member of this name.
+pub(crate) fn named<'v>(view: &'v View, name: &str) -> Option<&'v Record> {
+    present(view).find(|record| record.name == name)
+}
+
 /// Deletes each Node that is no member's: of one that has left, or made by hand. Its pods follow from that. Gives the
 /// labels that a member has inherited to its Node, once that is there.
 pub(crate) fn plan(draft: &mut Draft<'_>) {
     if !draft.changed().any_under(Node::PREFIX) && !draft.changed().any_under(Member::PREFIX) {
         return;
     }
-    let members = draft.view().all::<Member>().filter(|(_, member)| !member.record.removed);
-    let names: BTreeSet<&str> = members.map(|(_, member)| member.record.name.as_str()).collect();
+    let names: BTreeSet<&str> = present(draft.view()).map(|record| record.name.as_str()).collect();
     let nodes = draft.view().all::<Node>();
     let nobodys: Vec<Key> = nodes
         .filter(|(_, node)| !names.contains(meta::name(&node.metadata)))
@@ -139,10 +153,10 @@ pub(crate) fn plan(draft: &mut Draft<'_>) {
     for key in &nobodys {
         draft.delete(key);
     }
-    let heirs = draft.view().all::<Member>().filter(|(_, member)| !member.record.labels.is_empty());
-    let heirs: Vec<(Key, Record)> = heirs.map(|(key, member)| (key.clone(), member.record.clone())).collect();
-    for (key, record) in heirs.into_iter().filter(|(_, record)| !record.removed) {
-        let node_key = key_of::<Node>("", &record.name);
+    let heirs = present(draft.view()).filter(|record| !record.labels.is_empty());
+    let heirs: Vec<Record> = heirs.cloned().collect();
+    for record in heirs {
+        let (key, node_key) = (key_of::<Member>("", &record.node), key_of::<Node>("", &record.name));
         if draft.view().get::<Node>(&node_key).is_none() {
             continue;
         }

@@ -146,7 +146,9 @@ fn what_can_never_be_written_is_left_out_and_said_and_everything_else_goes_on() 
     // Neither its ReplicaSet nor its own status.
     assert_eq!(plan.left_out.len(), 2);
     assert!(plan.left_out.iter().all(|left_out| &*left_out.about == "apps/deployments/default/fat"));
-    for text in told(&plan, "TooLarge") {
+    let texts = told(&plan, "TooLarge");
+    assert!(!texts.is_empty());
+    for text in texts {
         assert!(text.contains("Deployment") && text.contains("at most 1572864 are kept"), "{text}");
     }
     // It is said once, and the planners rest.

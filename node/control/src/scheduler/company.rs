@@ -36,23 +36,22 @@ impl Company {
     /// Cost: the pods that its terms name, and the different terms of bound pods.
     pub(super) fn of(view: &View, pod: &Pod, spec: &PodSpec) -> Company {
         let namespace = meta::namespace(&pod.metadata);
-        let named = |term| pods(view, term, namespace).collect::<Vec<&Pod>>();
-        let nodes = |pods: Vec<&'_ Pod>| -> BTreeSet<String> {
-            pods.into_iter().filter_map(meta::node_of).map(str::to_owned).collect()
+        let nodes = |term: &PodAffinityTerm| -> BTreeSet<String> {
+            pods(view, term, namespace).filter_map(meta::node_of).map(str::to_owned).collect()
         };
         let domains = |term: &PodAffinityTerm, nodes: &BTreeSet<String>| {
             Domains::of(view, &term.topology_key, nodes.iter().map(String::as_str))
         };
         let mut company = Company::default();
         for term in together(spec) {
-            let named = nodes(named(term));
+            let named = nodes(term);
             // The first of a group that wants to be together has nobody to join yet.
             if !named.is_empty() || !picks(view, term, namespace, pod) {
                 company.together.push(domains(term, &named));
             }
         }
         for term in apart(spec) {
-            company.apart.push(domains(term, &nodes(named(term))));
+            company.apart.push(domains(term, &nodes(term)));
         }
         for held in view.apart().filter(|held| picks(view, &held.term, &held.namespace, pod)) {
             company.shunned.push(Domains::of(view, &held.term.topology_key, held.nodes()));

@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{
-    Member, Membership, Picture, REGROW_MIN, SPARE_UP_MIN, VOLUNTARY_EVERY, lost_at, target, trusted_at,
-};
+use super::{Member, Membership, Picture, REGROW_MIN, VOLUNTARY_EVERY, lost_at, target, trusted_at};
 use crate::time::Instant;
 
 /// What is waited for.
@@ -92,7 +90,7 @@ impl<Id: Copy + Ord> Picture<'_, Id> {
         let lost_at = lost_at(member);
         match self.next_spare() {
             None => waits(Reason::NoSpare, None, self.shrinks_at()),
-            Some((taker, _)) if self.now < lost_at && self.ready_at(taker).is_none_or(|at| at <= lost_at) => {
+            Some((taker, at)) if self.now < lost_at && at.is_none_or(|at| at <= lost_at) => {
                 waits(Reason::VoterDown, Some(taker), Some(lost_at))
             }
             Some((taker, None)) => waits(Reason::CopiesLog, Some(taker), None),
@@ -127,7 +125,7 @@ impl<Id: Copy + Ord> Picture<'_, Id> {
             .iter()
             .filter(|(_, member)| member.caught_up)
             .filter_map(|(id, member)| match has_come {
-                true => Some((self.ready_at(*id)?, *id)),
+                true => Some((self.ready_at(member)?, *id)),
                 false => Some((trusted_at(member, REGROW_MIN), *id)),
             })
             .collect();
@@ -145,14 +143,8 @@ impl<Id: Copy + Ord> Picture<'_, Id> {
 
     /// The store that may take a lost voter's place first, and when; `None` if it has not the log yet.
     fn next_spare(&self) -> Option<(Id, Option<Instant>)> {
-        let candidates = self.candidates().into_iter().map(|(id, _)| (id, self.ready_at(id)));
+        let candidates = self.candidates().into_iter().map(|(id, member)| (id, self.ready_at(member)));
         candidates.min_by_key(|(_, at)| at.unwrap_or(Instant(u64::MAX)))
-    }
-
-    /// When a store may take a lost voter's place, if nothing happens to it until then.
-    fn ready_at(&self, id: Id) -> Option<Instant> {
-        let member = self.members.get(&id).filter(|member| member.up && member.caught_up)?;
-        Some(if member.fresh { self.now } else { trusted_at(member, SPARE_UP_MIN) })
     }
 
     /// Members that are up and have no vote, best first.
