@@ -6,6 +6,7 @@
 //! where it leads in the container. What comes out is the upper directory.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -13,7 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 
 use super::digest::Hashing;
 use super::room::Room;
@@ -22,7 +23,7 @@ use super::{Digest, Error, Limits, Unfinished};
 use crate::opening::place_of;
 use crate::record::Durability;
 use crate::rootfs::overlay;
-use crate::sys::mount::Attributes;
+use crate::sys::mount::{Attributes, open_at};
 
 /// Directories of one path; deeper ones are no file system's.
 const DEPTH_MAX: usize = 256;
@@ -423,9 +424,9 @@ impl<'a> Layer<'a> {
 
     fn directory(&self, parts: &[&[u8]]) -> io::Result<OwnedFd> {
         let path = if parts.is_empty() { b".".to_vec() } else { parts.join(&b'/') };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        Ok(rustix::fs::openat2(&self.root, path, flags, Mode::empty(), within)?)
+        let within = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
+        let path = Path::new(OsStr::from_bytes(&path));
+        open_at(self.root.as_fd(), path, libc::O_PATH | libc::O_DIRECTORY, within)
     }
 
     /// What had to wait for the rest. The error comes with the entry it is about.
@@ -468,7 +469,7 @@ impl Below {
     fn place(&self, directory: &OwnedFd, name: &[u8]) -> io::Result<PathBuf> {
         let place = place_of(directory)?;
         let inside = place.strip_prefix(&self.stack).map_err(io::Error::other)?;
-        Ok(if name.is_empty() { inside.to_owned() } else { inside.join(std::ffi::OsStr::from_bytes(name)) })
+        Ok(if name.is_empty() { inside.to_owned() } else { inside.join(OsStr::from_bytes(name)) })
     }
 
     /// Whether this layer itself has something there.
@@ -476,17 +477,18 @@ impl Below {
         if self.copied.contains(place) {
             return Ok(false);
         }
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let strictly = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        match rustix::fs::openat2(&self.own, place, flags, Mode::empty(), strictly) {
+        let strictly = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS;
+        match open_at(self.own.as_fd(), place, libc::O_PATH | libc::O_NOFOLLOW, strictly) {
             Ok(found) => {
                 // Overlayfs marks what is hidden by a device that nobody has.
                 let found = rustix::fs::fstat(&found)?;
                 let kind = FileType::from_raw_mode(found.st_mode);
                 Ok(kind != FileType::CharacterDevice || found.st_rdev != 0)
             }
-            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(false),
-            Err(error) => Err(error.into()),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
         }
     }
 }
@@ -527,7 +529,7 @@ fn parts(path: &[u8]) -> io::Result<Vec<&[u8]>> {
 /// The path of `name` in an open directory: the directory is the open one, whatever its name leads to by now.
 fn within(directory: impl AsFd, name: &[u8]) -> PathBuf {
     let open = format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd());
-    Path::new(&open).join(std::ffi::OsStr::from_bytes(name))
+    Path::new(&open).join(OsStr::from_bytes(name))
 }
 
 fn remove(parent: &OwnedFd, name: &[u8]) -> io::Result<()> {

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use super::check;
 
@@ -26,7 +27,14 @@ impl Attributes {
     }
 }
 
+/// How often a path is looked up whose steps the kernel could not follow for sure.
+const LOOKUPS_MAX: usize = 256;
+const LOOKUPS_PAUSE: Duration = Duration::from_micros(20);
+
 /// `openat2`: opens `path` below `dir`, following links as `resolve` (`RESOLVE_*`) says.
+///
+/// Where a path goes up (`..`) and anything on the machine is renamed or mounted at that moment, the kernel cannot tell
+/// whether the path left `dir`, and says `EAGAIN`. On a busy machine that is often, so it is asked again.
 pub(crate) fn open_at(dir: BorrowedFd<'_>, path: &Path, flags: i32, resolve: u64) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
     // SAFETY: an all-zero `open_how` is a valid one; it is an extensible struct of plain integers.
@@ -34,11 +42,25 @@ pub(crate) fn open_at(dir: BorrowedFd<'_>, path: &Path, flags: i32, resolve: u64
     how.flags = u64::from(flags.unsigned_abs()) | u64::from(libc::O_CLOEXEC.unsigned_abs());
     how.resolve = resolve;
     let how_bytes = std::mem::size_of::<libc::open_how>();
-    // SAFETY: `path` is a C string and `how` a struct of the given size, both alive during the call.
-    let fd = unsafe {
-        libc::syscall(libc::SYS_openat2, dir.as_raw_fd(), path.as_ptr(), &raw const how, how_bytes)
+    let look = || {
+        // SAFETY: `path` is a C string and `how` a struct of the given size, both alive during the call.
+        own(unsafe {
+            libc::syscall(libc::SYS_openat2, dir.as_raw_fd(), path.as_ptr(), &raw const how, how_bytes)
+        })
     };
-    own(fd)
+    let unsure = |opened: &io::Result<OwnedFd>| {
+        opened.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EAGAIN))
+    };
+    let mut opened = look();
+    for _ in 1..LOOKUPS_MAX {
+        if !unsure(&opened) {
+            break;
+        }
+        // Whoever renames all the time has the processor to itself for some milliseconds at most.
+        std::thread::sleep(LOOKUPS_PAUSE);
+        opened = look();
+    }
+    opened
 }
 
 /// `open_tree` with `OPEN_TREE_CLONE`: a detached copy of the mount at `path`, of all below it if `recursive`.
@@ -152,4 +174,45 @@ fn own(result: libc::c_long) -> io::Result<OwnedFd> {
 /// A path as the kernel wants it.
 pub(crate) fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    const LOOKS: usize = 10_000;
+
+    /// A container starts while others start: their mounts and renames must not make its own paths fail.
+    #[test]
+    fn a_path_that_goes_up_is_opened_although_others_rename_all_the_time() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let root = OwnedFd::from(fs::File::open(dir.path()).unwrap());
+        let (began, ended, other) =
+            (AtomicBool::new(false), AtomicBool::new(false), tempfile::tempdir().unwrap());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (one, two) = (other.path().join("one"), other.path().join("two"));
+                fs::create_dir(&one).unwrap();
+                while !ended.load(Ordering::Relaxed) {
+                    fs::rename(&one, &two).unwrap();
+                    fs::rename(&two, &one).unwrap();
+                    began.store(true, Ordering::Relaxed);
+                }
+            });
+            while !began.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+            // Long enough that others get at it while it is followed.
+            let path = "a/b/../../".repeat(100) + "file";
+            let look = || open_at(root.as_fd(), Path::new(&path), libc::O_PATH, libc::RESOLVE_IN_ROOT);
+            let failed = (0..LOOKS).filter(|_| look().is_err()).count();
+            ended.store(true, Ordering::Relaxed);
+            assert_eq!(failed, 0, "of {LOOKS}");
+        });
+    }
 }
