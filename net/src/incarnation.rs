@@ -44,7 +44,12 @@ impl Incarnation {
 
     /// The one after this: what a recovery makes.
     pub fn next(self) -> Result<Incarnation, Error> {
-        Ok(Incarnation { number: self.number.saturating_add(1), id: IncarnationId(identity::random()?) })
+        self.later(1)
+    }
+
+    /// One whose number is greater by `by`.
+    pub fn later(self, by: u64) -> Result<Incarnation, Error> {
+        Ok(Incarnation { number: self.number.saturating_add(by), id: IncarnationId(identity::random()?) })
     }
 }
 

@@ -1,6 +1,8 @@
 //! The daemon's own socket: the Kubernetes API without TLS for this machine's root, and skein's verbs
 //! below `/skein/v1/`, which `kubectl` does not have.
 
+mod backup;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -184,6 +186,13 @@ impl Admin {
             }
             _ => None,
         };
+        if (request.method(), verb) == (&Method::POST, "backup") {
+            let sealed = request.uri().query() != Some("passphrase=true");
+            return match self.backup(sealed).await {
+                Ok(frames) => answer(StatusCode::OK, frames),
+                Err((status, message)) => answer(status, full(json!({ "message": message }).to_string())),
+            };
+        }
         let reply = match asked {
             Some((name, cause)) => match self.depart(name, cause).await {
                 Ok(lines) => return answer(StatusCode::OK, lines),
@@ -208,6 +217,7 @@ impl Admin {
             (Method::GET, ("clients", "")) => Ok(self.list_clients()),
             (Method::DELETE, ("clients", serial)) => self.revoke_client(Which::serial(serial)).await,
             (Method::DELETE, ("users", user)) => self.revoke_client(Which::User(user.into())).await,
+            (Method::POST, ("ca", "recovery-key")) => self.make_recovery_key().await,
             (Method::POST, ("ca", "rotate")) => self.rotate(body(request).await?).await,
             (Method::POST, ("images", "")) => self.load_image(request).await,
             (Method::GET, ("images", "")) => self.list_images().await,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use skein_control::node::admission::{self, Newcomer, Place, is_haunted};
+use skein_control::node::admission::{self, Newcomer, Place, SUBNETS, TOKENS, is_haunted};
 use skein_control::node::roster;
 use skein_net::endpoint::Endpoint;
 use skein_net::identity::NodeId;
@@ -17,14 +17,13 @@ use skein_raft_store::{Answer, Change, Expect, Handle, Op, Options, Outcome, Sta
 use tracing::info;
 
 use crate::authority::Authority;
+use crate::backup::Recipient;
 use crate::clock;
 use crate::cluster::op;
 use crate::members::{Members, Record};
 use crate::picture::Picture;
 use crate::wire::{self, Ask};
 
-pub(crate) const TOKENS: &str = "skein/tokens//";
-const SUBNETS: &str = "skein/subnets//";
 /// Pods per node: 254. Nodes in a /16: 256.
 const SUBNET_PREFIX: u8 = 24;
 /// Two machines that join at once may want the same subnet or name: the second looks again.
@@ -84,7 +83,7 @@ impl Door {
                 continue;
             }
             // Before its certificate nothing comes from it.
-            if tokio::time::timeout(HAUNTED_MAX, self.until_not_haunted(&record.name)).await.is_err() {
+            if !self.not_haunted(&record.name).await {
                 return Err(Refusal::Unavailable(format!(
                     "pods of the node that was called {:?} are still being replaced",
                     record.name
@@ -147,30 +146,29 @@ impl Door {
             },
         };
         let from = SocketAddr::new(claim.from.ip(), about.listen_port);
+        let new = Record::new(node, about.store, about.name.clone(), vec![from], subnet, clock::now_ms());
         let record = Record {
-            node,
-            store: about.store,
-            name: about.name.clone(),
-            addresses: vec![from],
-            subnet,
-            joined_ms: clock::now_ms(),
             removals_ms: before.as_ref().map(|record| record.removals_ms.clone()).unwrap_or_default(),
             // A known key on an empty disk has voted before, under another name.
             fresh: before.is_none(),
-            leaving: false,
-            removed: false,
-            expelled: false,
-            departure: None,
-            kept: None,
             labels,
+            ..new
         };
         let expect = known.map_or(Expect::Absent, |object| Expect::Revision(object.mod_rev));
         ops.push(Op { key: key.into(), expect, change: Change::Put(record.to_bytes().into()) });
         Ok((ops, record))
     }
 
+    /// Waits until no pods of a node of this name that has gone are left, but not for ever. Whether that came.
+    pub(crate) async fn not_haunted(&self, name: &str) -> bool {
+        tokio::time::timeout(HAUNTED_MAX, self.until_not_haunted(name)).await.is_ok()
+    }
+
     async fn until_not_haunted(&self, name: &str) {
         let mut revisions = self.picture.revisions();
+        // At the start of a daemon it shows nothing at first.
+        let seen = self.store.state().revision();
+        let _ = revisions.wait_for(|revision| *revision >= seen).await;
         while is_haunted(&self.picture.view(), name) {
             // Its end is the daemon's.
             let _ = revisions.changed().await;
@@ -199,15 +197,9 @@ impl Door {
     }
 
     /// The founder's own record: nobody let it in.
-    pub(crate) async fn found(&self, record: &Record) -> Result<(), String> {
-        let subnet = format!("{SUBNETS}{}", record.subnet.base());
-        let put = |key: String, bytes: Vec<u8>| Op {
-            key: key.into(),
-            expect: Expect::Absent,
-            change: Change::Put(bytes.into()),
-        };
-        let ops =
-            vec![put(Record::key(record.node), record.to_bytes()), put(subnet, json(&record.node).to_vec())];
+    pub(crate) async fn found(&self, record: &Record, recipient: Option<&Recipient>) -> Result<(), String> {
+        let mut ops = first_of(record);
+        ops.extend(recipient.map(Recipient::to_op));
         self.store.propose(ops, Options::default()).await.map(drop).map_err(|error| error.to_string())
     }
 
@@ -268,6 +260,18 @@ impl Door {
         }
         Err("the token changes all the time; try again".into())
     }
+}
+
+/// The records of a cluster's first member.
+pub(crate) fn first_of(record: &Record) -> Vec<Op> {
+    let subnet = format!("{SUBNETS}{}", record.subnet.base());
+    let puts = [(Record::key(record.node), record.to_bytes().into()), (subnet, json(&record.node))];
+    let op = |(key, bytes): (String, bytes::Bytes)| Op {
+        key: key.into(),
+        expect: Expect::Absent,
+        change: Change::Put(bytes),
+    };
+    puts.map(op).into()
 }
 
 /// Every token that is kept, by id.

@@ -27,10 +27,11 @@ use skein_raft_store::{Handle, State, TokioRuntime};
 use tokio::sync::watch;
 use tracing::info;
 
+use crate::backup::{NO_RECOVERY_KEY, Recipient};
 use crate::clock;
 use crate::home::{Home, Slot};
 use crate::members::{Members, Record};
-use crate::wire::{self, Answer, Ask, Client};
+use crate::wire::{self, Answer, Ask, Client, Sealed};
 
 /// See the module. Cheap to clone; all clones are one.
 #[derive(Clone)]
@@ -159,6 +160,17 @@ impl Authority {
         let mut kept = current.into_iter().chain(next);
         let found = kept.find(|authority| authority.fingerprint() == fingerprint);
         Ok(found.ok_or("this node does not keep these authorities")?.to_bytes())
+    }
+
+    /// The authorities in force for a backup: whoever carries them cannot open them.
+    pub(crate) fn answer_sealed(&self, asker: NodeId) -> Answer<Sealed> {
+        let authority = self.authority()?;
+        if self.inner.members.judge(asker) != Standing::Member {
+            return Err("only members make backups".into());
+        }
+        let recipient = Recipient::of(&self.inner.store.state()).ok_or(NO_RECOVERY_KEY)?;
+        info!(peer = %asker, recipient = recipient.recipient, "seals the authorities for a backup");
+        Ok(Sealed { fingerprint: authority.fingerprint(), bytes: recipient.seal(&authority.to_bytes())? })
     }
 
     /// A new certificate for a member's own key.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use skein_apiserver::identity::{Identity, Serial, Shown, Standing, Unconfirmed, WhoMay};
-use skein_control::node::authority::{TRUST, Trust};
+use skein_control::node::authority::{CLIENTS as PREFIX, TRUST, Trust};
 use skein_control::node::roster;
 use skein_net::ca::Chain;
 use skein_net::identity::NodeId;
@@ -26,7 +26,6 @@ use crate::admission::all_done;
 use crate::picture::Picture;
 use crate::{authority, clock, members};
 
-pub(crate) const PREFIX: &str = "skein/clients//";
 /// More certificates than anybody gives out by hand; each record is some 300 bytes.
 const RECORDS_MAX: usize = 4_096;
 /// Expired records that go when a new one comes.

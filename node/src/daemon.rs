@@ -35,6 +35,7 @@ use crate::admin::Admin;
 use crate::admission::{Door, all_done};
 use crate::agent::{Agent, ClusterImages, Logs, Offer};
 use crate::authority::Authority;
+use crate::backup::Recipient;
 use crate::certificates::{ApiCertificates, MemberCertificate, follow_trust};
 use crate::clients::Clients;
 use crate::clock::{self, ClusterTime};
@@ -83,6 +84,8 @@ pub(crate) struct Config {
     pub(crate) share: u64,
     /// What images may cost, and how registries are spoken to.
     pub(crate) images: images::Config,
+    /// For whom backups are made, of a cluster that is founded now.
+    pub(crate) recipient: Option<Recipient>,
 }
 
 /// Where a node listens, taken before anything is made or asked: nothing is then done for a node that cannot start.
@@ -274,7 +277,7 @@ fn network_config(home: &Home, tag: &str, subnet: Subnet) -> Result<skein_podnet
 }
 
 /// The pod subnet of whoever comes first.
-fn first_subnet() -> Subnet {
+pub(crate) fn first_subnet() -> Subnet {
     let cluster: Subnet = POD_NETWORK.parse().expect("a network in CIDR notation");
     cluster.nth_part(24, 0).expect("a /16 has a first /24")
 }
@@ -473,7 +476,7 @@ impl Node {
         });
         tasks.spawn(beacon.run(stopping.clone()));
         if membership.founding {
-            found(&store, &door, &membership, &endpoint, &home).await?;
+            found(&store, &door, &membership, &endpoint, &home, config.recipient.as_ref()).await?;
         }
         tasks.spawn(picture.clone().follow(
             store.clone(),
@@ -523,6 +526,11 @@ impl Node {
         let record = own_record(&members, &picture, me, &stopping).await?;
         if record.store.0 != voter.store {
             tasks.spawn(rename_voter(store.clone(), me, stopping.clone()));
+        }
+        if !door.not_haunted(&membership.name).await {
+            warn!(
+                "pods of a node of this name that has gone were not replaced in time; this one takes them over"
+            );
         }
         let offer = Offer {
             name: membership.name.clone(),
@@ -721,27 +729,15 @@ async fn found(
     membership: &Membership,
     endpoint: &Endpoint,
     home: &Home,
+    recipient: Option<&Recipient>,
 ) -> Result<(), Failure> {
     if store.metrics().voters.is_empty() {
         store.bootstrap().await?;
     }
-    let record = Record {
-        node: endpoint.node(),
-        store: StoreId(store.voter().store),
-        name: membership.name.clone(),
-        addresses: endpoint.reachable_addresses(),
-        subnet: first_subnet(),
-        joined_ms: clock::now_ms(),
-        removals_ms: Vec::new(),
-        fresh: false,
-        leaving: false,
-        removed: false,
-        expelled: false,
-        departure: None,
-        kept: None,
-        labels: std::collections::BTreeMap::new(),
-    };
-    door.found(&record).await?;
+    let (own, name) = (StoreId(store.voter().store), membership.name.clone());
+    let addresses = endpoint.reachable_addresses();
+    let record = Record::founder(endpoint.node(), own, name, addresses, first_subnet(), clock::now_ms());
+    door.found(&record, recipient).await?;
     home.set_membership(&Membership { founding: false, ..membership.clone() })?;
     Ok(())
 }
@@ -952,6 +948,7 @@ impl Answering {
             Ask::CertifyApi { csr, names } => wire::encode(&self.authority.answer_api(peer, &csr, &names)),
             Ask::CertifyClient(user) => wire::encode(&self.authority.answer_client(peer, &user)),
             Ask::Authority => wire::encode(&self.authority.answer_edition(peer, None)),
+            Ask::SealedAuthorities => wire::encode(&self.authority.answer_sealed(peer)),
             Ask::Edition(edition) => wire::encode(&self.authority.answer_edition(peer, Some(&edition))),
             Ask::Blobs(digest) => wire::encode(&self.images.answer_blobs(&digest).await),
             Ask::Survivor => wire::encode(&self.recovery.answer_report(peer).await),

@@ -7,6 +7,7 @@ mod admin;
 mod admission;
 mod agent;
 mod authority;
+mod backup;
 mod certificates;
 mod cli;
 mod clients;

@@ -60,6 +60,8 @@ pub(crate) enum Ask {
     Survivor,
     /// The asker recovers the cluster: what the asked node does then.
     Recover(Box<crate::recover::Word>),
+    /// The authorities in force, sealed to the cluster's recovery key: for a backup. To a voter.
+    SealedAuthorities,
 }
 
 /// Which output of which container.
@@ -86,6 +88,15 @@ pub(crate) type Admission = Result<Box<Admitted>, Refusal>;
 pub(crate) struct Client {
     pub(crate) chain: Chain,
     pub(crate) key_pem: String,
+}
+
+/// What [`Ask::SealedAuthorities`] is answered with.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Sealed {
+    /// Which edition it is.
+    pub(crate) fingerprint: String,
+    /// Opened by the recovery key only.
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// Between a node and the leader that watches it. Small, and a lost one is repaired by the next.

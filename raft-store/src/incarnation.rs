@@ -25,7 +25,7 @@ use crate::state::{Members, State};
 use crate::store_id::{self, StoreIdError};
 use crate::{ClusterTag, CommittedLeaderId, Entry, LogId, Membership, VoterId};
 
-/// By how much a new incarnation's revisions are ahead: whoever knows a revision of the old one, also of a part of
+/// By how much an incarnation's revisions are ahead of those of the one before: whoever knows a revision of the old one, also of a part of
 /// it that was cut off and goes on, is told that it is too old instead of missing something.
 pub const REVISION_STEP: u64 = 1 << 32;
 

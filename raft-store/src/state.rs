@@ -283,16 +283,18 @@ impl State {
     }
 
     /// The same without what only Raft's state machine needs: sessions and its place in the log.
-    pub(crate) fn for_followers(&self) -> State {
+    pub fn for_followers(&self) -> State {
         let head = Head { applied: None, ..self.head.clone() };
         State { objects: self.objects.clone(), sessions: Sessions::default(), head, bytes: self.bytes }
     }
 
-    /// What the next incarnation of the cluster begins with, after `ops` of its founder: the same objects, at
-    /// revisions that no incarnation before has reached. Sessions, members and the place in the log end here.
-    pub fn next_life(&self, ops: Vec<Op>) -> State {
+    /// What an incarnation of the cluster begins with that is later by `incarnations`, after `ops` of its founder: the
+    /// same objects, at revisions that no incarnation before has reached. Sessions, members and the place in the log end
+    /// here.
+    pub fn next_life(&self, incarnations: u64, ops: Vec<Op>) -> State {
         let mut state = self.for_followers();
-        state.head.revision = state.head.revision.saturating_add(REVISION_STEP);
+        let step = REVISION_STEP.saturating_mul(incarnations);
+        state.head.revision = state.head.revision.saturating_add(step);
         state.set_members(Members::default());
         let mut untold = Vec::new();
         for op in ops {

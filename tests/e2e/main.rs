@@ -7,6 +7,7 @@
 mod addresses;
 mod archive;
 mod authorities;
+mod backup;
 mod disk;
 mod failover;
 mod finding;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         disk::TESTS,
         follow::TESTS,
         recovery::TESTS,
+        backup::TESTS,
         watching::TESTS,
         voters::TESTS,
     ]

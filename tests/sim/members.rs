@@ -23,20 +23,6 @@ pub(crate) fn read(state: &State, number: usize) -> Option<(u64, Record)> {
 
 /// Of a machine that has just been let in, and that is at this address.
 pub(crate) fn record(number: usize, address: SocketAddr) -> Record {
-    Record {
-        node: node_id(number),
-        store: StoreId(voter_id(number, 1).store),
-        name: node_name(number),
-        addresses: vec![address],
-        subnet: String::new(),
-        joined_ms: 0,
-        removals_ms: Vec::new(),
-        fresh: true,
-        leaving: false,
-        removed: false,
-        expelled: false,
-        departure: None,
-        kept: None,
-        labels: std::collections::BTreeMap::new(),
-    }
+    let store = StoreId(voter_id(number, 1).store);
+    Record::new(node_id(number), store, node_name(number), vec![address], String::new(), 0)
 }

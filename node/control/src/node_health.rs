@@ -233,7 +233,7 @@ fn replace(draft: &mut Draft<'_>, key: &Key, pod: &Arc<Pod>, node_is_gone: bool)
 }
 
 /// A template or a user that names the node itself would name it again: such a pod waits for its node.
-fn is_pinned(pod: &Pod) -> bool {
+pub(crate) fn is_pinned(pod: &Pod) -> bool {
     meta::condition(pod.status.as_ref(), "PodScheduled").is_none()
 }
 

@@ -88,22 +88,8 @@ impl World {
 
     /// Its membership, under an id that is its name.
     fn add_member(&mut self, name: &str) {
-        let record = Record {
-            node: name.to_owned(),
-            store: String::new(),
-            name: name.to_owned(),
-            addresses: Vec::new(),
-            subnet: String::new(),
-            joined_ms: 0,
-            removals_ms: Vec::new(),
-            fresh: false,
-            leaving: false,
-            removed: false,
-            expelled: false,
-            departure: None,
-            kept: None,
-            labels: BTreeMap::new(),
-        };
+        let none = String::new;
+        let record = Record::founder(name.to_owned(), none(), name.to_owned(), Vec::new(), none(), 0);
         self.store(&Record::<String>::key(name.to_owned()), Some(&record.to_bytes()));
     }
 

@@ -10,6 +10,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use skein_control::node::admission::IMAGES as PREFIX;
 use skein_control::view::View;
 use skein_net::endpoint::{Class, Endpoint};
 use skein_net::identity::NodeId;
@@ -26,7 +27,6 @@ use crate::members::Members;
 use crate::pieces;
 use crate::wire::{self, Answer, Ask};
 
-const PREFIX: &str = "skein/images//";
 /// Pieces of a blob on its way to another node.
 const PIECE_BYTES: usize = 1 << 20;
 const TRIES: usize = 8;

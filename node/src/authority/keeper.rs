@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use skein_control::node::admission::TOKENS;
 use skein_control::node::authority::{
     Act, Change as Plan, Fingerprint, HOLDERS, Holder, Made, PREFIX, Sight, TRUST, Trust, plan,
 };
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{Authority, Shelf, Trusted, edition_of, holders_of, moment, trust_of};
-use crate::admission::{TOKENS, all_done, json};
+use crate::admission::{all_done, json};
 use crate::clock;
 use crate::home::Slot;
 use crate::report;

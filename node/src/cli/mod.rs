@@ -1,6 +1,7 @@
 //! What a user can say. Exit codes: see [`EXIT_CODES`].
 
 mod advertise;
+mod backup;
 mod demo;
 mod networks;
 mod recover;
@@ -116,6 +117,29 @@ enum Verb {
         #[arg(long, value_name = "NAME")]
         off: Vec<String>,
     },
+    /// Write everything that the cluster knows, and its authorities, into one encrypted file: on any node, while it runs.
+    Backup {
+        /// Where to; replaced whole if it is there. `-` for standard output.
+        file: PathBuf,
+        #[command(flatten)]
+        passphrase: backup::Passphrase,
+    },
+    /// Begin the cluster of a backup anew on this machine, which belongs to none, and run. Others join it afterwards.
+    Restore {
+        /// What `skein backup` wrote.
+        file: PathBuf,
+        /// The recovery key or the passphrase, in a file; `-` for standard input. Asked for unless given.
+        #[arg(long, value_name = "FILE")]
+        key_file: Option<PathBuf>,
+        /// Beside another cluster that answers on this network.
+        #[arg(long)]
+        beside: bool,
+        /// Do not ask; what ends is said all the same.
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
     /// Three real nodes on this one machine: a Deployment, a killed node, the pods back elsewhere.
     Demo(demo::Demo),
 }
@@ -221,6 +245,12 @@ enum CaVerb {
         #[arg(long)]
         yes: bool,
     },
+    /// Make and print a new recovery key, which opens backups: for when the one of the founding was lost.
+    RecoveryKey {
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -275,7 +305,9 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     let done = match cli.verb {
-        Verb::Up { node, .. } | Verb::Join { node, .. } if node.again => run::up(&dir, node, None, false),
+        Verb::Up { node, .. } | Verb::Join { node, .. } | Verb::Restore { node, .. } if node.again => {
+            run::up(&dir, node, None, false)
+        }
         Verb::Up { node, cluster, new_cluster } => run::up(&dir, node, cluster.as_deref(), new_cluster),
         Verb::Join { token, node } => run::join(&dir, node, &token),
         Verb::Status { output } => verbs::status(&dir, output),
@@ -296,12 +328,17 @@ pub(crate) fn main() -> ExitCode {
         }
         Verb::Kubeconfig { user, verb: None } => verbs::kubeconfig(&dir, user.as_deref()),
         Verb::Ca(CaVerb::Rotate { now, overlap, yes }) => verbs::rotate(&dir, now, overlap, yes),
+        Verb::Ca(CaVerb::RecoveryKey { yes }) => backup::recovery_key(&dir, yes),
         Verb::Leave { cancel: true, .. } => verbs::stay(&dir, None),
         Verb::Leave { end_cluster: true, force, .. } => verbs::end_cluster(&dir, force),
         Verb::Leave { .. } => verbs::leave(&dir),
         Verb::Remove { name, cancel: true, .. } => verbs::stay(&dir, Some(&name)),
         Verb::Remove { name, now, .. } => verbs::remove(&dir, &name, now),
         Verb::Recover { yes, off } => recover::recover(&dir, yes, &off),
+        Verb::Backup { file, passphrase } => backup::backup(&dir, &file, &passphrase),
+        Verb::Restore { file, key_file, beside, yes, node } => {
+            run::restore(&dir, node, &file, key_file.as_deref(), beside, yes)
+        }
         Verb::Demo(demo) => demo::run(demo),
     };
     match done {
@@ -367,9 +404,10 @@ mod tests {
 
     #[test]
     fn what_a_node_was_started_with_starts_its_next_life_too() {
-        for line in ["skein --data-dir /x join TOKEN --name a", "skein up --new-cluster"] {
+        for line in ["skein --data-dir /x join TOKEN --name a", "skein up --new-cluster", "skein restore F"] {
             let words = line.split(' ').chain([run::AGAIN]);
-            let (Verb::Up { node, .. } | Verb::Join { node, .. }) = Cli::try_parse_from(words).unwrap().verb
+            let (Verb::Up { node, .. } | Verb::Join { node, .. } | Verb::Restore { node, .. }) =
+                Cli::try_parse_from(words).unwrap().verb
             else {
                 panic!("it starts a node")
             };

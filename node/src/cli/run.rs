@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use age::secrecy::{ExposeSecret as _, SecretString};
 use skein_control::node::directory::{self, As, Asked, Past, Step, Up};
 use skein_net::beacon::{self, Around, PEERS_MAX, Twin};
 use skein_net::ca::ClusterCa;
@@ -21,7 +22,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::verbs::confirm;
 use super::{NodeArgs, advertise, networks};
+use crate::backup::{self, Recipient, restoration};
 use crate::clock::{self, ClusterTime};
 use crate::daemon::{self, Config, End, Failure, Node, Ports};
 use crate::home::{Claim, Home, Joining, Membership, Slot};
@@ -81,9 +84,46 @@ pub(super) fn up(
             home.set_membership(&membership)?;
             home.set_authority(&identity, Slot::Current, &authority)?;
             home.set_certificate(&chain)?;
-            run(Place { home, ports, _claim: claim }, identity, membership, chain, args, Greeting::Founded)
+            let (secret, recipient) = Recipient::draw(clock::now_ms());
+            let greeting = Greeting::Founded { secret, recipient };
+            run(Place { home, ports, _claim: claim }, identity, membership, chain, args, greeting)
         }
     }
+}
+
+/// Begins the cluster of a backup anew here: another incarnation of it, with this machine as its only member.
+pub(super) fn restore(
+    dir: &Path,
+    args: NodeArgs,
+    file: &Path,
+    key_file: Option<&Path>,
+    beside: bool,
+    yes: bool,
+) -> Result<(), Failure> {
+    log_to_stderr();
+    clock::set_machine_off(args.clock_offset.saturating_mul(1000));
+    let home = Home::new(dir);
+    check_words(&home, &args)?;
+    let claim = home.claim()?;
+    advertise::chosen(&home, &args.advertise, args.listen)?;
+    let set_aside = directory::restore(&home.look()?)?;
+    let name = node_name(args.name.as_deref())?;
+    let backup = backup::read(file, &super::backup::secret(key_file)?)?;
+    drop(check_machine(&home, &args)?);
+    if !beside {
+        // The cluster itself may live, and two of it would be one too many.
+        look(&args).map_err(|error| format!("{error}; to restore beside it: --beside"))?;
+    }
+    println!("{}", restoration::told(&backup));
+    confirm(
+        "This cannot be undone where nodes of that cluster still run: they are another one from then on.",
+        yes,
+    )?;
+    let ports = Ports::take(args.listen, args.api_listen)?;
+    clear(&home, set_aside, &args)?;
+    let identity = Identity::load_or_create(dir)?;
+    let (membership, chain) = runtime()?.block_on(restoration::begin_anew(&home, &identity, name, backup))?;
+    run(Place { home, ports, _claim: claim }, identity, membership, chain, args, Greeting::Restored)
 }
 
 pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failure> {
@@ -274,9 +314,13 @@ fn refusal(around: &Around) -> String {
 }
 
 /// What the operator is told once the node runs.
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Greeting {
-    Founded,
+    /// With the recovery key, and its public half.
+    Founded {
+        secret: SecretString,
+        recipient: Recipient,
+    },
+    Restored,
     Joined,
     Back,
 }
@@ -310,6 +354,10 @@ fn run(
         images: images::Config {
             limits: images::Limits { layer_bytes_max: args.image_layer_max, ..Default::default() },
             plain_http: images::PlainHttp(args.insecure_registry),
+        },
+        recipient: match &greeting {
+            Greeting::Founded { recipient, .. } => Some(recipient.clone()),
+            Greeting::Restored | Greeting::Joined | Greeting::Back => None,
         },
     };
     let runtime = runtime()?;
@@ -386,19 +434,25 @@ impl Greet {
             dir => format!(" --data-dir {}", dir.display()),
         };
         match self.greeting {
-            Greeting::Founded => {
+            Greeting::Founded { ref secret, .. } => {
                 println!(
                     "Founded cluster {:?}, fingerprint {}",
                     self.cluster.name,
                     self.cluster.id.fingerprint()
                 );
-                println!("This node is {}; the Kubernetes API is at https://{}", self.name, self.api);
-                println!("kubeconfig:            skein kubeconfig{dir} > ~/.kube/config");
-                match self.door.mint(&self.addresses, 1, Duration::from_secs(15 * 60), None).await {
-                    Ok(token) => println!("On the next machine:   skein join {token}"),
-                    Err(error) => println!("For the next machine:  skein token create{dir}   ({error})"),
-                }
-                println!("One node survives no failure. Add two more to survive one.");
+                self.say_what_comes_next(&dir).await;
+                println!("Recovery key:          {}", secret.expose_secret());
+                println!(
+                    "It opens every backup (skein backup{dir} FILE). It is shown this once and kept nowhere: write it down."
+                );
+            }
+            Greeting::Restored => {
+                println!(
+                    "Restored cluster {:?}, fingerprint {}",
+                    self.cluster.name,
+                    self.cluster.id.fingerprint()
+                );
+                self.say_what_comes_next(&dir).await;
             }
             Greeting::Joined => {
                 let me = self.store.voter();
@@ -430,6 +484,17 @@ impl Greet {
             ),
         }
         info!("up");
+    }
+
+    /// For whoever has a cluster of one node.
+    async fn say_what_comes_next(&self, dir: &str) {
+        println!("This node is {}; the Kubernetes API is at https://{}", self.name, self.api);
+        println!("kubeconfig:            skein kubeconfig{dir} > ~/.kube/config");
+        match self.door.mint(&self.addresses, 1, Duration::from_secs(15 * 60), None).await {
+            Ok(token) => println!("On the next machine:   skein join {token}"),
+            Err(error) => println!("For the next machine:  skein token create{dir}   ({error})"),
+        }
+        println!("One node survives no failure. Add two more to survive one.");
     }
 }
 

@@ -76,6 +76,31 @@ pub(super) fn talk_in_lines(
     })
 }
 
+/// The same where the answer is of any length: hands `take` each piece of it.
+pub(super) fn talk_in_pieces(
+    dir: &Path,
+    method: Method,
+    verb: &str,
+    mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let answer = ask(dir, method, verb, Full::new(Bytes::new())).await?;
+        let status = answer.status();
+        let mut body = answer.into_body();
+        if !status.is_success() {
+            return understood(status, &body.collect().await?.to_bytes()).map(drop);
+        }
+        while let Some(frame) = body.frame().await {
+            let cut = |_| "the daemon went away before it had given everything; nothing was made";
+            if let Ok(piece) = frame.map_err(cut)?.into_data() {
+                take(&piece)?;
+            }
+        }
+        Ok(())
+    })
+}
+
 async fn ask<B>(dir: &Path, method: Method, verb: &str, body: B) -> Result<Response<Incoming>, Failure>
 where
     B: hyper::body::Body<Data = Bytes> + Send + 'static,

@@ -72,7 +72,7 @@ pub(crate) async fn turn(
     match founding {
         Some(founding) => {
             let (state, ops) = beginning(&founding, &legacy, membership, voter)?;
-            begin(&files, voter, wire::store_tag(tag), state.next_life(ops)).await?;
+            begin(&files, voter, wire::store_tag(tag), state.next_life(1, ops)).await?;
         }
         None => begin_as_follower(&files, voter, wire::store_tag(tag), legacy.shown).await?,
     }

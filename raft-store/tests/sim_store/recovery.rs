@@ -36,7 +36,7 @@ async fn begin_anew(world: &World, number: usize, legacy: &Legacy) {
         (FOLLOWER, _) => begin_as_follower(&files, voter, NEXT, legacy.shown.clone()).await,
         (_, log) => {
             let whole = &log.as_ref().expect("its log is sound").whole;
-            begin(&files, voter, NEXT, whole.next_life(vec![marker()])).await
+            begin(&files, voter, NEXT, whole.next_life(1, vec![marker()])).await
         }
     };
     begun.expect("an empty disk");

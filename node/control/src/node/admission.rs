@@ -15,8 +15,15 @@ use skein_api::write::{Change, Expect, Write};
 
 use super::departure;
 use super::roster::{self, Member, Record};
-use crate::node_health::unreachable_since;
+use crate::node_health::{is_pinned, unreachable_since};
 use crate::view::{View, key_of};
+
+/// The start of the key of a token's record; its id follows.
+pub const TOKENS: &str = "skein/tokens//";
+/// The start of the key by which a node has a range of the pods' addresses; the range's first address follows.
+pub const SUBNETS: &str = "skein/subnets//";
+/// The start of the key that says which nodes have an image that somebody loaded.
+pub const IMAGES: &str = "skein/images//";
 
 /// Labels that each node writes for itself.
 const OWN_LABELS: [&str; 2] = ["kubernetes.io/", "node.kubernetes.io/"];
@@ -108,9 +115,9 @@ pub fn may_give_place(view: &View, name: &str) -> Result<(), Refusal> {
 }
 
 /// Whether pods are still bound to a node that is not there yet: to one of its name that has gone. They are replaced
-/// before it comes, so that nobody takes them for its own.
+/// before it comes, so that nobody takes them for its own. Those that name the node themselves wait for just that one.
 pub fn is_haunted(view: &View, name: &str) -> bool {
-    view.named::<Node>("", name).is_none() && view.pods_on(name).next().is_some()
+    view.named::<Node>("", name).is_none() && view.pods_on(name).any(|(_, pod)| !is_pinned(pod))
 }
 
 fn former(view: &View, record: &Record) -> Result<Former, Refusal> {
@@ -220,6 +227,14 @@ mod tests {
         world.delete("core/nodes//b");
         assert!(is_haunted(&world.view, "b"));
         world.settle();
+        assert!(!is_haunted(&world.view, "b"));
+        // Such a one comes back as soon as a node of that name does, and never otherwise.
+        world.put(serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "pinned", "namespace": "default" },
+            "spec": { "nodeName": "b", "containers": [{ "name": "main", "image": "x" }] },
+        }));
+        world.settle();
+        assert_eq!(world.view.pods_on("b").count(), 1);
         assert!(!is_haunted(&world.view, "b"));
     }
 }

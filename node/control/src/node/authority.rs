@@ -33,6 +33,8 @@ use serde::{Deserialize, Serialize};
 pub const PREFIX: &str = "skein/authorities/";
 /// The key of the [`Trust`] record.
 pub const TRUST: &str = "skein/authorities//trust";
+/// The start of the key of a client certificate's record; its serial follows.
+pub const CLIENTS: &str = "skein/clients//";
 /// The start of a [`Holder`] record's key; the node's id follows.
 pub const HOLDERS: &str = "skein/authorities/holders/";
 

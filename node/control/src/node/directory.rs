@@ -145,6 +145,18 @@ pub enum Refusal {
         /// The same.
         fingerprint: String,
     },
+    /// `restore` of a member.
+    #[error(
+        "{dir} belongs to cluster {cluster:?} ({fingerprint}), and a backup is restored onto a machine that belongs to none; let it leave first (skein leave), or give another --data-dir"
+    )]
+    NoRestore {
+        /// The directory.
+        dir: String,
+        /// To which cluster it belongs.
+        cluster: String,
+        /// The same.
+        fingerprint: String,
+    },
     /// `up --name` or `--cluster` with another name than the one that counts.
     #[error(
         "the {what} is called {is:?}, not {asked:?}, and keeps its name; start it without {option}, or let this node leave (skein leave) and begin anew"
@@ -218,6 +230,19 @@ pub fn join(found: &Found, own_cluster: bool) -> Result<Step<As>, Refusal> {
     })
 }
 
+/// What is set aside first where a backup is restored: the machine is to be a bare one.
+pub fn restore(found: &Found) -> Result<Option<Past>, Refusal> {
+    if let Some(Membership { cluster, fingerprint, .. }) = found.member() {
+        let (dir, cluster, fingerprint) = (found.dir.clone(), cluster.clone(), fingerprint.clone());
+        return Err(Refusal::NoRestore { dir, cluster, fingerprint });
+    }
+    let set_aside = past(found)?;
+    match set_aside {
+        Some(Past::Joining) => Err(Refusal::Joining { dir: found.dir.clone() }),
+        set_aside => Ok(set_aside),
+    }
+}
+
 /// Whether a member may start as it is asked to.
 fn runs(found: &Found, member: &Membership, asked: Asked<'_>) -> Result<(), Refusal> {
     let Membership { cluster, fingerprint, name, .. } = member;
@@ -273,7 +298,7 @@ mod tests {
     use super::*;
 
     /// Everything that can be asked, in the order of the lists below.
-    const WISHES: [(&str, Wish); 7] = [
+    const WISHES: [(&str, Wish); 8] = [
         ("up", Wish::Up(Asked { new_cluster: false, name: None, cluster: None })),
         ("up --name own", Wish::Up(Asked { new_cluster: false, name: Some("pi"), cluster: Some("home") })),
         ("up --name other", Wish::Up(Asked { new_cluster: false, name: Some("other"), cluster: None })),
@@ -281,12 +306,14 @@ mod tests {
         ("up --new-cluster", Wish::Up(Asked { new_cluster: true, name: None, cluster: None })),
         ("join, own cluster", Wish::Join { own_cluster: true }),
         ("join, another", Wish::Join { own_cluster: false }),
+        ("restore", Wish::Restore),
     ];
 
     #[derive(Clone, Copy)]
     enum Wish {
         Up(Asked<'static>),
         Join { own_cluster: bool },
+        Restore,
     }
 
     fn belongs(stage: Stage) -> Found {
@@ -323,6 +350,7 @@ mod tests {
                 };
                 Step { set_aside, then }
             }
+            Wish::Restore => Step { set_aside: restore(found)?, then: "restore" },
         })
     }
 
@@ -337,7 +365,7 @@ mod tests {
         }
     }
 
-    fn check(what: &str, found: &Found, expect: [&str; 7]) {
+    fn check(what: &str, found: &Found, expect: [&str; 8]) {
         for ((wish, outcome), expect) in
             WISHES.map(|(name, wish)| (name, said(found, wish))).iter().zip(expect)
         {
@@ -345,10 +373,10 @@ mod tests {
         }
     }
 
-    const AFRESH: [&str; 7] =
-        ["look, found", "look, found", "look, found", "look, found", "found", "join", "join"];
+    const AFRESH: [&str; 8] =
+        ["look, found", "look, found", "look, found", "look, found", "found", "join", "join", "restore"];
 
-    fn after(past: &str) -> [String; 7] {
+    fn after(past: &str) -> [String; 8] {
         AFRESH.map(|then| format!("{past} aside, {then}"))
     }
 
@@ -364,7 +392,7 @@ mod tests {
     #[test]
     fn a_member_starts_under_its_name_and_does_nothing_else() {
         let (name, member) = ("no: OtherName", "no: IsMember");
-        let expect = ["run", "run", name, name, "no: NoNewCluster", member, member];
+        let expect = ["run", "run", name, name, "no: NoNewCluster", member, member, "no: NoRestore"];
         check("a member", &belongs(Stage::Member), expect);
         let lost_store = Found { store: false, ..belongs(Stage::Member) };
         check("a member whose store was lost", &lost_store, expect);
@@ -385,7 +413,7 @@ mod tests {
         check(
             "no certificate",
             &lost,
-            [no, no, name, name, "no: NoNewCluster", "join as member", "no: IsMember"],
+            [no, no, name, name, "no: NoNewCluster", "join as member", "no: IsMember", "no: NoRestore"],
         );
     }
 
@@ -400,7 +428,7 @@ mod tests {
     #[test]
     fn a_join_without_an_answer_is_repeated_with_the_same_key_for_the_same_cluster_only() {
         let no = "no: Joining";
-        let expect = [no, no, no, no, no, "join again", "Joining aside, join"];
+        let expect = [no, no, no, no, no, "join again", "Joining aside, join", no];
         let joining = Found { joining: true, identity: true, ..empty() };
         check("joining", &joining, expect);
         let half = Found { joining: true, certificate: true, ..with_store() };
@@ -422,14 +450,14 @@ mod tests {
             ("authorities", Found { authority: true, ..empty() }),
             ("a certificate", Found { certificate: true, identity: true, ..empty() }),
         ] {
-            check(what, &found, ["no: Homeless"; 7]);
+            check(what, &found, ["no: Homeless"; 8]);
         }
     }
 
     #[test]
     fn a_directory_of_somebody_else_is_not_touched() {
         for found in [empty(), with_store(), belongs(Stage::Left), Found { joining: true, ..empty() }] {
-            check("strange", &Found { strange: Some("home".into()), ..found }, ["no: Strange"; 7]);
+            check("strange", &Found { strange: Some("home".into()), ..found }, ["no: Strange"; 8]);
         }
     }
 

@@ -6,6 +6,7 @@ pub mod authority;
 pub mod departure;
 pub mod directory;
 pub mod recovery;
+pub mod restoration;
 pub mod roster;
 
 mod drain;

@@ -66,6 +66,45 @@ pub struct Record<Node = String, Store = String, Subnet = String> {
 }
 
 impl<N, S, P> Record<N, S, P> {
+    /// Of a machine that was let in now, and has not voted yet.
+    pub fn new(
+        node: N,
+        store: S,
+        name: String,
+        addresses: Vec<SocketAddr>,
+        subnet: P,
+        joined_ms: u64,
+    ) -> Record<N, S, P> {
+        Record {
+            node,
+            store,
+            name,
+            addresses,
+            subnet,
+            joined_ms,
+            removals_ms: Vec::new(),
+            fresh: true,
+            leaving: false,
+            removed: false,
+            expelled: false,
+            departure: None,
+            kept: None,
+            labels: BTreeMap::new(),
+        }
+    }
+
+    /// Of a cluster's first member: it votes from the beginning.
+    pub fn founder(
+        node: N,
+        store: S,
+        name: String,
+        addresses: Vec<SocketAddr>,
+        subnet: P,
+        joined_ms: u64,
+    ) -> Record<N, S, P> {
+        Record { fresh: false, ..Record::new(node, store, name, addresses, subnet, joined_ms) }
+    }
+
     /// The key of a node's record.
     pub fn key(node: N) -> String
     where
@@ -177,22 +216,8 @@ mod tests {
     use super::*;
 
     fn record(removed: bool) -> Record {
-        Record {
-            node: "0a".into(),
-            store: "0b".into(),
-            name: "one".into(),
-            addresses: Vec::new(),
-            subnet: "10.42.0.0/24".into(),
-            joined_ms: 1,
-            removals_ms: Vec::new(),
-            fresh: true,
-            leaving: false,
-            removed,
-            expelled: false,
-            departure: None,
-            kept: None,
-            labels: BTreeMap::new(),
-        }
+        let subnet = "10.42.0.0/24".into();
+        Record { removed, ..Record::new("0a".into(), "0b".into(), "one".into(), Vec::new(), subnet, 1) }
     }
 
     #[test]
