@@ -297,7 +297,8 @@ impl Cluster {
         Error::Late { what, limit, logs: self.lab.dir().to_owned() }
     }
 
-    fn start(&mut self, name: &str, words: &[&str]) -> Result<(), Error> {
+    /// Starts `skein` with `words` as the machine's daemon, for its disk; returns at once.
+    pub fn start(&mut self, name: &str, words: &[&str]) -> Result<(), Error> {
         let share = self.names.len().to_string();
         let machine = self.lab.machine_mut(name);
         let (disk, cgroup) = (machine.disk().display().to_string(), machine.cgroup().to_owned());
