@@ -1,6 +1,7 @@
 //! A running node: every part started in order, and stopped in the reverse one.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -225,14 +226,14 @@ pub(crate) struct Node {
 
 /// What of a node is in the kernel, and goes on while its daemon is away.
 #[derive(Clone)]
-struct Remains {
-    machine: Machine,
-    network: skein_podnet::Config,
+pub(crate) struct Remains {
+    pub(crate) machine: Machine,
+    pub(crate) network: skein_podnet::Config,
 }
 
 impl Remains {
     /// For a node that has left its cluster: nothing of it stays but files.
-    async fn clear(self) {
+    pub(crate) async fn clear(self) {
         if let Err(error) = self.machine.purge().await {
             warn!(%error, "could not remove what ran here");
         }
@@ -244,36 +245,26 @@ impl Remains {
     }
 }
 
-/// Ends what still runs of the node whose data lies in `home`, and has no daemon. What cannot be ended is told.
-pub(crate) async fn end_former(home: &Home, cgroup: Option<&str>) {
-    if !home.dir().join("pods").exists() {
-        return;
-    }
-    let ending = async {
-        let tag = Identity::node_in(home.dir())?.map(|node| node.short()).unwrap_or_default();
-        let config = machine_config(home, cgroup, &tag)?;
-        let network = network_config(home, &tag, first_subnet())?;
-        Remains { machine: Machine::open(config).await?, network }.clear().await;
-        Ok::<_, Failure>(())
-    };
-    if let Err(error) = ending.await {
-        warn!(error = %ErrorChain(&*error), "could not end what a former node has left running here");
-    }
+/// The cgroup of the pods of `node`, below each hierarchy's root, unless another one was `given`.
+pub(crate) fn cgroup_of(given: Option<&str>, node: Option<NodeId>) -> Option<PathBuf> {
+    let own = || node.map(|node| format!("skein/{}", node.short()));
+    given.map(str::to_owned).or_else(own).map(PathBuf::from)
 }
 
-/// Where the pods of the node with this tag live.
-fn machine_config(home: &Home, cgroup: Option<&str>, tag: &str) -> Result<skein_runtime::Config, Failure> {
+/// Where the pods of a node live.
+pub(crate) fn machine_config(home: &Home, cgroup: PathBuf) -> Result<skein_runtime::Config, Failure> {
     Ok(skein_runtime::Config {
         data_dir: home.part("pods")?,
         logs_dir: home.part("logs")?,
-        cgroup: cgroup.map_or_else(|| format!("skein/{tag}"), str::to_owned).into(),
+        cgroup,
+        owner: Some(home.owner()?),
         cgroup_mount: skein_runtime::CGROUP_MOUNT.into(),
     })
 }
 
-fn network_config(home: &Home, tag: &str, subnet: Subnet) -> Result<skein_podnet::Config, Failure> {
+pub(crate) fn network_config(home: &Home, subnet: Subnet) -> Result<skein_podnet::Config, Failure> {
     let cluster = POD_NETWORK.parse().expect("a network in CIDR notation");
-    Ok(skein_podnet::Config { dir: home.part("network")?, tag: tag.to_owned(), cluster, subnet })
+    Ok(skein_podnet::Config { dir: home.part("network")?, tag: home.owner()?, cluster, subnet })
 }
 
 /// The pod subnet of whoever comes first.
@@ -384,7 +375,8 @@ impl Node {
             tuning: gossip::core::Tuning::default(),
         })?;
 
-        let machine = Machine::open(machine_config(&home, config.cgroup.as_deref(), &me.short())?).await?;
+        let cgroup = cgroup_of(config.cgroup.as_deref(), Some(me)).expect("a node's id is a name");
+        let machine = Machine::open(machine_config(&home, cgroup)?).await?;
         let Probe { missing, weaker, .. } = Machine::probe(machine.config());
         // A voter that can run nothing any more still votes.
         missing.iter().for_each(|missing| error!("no container can start here: {missing}"));
@@ -541,7 +533,8 @@ impl Node {
             disk_kib: disk::capacity_kib(home.dir()),
         };
         let (troubles, troubled) = tokio::sync::watch::channel(Vec::new());
-        let network_config = network_config(&home, &me.short(), record.subnet)?;
+        let network_config = network_config(&home, record.subnet)?;
+        let tag = network_config.tag.clone();
         let remains = Remains { machine, network: network_config.clone() };
         let network = tokio::task::spawn_blocking(move || Network::open(network_config)).await??;
         let agent = Agent {
@@ -557,7 +550,7 @@ impl Node {
             offer,
             disk,
             pressures,
-            tag: me.short(),
+            tag,
             subnet: record.subnet,
             troubles,
         };

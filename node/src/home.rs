@@ -20,6 +20,7 @@
 mod claim;
 mod close;
 mod look;
+mod owner;
 mod path;
 
 use std::fs;

@@ -17,6 +17,7 @@ mod cluster;
 mod daemon;
 mod departures;
 mod disk;
+mod former;
 mod gateway;
 mod home;
 mod leader;

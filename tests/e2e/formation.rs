@@ -317,7 +317,7 @@ fn a_benchmark_that_is_interrupted_leaves_nothing() {
 }
 
 /// Where there is a cgroup of that name: in the one hierarchy of version 2, or in any of version 1.
-fn cgroups(group: &str) -> Vec<PathBuf> {
+pub(crate) fn cgroups(group: &str) -> Vec<PathBuf> {
     let mount = PathBuf::from("/sys/fs/cgroup");
     let hierarchies = fs::read_dir(&mount).expect("Linux has cgroups").flatten().map(|entry| entry.path());
     let dirs = hierarchies.chain([mount]).map(|hierarchy| hierarchy.join(group));

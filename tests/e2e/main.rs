@@ -22,6 +22,7 @@ mod members;
 mod neighbours;
 mod pods;
 mod recovery;
+mod remains;
 mod user;
 mod voters;
 mod watching;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         failover::TESTS,
         finding::TESTS,
         members::TESTS,
+        remains::TESTS,
         addresses::TESTS,
         neighbours::TESTS,
         disk::TESTS,

@@ -177,6 +177,41 @@ fn a_detached_pod_leaves_no_link_and_a_restart_clears_what_a_crash_left() {
     assert_eq!(node.with_network(|network| network.address("b")), None);
 }
 
+/// Its directory was deleted: the table of addresses, and whatever else told of it, is gone.
+#[test]
+fn links_of_a_node_that_nobody_remembers_go_by_their_tag_and_another_nodes_stay() {
+    let (Some(node), Some(a), Some(b)) = (Node::new("10.42.1.0/24"), Namespace::new(), Namespace::new())
+    else {
+        return;
+    };
+    node.attach("a", &a);
+    let peers = BTreeSet::from([Peer {
+        subnet: "10.42.2.0/24".parse().unwrap(),
+        via: Ipv4Addr::new(192, 0, 2, 100).into(),
+    }]);
+    let neighbour = Config {
+        dir: node.dir.path().join("neighbour"),
+        tag: "ffffffffff".into(),
+        cluster: "10.42.0.0/16".parse().unwrap(),
+        subnet: "10.42.3.0/24".parse().unwrap(),
+    };
+    let path = b.path.clone();
+    node.namespace.run(move || {
+        std::fs::create_dir(&neighbour.dir).unwrap();
+        let mut network = Network::open(neighbour).unwrap();
+        network.attach("b", &path).unwrap();
+        network.set_peers(&peers, &NONE_TAKEN).ok();
+    });
+    assert_eq!(node.links().len(), 2);
+    let routes = node.namespace.routes();
+    node.namespace.run(|| crate::clear("0123456789").unwrap());
+    assert!(matches!(&*node.links(), [link] if link.starts_with("skfffff")), "{:?}", node.links());
+    // Whose the routes to other nodes are nobody can tell while one is here.
+    assert_eq!(node.namespace.routes().len(), routes.len() - 1, "{routes:?}");
+    node.namespace.run(|| crate::clear("ffffffffff").unwrap());
+    assert_eq!((node.links(), node.namespace.routes()), (Vec::<String>::new(), Vec::<String>::new()));
+}
+
 #[test]
 fn attaching_again_after_a_crash_gives_the_same_address() {
     let (Some(node), Some(a), Some(again)) = (Node::new("10.42.1.0/24"), Namespace::new(), Namespace::new())

@@ -27,7 +27,7 @@ pub mod routes;
 mod subnet;
 
 pub use ipam::Ipam;
-pub use network::{Config, Error, Network};
+pub use network::{Config, Error, Network, clear};
 pub use probe::Probe;
 pub use routes::Peer;
 pub use subnet::{Subnet, SubnetError};

@@ -13,13 +13,17 @@ use crate::netlink::Netlink;
 use crate::routes::{self, Peer};
 use crate::{Subnet, forwarding, link};
 
+/// The start of the name of each pod's link.
+const PREFIX: &str = "sk";
+
 /// What [`Network::open`] needs.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Directory for the table of addresses; it must exist.
     pub dir: PathBuf,
-    /// Five characters of this node's id: part of each link's name, so that nodes that share a network
-    /// namespace do not take each other's links for leftovers.
+    /// Whose the links are; its first five characters are part of each one's name, so that nodes that share a network
+    /// namespace do not take each other's for leftovers. To be that of the data directory rather than the node's: what
+    /// a node has left whose directory was deleted is known to the next one by it.
     pub tag: String,
     /// All pods of the cluster.
     pub cluster: Subnet,
@@ -122,17 +126,9 @@ impl Network {
             self.detach(&pod)?;
         }
         let kept: BTreeSet<String> = live.iter().map(|pod| self.link_name(pod)).collect();
-        let prefix = self.prefix();
-        for name in link::pairs(&mut self.netlink).map_err(Error::Unusable)? {
-            if name.starts_with(&prefix) && !kept.contains(&name) {
-                link::detach(&mut self.netlink, &name).map_err(|source| Error::Link {
-                    action: "detach",
-                    pod: name,
-                    source,
-                })?;
-            }
-        }
-        Ok(())
+        detach_links(&mut self.netlink, |name| {
+            name.starts_with(&prefix(&self.config.tag)) && !kept.contains(name)
+        })
     }
 
     /// Whether any pod has an address here.
@@ -156,16 +152,36 @@ impl Network {
         routes::clear(&mut self.netlink).map_err(Error::Routes)
     }
 
-    fn prefix(&self) -> String {
-        format!("sk{:.5}", self.config.tag)
-    }
-
-    /// At most 15 bytes (`IFNAMSIZ` less its end): `sk`, the node's tag, 32 bits of the pod's uid.
+    /// At most 15 bytes (`IFNAMSIZ` less its end): `sk`, the tag, 32 bits of the pod's uid.
     fn link_name(&self, pod: &str) -> String {
         // FNV-1a: the same name for the same pod after every restart, without a table.
         let hash = pod
             .bytes()
             .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-        format!("{}{hash:08x}", self.prefix())
+        format!("{}{hash:08x}", prefix(&self.config.tag))
     }
+}
+
+/// Removes every link with this [`Config::tag`], for a node of which nothing else is known any more. Routes tell nobody
+/// whose they are; they go with the last link of any node here.
+pub fn clear(tag: &str) -> Result<(), Error> {
+    let mut netlink = Netlink::open().map_err(Error::Unusable)?;
+    detach_links(&mut netlink, |name| name.starts_with(&prefix(tag)))?;
+    let links = link::pairs(&mut netlink).map_err(Error::Unusable)?;
+    match links.iter().any(|name| name.starts_with(PREFIX)) {
+        true => Ok(()),
+        false => routes::clear(&mut netlink).map_err(Error::Routes),
+    }
+}
+
+fn prefix(tag: &str) -> String {
+    format!("{PREFIX}{tag:.5}")
+}
+
+fn detach_links(netlink: &mut Netlink, is_gone: impl Fn(&str) -> bool) -> Result<(), Error> {
+    let links = link::pairs(netlink).map_err(Error::Unusable)?;
+    for name in links.into_iter().filter(|name| is_gone(name)) {
+        link::detach(netlink, &name).map_err(|source| Error::Link { action: "detach", pod: name, source })?;
+    }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 //! Our part of each hierarchy, with `ours` from the configuration such as `skein/<node id>`:
 //!
 //! ```text
+//! <mount>/<ours>/of-<owner>                   whose all this is, and whether that one is alive: see `owner`
 //! <mount>/<ours>/shims                        the shims: outside the daemon's own cgroup
 //! <mount>/<ours>/pod<uid>                     limits of the pod
 //! <mount>/<ours>/pod<uid>/<name>-<attempt>    limits of the container, and its processes
@@ -15,9 +16,10 @@
 mod detect;
 mod devices;
 mod limits;
+mod owner;
 mod processes;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -28,6 +30,7 @@ use crate::engine::{ContainerId, PodUid, Resources, Usage};
 
 pub(crate) use devices::{DEFAULT_DEVICES, Device, oci_rules};
 pub(crate) use limits::{CPU_PERIOD_US, cpu_quota_us, cpu_shares};
+pub(crate) use owner::{Holder, groups_of, holder};
 pub(crate) use processes::{join, kill, oom_kills, remove};
 
 /// A mounted hierarchy.
@@ -84,6 +87,23 @@ impl Cgroups {
             usable
         });
         Self { device_filter: devices::filter(&hierarchies).cloned(), hierarchies, ours: ours.to_owned() }
+    }
+
+    /// The groups of another engine, as they are: nothing is made.
+    pub(crate) fn present(mount: &Path, group: &Path) -> io::Result<Self> {
+        let mut hierarchies = detect::hierarchies(mount)?;
+        hierarchies.retain(|hierarchy| hierarchy.mount.join(group).is_dir());
+        Ok(Self { device_filter: None, hierarchies, ours: group.to_owned() })
+    }
+
+    /// Marks our groups as `owner`'s, who lives for as long as what this returns is kept.
+    pub(crate) fn claim(&self, owner: &str) -> io::Result<Vec<File>> {
+        owner::claim(&self.hierarchies, &self.ours, owner)
+    }
+
+    /// Our part of each hierarchy.
+    pub(crate) fn groups(&self) -> Vec<PathBuf> {
+        self.at(&self.ours)
     }
 
     /// Whether `controller` works.

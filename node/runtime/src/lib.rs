@@ -42,7 +42,8 @@ pub use engine::{
 pub use fake::{Behaviour, Fake};
 pub use logs::{LogOptions, LogStream};
 pub use machine::{
-    CGROUP_MOUNT, Config, Machine, Probe, in_user_namespace, main_if_shim, missing, try_directory,
+    CGROUP_MOUNT, Config, Machine, Probe, Remains, in_user_namespace, main_if_shim, missing, try_directory,
+    unmount_below,
 };
 
 /// Whether a guard was taken out on purpose; never without the feature of the escape tests.

@@ -17,12 +17,13 @@ mod adopt;
 mod bundle;
 mod exec;
 mod probe;
+mod remains;
 mod start;
 mod table;
 mod trial;
 mod volume;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,7 @@ use crate::shim;
 use crate::sys::process;
 
 pub use probe::{CGROUP_MOUNT, Probe, in_user_namespace, missing};
+pub use remains::{Remains, unmount_below};
 use table::Table;
 pub use trial::try_directory;
 
@@ -60,6 +62,9 @@ pub struct Config {
     pub logs_dir: PathBuf,
     /// Our cgroup below the root of each hierarchy, such as `skein/<node id>`.
     pub cgroup: PathBuf,
+    /// Whose the cgroup is, in a few letters and digits: written into it, and held while this engine lives, so that what
+    /// runs there is known by it when nothing else tells ([`Remains`]). `None`: nobody's.
+    pub owner: Option<String>,
     /// Where the cgroup file systems are mounted: [`CGROUP_MOUNT`].
     pub cgroup_mount: PathBuf,
 }
@@ -75,6 +80,8 @@ struct Inner {
     boot: Boot,
     user_namespace: bool,
     table: Table,
+    /// What says that this engine's owner is alive.
+    _held: Vec<File>,
     /// Where containers are watched: it must outlive whoever happens to call.
     runtime: tokio::runtime::Handle,
 }
@@ -144,6 +151,17 @@ impl Inner {
         let config = Config { data_dir, logs_dir, ..config };
         let cgroups =
             Cgroups::open(&config.cgroup_mount, &config.cgroup).doing(|| "find cgroups".to_owned())?;
+        let held = match config.owner.as_deref().map_or(Ok(Vec::new()), |owner| cgroups.claim(owner)) {
+            // Two engines in one group would end each other's containers.
+            Err(source) if source.kind() == io::ErrorKind::ResourceBusy => {
+                return Err(Error::Io { doing: format!("take cgroup {}", config.cgroup.display()), source });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "could not mark our cgroup; what is left here is not found without our files");
+                Vec::new()
+            }
+            Ok(held) => held,
+        };
         let boot = Boot::current().doing(|| "read the boot id from /proc".to_owned())?;
         Ok(Self {
             config,
@@ -151,6 +169,7 @@ impl Inner {
             boot,
             user_namespace: in_user_namespace(),
             table: Table::default(),
+            _held: held,
             runtime,
         })
     }

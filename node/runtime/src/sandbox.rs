@@ -91,7 +91,12 @@ pub(crate) fn is_ready(dir: &Path, network: Network) -> bool {
 /// Unmounts everything at and below `dir`, deepest first: pins, shared memory, volumes in memory.
 pub(crate) fn unmount_below(dir: &Path) -> io::Result<()> {
     let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
-    for target in mounts_below(&mountinfo, dir).iter().rev() {
+    unmount(&mounts_below(&mountinfo, dir))
+}
+
+/// Unmounts all of these, given in the order they were mounted.
+pub(crate) fn unmount(targets: &[PathBuf]) -> io::Result<()> {
+    for target in targets.iter().rev() {
         match umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             // Not mounted any more.
             Err(nix::Error::EINVAL | nix::Error::ENOENT) | Ok(()) => {}
@@ -103,8 +108,12 @@ pub(crate) fn unmount_below(dir: &Path) -> io::Result<()> {
 
 /// Mount points at or below `dir`, in the order they were mounted.
 fn mounts_below(mountinfo: &str, dir: &Path) -> Vec<PathBuf> {
-    let targets = mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
-    targets.filter(|target| target.starts_with(dir)).collect()
+    mounts(mountinfo).filter(|target| target.starts_with(dir)).collect()
+}
+
+/// All mount points, in the order they were mounted.
+pub(crate) fn mounts(mountinfo: &str) -> impl Iterator<Item = PathBuf> {
+    mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape)
 }
 
 /// The kernel writes blank, tab, newline and backslash in a path as three octal digits.

@@ -81,7 +81,7 @@ pub(crate) struct Agent {
     pub(crate) offer: Offer,
     pub(crate) disk: watch::Receiver<Health>,
     pub(crate) pressures: watch::Receiver<Pressures>,
-    /// Five characters of the node's id.
+    /// The mark of its links.
     pub(crate) tag: String,
     /// Its pods' addresses.
     pub(crate) subnet: Subnet,

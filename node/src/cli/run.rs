@@ -27,6 +27,7 @@ use super::{NodeArgs, advertise, networks};
 use crate::backup::{self, Recipient, restoration};
 use crate::clock::{self, ClusterTime};
 use crate::daemon::{self, Config, End, Failure, Node, Ports};
+use crate::former::{self, Former};
 use crate::home::{Claim, Home, Joining, Membership, Slot};
 use crate::quorum;
 
@@ -58,14 +59,18 @@ pub(super) fn up(
             let (Some(membership), Some(chain)) = (home.membership()?, home.certificate()?) else {
                 return Err("the data directory changed while it was looked at; try again".into());
             };
+            let own = daemon::cgroup_of(args.cgroup.as_deref(), Identity::node_in(dir)?);
+            let former = Former::find(&home, own.as_deref())?;
             let ports = Ports::take(args.listen, args.api_listen)?;
             be_alone(&home, &membership, &args)?;
+            former.end().iter().for_each(|said| println!("{said}"));
             let identity = Identity::load_or_create(dir)?;
             run(Place { home, ports, _claim: claim }, identity, membership, chain, args, Greeting::Back)
         }
         Up::Found { look_around } => {
             let name = node_name(args.name.as_deref())?;
             let authority = ClusterCa::create(cluster.unwrap_or(CLUSTER), clock::system())?;
+            let former = Former::find(&home, None)?;
             let mut ports = check_machine(&home, &args)?;
             if look_around {
                 // Answers come to the port where a node would be.
@@ -74,7 +79,7 @@ pub(super) fn up(
                 look(&args)?;
                 ports = Ports::take(args.listen, args.api_listen)?;
             }
-            clear(&home, set_aside, &args)?;
+            clear(&home, former, set_aside, &args)?;
             let identity = Identity::load_or_create(dir)?;
             let chain = authority.issue_member(&identity.csr()?, clock::system())?;
             let incarnation = Some(Incarnation::first()?);
@@ -107,6 +112,7 @@ pub(super) fn restore(
     let claim = home.claim()?;
     advertise::chosen(&home, &args.advertise, args.listen)?;
     let set_aside = directory::restore(&home.look()?)?;
+    let former = Former::find(&home, None)?;
     let name = node_name(args.name.as_deref())?;
     let backup = backup::read(file, &super::backup::secret(key_file)?)?;
     drop(check_machine(&home, &args)?);
@@ -120,7 +126,7 @@ pub(super) fn restore(
         yes,
     )?;
     let ports = Ports::take(args.listen, args.api_listen)?;
-    clear(&home, set_aside, &args)?;
+    clear(&home, former, set_aside, &args)?;
     let identity = Identity::load_or_create(dir)?;
     let (membership, chain) = runtime()?.block_on(restoration::begin_anew(&home, &identity, name, backup))?;
     run(Place { home, ports, _claim: claim }, identity, membership, chain, args, Greeting::Restored)
@@ -145,8 +151,13 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
         Some(membership) => membership.name,
         None => node_name(args.name.as_deref())?,
     };
+    let own = daemon::cgroup_of(args.cgroup.as_deref(), Identity::node_in(dir)?);
+    let former = Former::find(&home, own.filter(|_| then == As::Member).as_deref())?;
     let ports = check_machine(&home, &args)?;
-    clear(&home, set_aside, &args)?;
+    match then {
+        As::Member => former.end().iter().for_each(|said| println!("{said}")),
+        As::Newcomer | As::Again => clear(&home, former, set_aside, &args)?,
+    }
     let runtime = runtime()?;
     let identity = Identity::load_or_create(dir)?;
     let joining = match (then, joining) {
@@ -258,9 +269,10 @@ fn look(args: &NodeArgs) -> Result<(), Failure> {
 }
 
 /// Ends what still runs of whoever was here before, and moves everything of it away.
-fn clear(home: &Home, past: Option<Past>, args: &NodeArgs) -> Result<(), Failure> {
+fn clear(home: &Home, former: Former, past: Option<Past>, args: &NodeArgs) -> Result<(), Failure> {
+    former.end_all().iter().for_each(|said| println!("{said}"));
     let Some(past) = past else { return Ok(()) };
-    runtime()?.block_on(daemon::end_former(home, args.cgroup.as_deref()));
+    runtime()?.block_on(former::end_known(home, args.cgroup.as_deref()));
     let (aside, what) = match past {
         Past::Membership => (home.left()?.unwrap_or_else(|| home.aside("left")), "the cluster that it left"),
         Past::Founding => (home.aside("founding"), "a founding that was cut off"),

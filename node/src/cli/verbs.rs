@@ -16,6 +16,7 @@ use skein_runtime::images::Images;
 use super::Output;
 use super::talk::{talk, talk_in_lines, talk_with};
 use crate::daemon::Failure;
+use crate::former::Former;
 use crate::home::Home;
 
 /// How long a daemon that has left may take to end.
@@ -373,6 +374,21 @@ pub(super) fn remove(dir: &Path, name: &str, now: bool) -> Result<(), Failure> {
 }
 
 pub(super) fn end_cluster(dir: &Path, force: bool) -> Result<(), Failure> {
+    let home = Home::new(dir);
+    // Without a daemon there may be what one has left whose directory was deleted under it.
+    if !home.is_claimed()
+        && matches!(home.membership(), Ok(None))
+        && let Ok(claim) = home.claim()
+    {
+        let former = Former::find(&home, None)?;
+        if !former.is_empty() {
+            let said = former.end_all();
+            drop(claim);
+            return lines(
+                said.is_empty().then(|| "nothing ran here any more".to_owned()).into_iter().chain(said),
+            );
+        }
+    }
     let verb = if force { "leave?end-cluster=true&force=true" } else { "leave?end-cluster=true" };
     let ended = talk(dir, Method::POST, verb, None)?;
     let others: Vec<String> = ended["leftBehind"].as_array().into_iter().flatten().map(text).collect();

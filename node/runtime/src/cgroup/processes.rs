@@ -105,7 +105,7 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     }
 }
 
-fn children(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn children(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use skein_runtime::{Config, ContainerId, ContainerState, End, Engine, Machine};
+use skein_runtime::{Config, ContainerId, ContainerState, End, Engine, Machine, Remains};
 
 use crate::world::{World, container, processes_of, sandbox, state, wait_until};
 
@@ -20,6 +20,7 @@ crate::tests![
     what_a_cut_off_creation_left_is_cleaned_up,
     after_a_restart_of_the_machine_everything_is_lost_and_sandboxes_are_not_ready,
     a_shim_takes_little_memory,
+    what_runs_of_a_directory_that_is_gone_is_known_by_its_mark_and_ended,
 ];
 
 /// The first argument of this executable when it is the daemon that will be killed.
@@ -28,7 +29,7 @@ const DAEMON: &str = "test-daemon";
 /// Acts as a daemon: starts a pod with containers and waits to be killed.
 pub(crate) fn main_if_daemon() -> Option<ExitCode> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
-    let [first, dir, cgroup] = arguments.as_slice() else { return None };
+    let [first, dir, cgroup, uid] = arguments.as_slice() else { return None };
     if first != DAEMON {
         return None;
     }
@@ -37,12 +38,13 @@ pub(crate) fn main_if_daemon() -> Option<ExitCode> {
         data_dir: dir.join("data"),
         logs_dir: dir.join("logs"),
         cgroup: PathBuf::from(cgroup),
+        owner: Some(owner(dir)),
         cgroup_mount: PathBuf::from("/sys/fs/cgroup"),
     };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
         let engine = Machine::open(config).await.expect("an engine");
-        let pod = engine.create_sandbox(sandbox("a")).await.expect("a sandbox").spec.pod;
+        let pod = engine.create_sandbox(sandbox(uid)).await.expect("a sandbox").spec.pod;
         for (name, args) in
             [("long", &["print", "begun", ";", "wait"][..]), ("short", &["wait", ";", "exit", "5"])]
         {
@@ -54,15 +56,27 @@ pub(crate) fn main_if_daemon() -> Option<ExitCode> {
     None
 }
 
+/// The mark of a test's directory.
+fn owner(dir: &Path) -> String {
+    let name = dir.file_name().expect("a name").to_string_lossy();
+    name.chars().filter(char::is_ascii_alphanumeric).collect()
+}
+
 /// A daemon in a process of its own, killed at the latest when the test ends.
 struct Daemon(Child);
 
 impl Daemon {
     fn start(world: &World) -> Self {
+        Self::start_with(world, "a")
+    }
+
+    /// One whose pod has this uid.
+    fn start_with(world: &World, uid: &str) -> Self {
         let child = Command::new(std::env::current_exe().expect("an executable"))
             .arg(DAEMON)
             .arg(world.dir.path())
             .arg(&world.config.cgroup)
+            .arg(uid)
             .stdout(Stdio::piped())
             .spawn()
             .expect("a process");
@@ -254,4 +268,57 @@ fn a_shim_takes_little_memory(world: &World) {
     eprintln!("shim: pss {} KiB, private {private} KiB", kib("Pss:"));
     // PSS also counts the executable, which one shim alone does not share with anybody.
     assert!(private < 1024, "{rollup}");
+}
+
+/// A data directory deleted under a node, and `skein up` in an empty one: nothing on disk tells of what runs.
+fn what_runs_of_a_directory_that_is_gone_is_known_by_its_mark_and_ended(world: &World) {
+    let mount = &world.config.cgroup_mount;
+    let mark = owner(world.dir.path());
+    let find = || Remains::find(mount, &mark, None).expect("cgroups can be read");
+    // Of no other test: mounts are known by it.
+    let uid = format!("remains-{}", std::process::id());
+    let mounts = || {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("Linux tells of mounts");
+        mounts.lines().filter(|line| line.contains(&uid)).count()
+    };
+    let daemon = Daemon::start_with(world, &uid);
+    let shims = processes_of(world.dir.path());
+    let other = tempfile::tempdir().expect("a directory");
+    let others = Config {
+        owner: Some(owner(other.path())),
+        data_dir: other.path().join("data"),
+        logs_dir: other.path().join("logs"),
+        cgroup: format!("{}-other", world.config.cgroup.display()).into(),
+        ..world.config.clone()
+    };
+    let neighbour = world.run(Machine::open(others.clone())).expect("an engine");
+    let theirs = world.run(neighbour.create_sandbox(sandbox("theirs"))).expect("a sandbox").spec.pod;
+    let running = container(world.dir.path(), &theirs, "main", &["wait"]);
+    world.run(neighbour.start(running.clone())).expect("a start");
+
+    // While its daemon lives it is left alone, and the daemon named.
+    let [held]: [Remains; 1] = find().try_into().expect("one group");
+    assert_eq!((held.daemon(), held.pods()), (Some(Some(daemon.0.id())), 1));
+    held.end().expect_err("its daemon lives");
+    let refused = Config { owner: Some("stranger".into()), ..world.config.clone() };
+    world.run(Machine::open(refused)).expect_err("a living daemon has the cgroup");
+    assert!(shims.iter().all(|pid| is_alive(i32::try_from(*pid).expect("a pid"))));
+
+    daemon.kill();
+    fs::remove_dir_all(world.dir.path().join("logs")).expect("removed");
+    // Pins are mounts, so this directory cannot be removed, but moved.
+    let moved = world.dir.path().join("moved");
+    fs::rename(world.dir.path().join("data"), &moved).expect("moved");
+    assert!(mounts() > 0, "the pod has namespaces");
+    assert!(Remains::find(mount, &mark, Some(&world.config.cgroup)).expect("readable").is_empty());
+    let [left]: [Remains; 1] = find().try_into().expect("one group");
+    assert_eq!((left.daemon(), left.cgroup()), (None, &*world.config.cgroup));
+    left.end().expect("nothing holds it");
+    wait_until(|| !shims.iter().any(|pid| is_alive(i32::try_from(*pid).expect("a pid"))));
+    assert_eq!((find().len(), mounts()), (0, 0));
+    fs::remove_dir_all(&moved).expect("nothing is mounted there");
+
+    let theirs = world.run(state(&neighbour, &running.id));
+    assert!(matches!(theirs, Some(ContainerState::Running(_))), "{theirs:?}");
+    world.run(neighbour.purge()).expect("a purge");
 }

@@ -175,6 +175,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         data_dir: dir.join("data"),
         logs_dir: dir.join("logs"),
         cgroup: PathBuf::from(format!("skein-test/{}-{number}", std::process::id())),
+        owner: None,
         cgroup_mount: PathBuf::from("/sys/fs/cgroup"),
     }
 }
