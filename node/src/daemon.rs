@@ -171,7 +171,7 @@ pub(crate) async fn run(
         info!(aside = %aside.display(), "has left");
     }
     match ended {
-        Ok(Some(Out::Removed)) => Err(removed(&cluster, home.dir()).into()),
+        Ok(Some(Out::Removed)) => Err(Removed { cluster, dir: home.dir().display().to_string() }.into()),
         Ok(Some(Out::Left) | None) => Ok(End::Stopped),
         Err(reason) => {
             if let Deposed::RolledBack { generation } = reason {
@@ -197,13 +197,15 @@ pub(crate) fn outlive_copy(home: &Home, me: NodeId, generation: u64) -> Result<(
     Ok(())
 }
 
-/// What a machine is told whose membership others have ended, each time it is started.
-fn removed(cluster: &str, dir: &std::path::Path) -> String {
-    format!(
-        "this node was removed from cluster {cluster:?} and stays out; to let this machine join again, move {} away and run \
-         `skein join TOKEN` with a new token",
-        dir.display()
-    )
+/// Others have ended this node's membership, as it is told each time it is started. Starting it again changes nothing.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "this node was removed from cluster {cluster:?} and stays out; to let this machine join again, move {dir} away and run \
+     `skein join TOKEN` with a new token"
+)]
+pub(crate) struct Removed {
+    cluster: String,
+    dir: String,
 }
 
 /// The parts of a running node that others speak to.

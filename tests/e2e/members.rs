@@ -21,6 +21,8 @@ pub(crate) const TESTS: Tests = tests![
     a_reinstalled_machine_takes_the_place_of_the_lost_one_of_its_name,
 ];
 
+/// How a daemon ends whose membership others have ended: no service manager is to start it again.
+const REMOVED: i32 = 4;
 const SLOW: &str = "/api/v1/namespaces/default/pods/slow";
 
 /// The states of all nodes, as `through` sees them.
@@ -225,7 +227,7 @@ fn a_lost_machine_is_taken_out_and_stays_out_when_it_is_back() {
     // It comes back, and is told so once.
     house.cluster.lab().power_on("three").expect("the machine is ours");
     up(&mut house, "three", &["up"]);
-    assert_eq!(house.ended("three"), Some(1));
+    assert_eq!(house.ended("three"), Some(REMOVED));
     let log = house.log("three");
     let told = log.lines().filter(|line| line.contains("was removed from cluster")).count();
     assert_eq!(told, 1, "{log}");
@@ -260,7 +262,7 @@ fn a_living_machine_is_taken_out_by_name_and_not_by_its_object() {
     let removed = house.skein(other, &["remove", &leader]);
     assert_eq!(removed.code, 0, "{removed:?}\n{}", house.logs());
     assert!(removed.err.contains("its pods move"), "{removed:?}");
-    assert_eq!(house.ended(&leader), Some(1), "its daemon is told");
+    assert_eq!(house.ended(&leader), Some(REMOVED), "its daemon is told");
     assert_eq!(names(&house, other).len(), 2);
     house.until_running(other, 6);
 }

@@ -17,12 +17,16 @@ use std::time::Duration;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use skein_net::beacon::PeerName;
 
+use crate::daemon;
 use crate::report::Chain;
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 another process runs as this node (a service \
-                          manager should not restart it then: RestartPreventExitStatus=3).";
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 another process runs as this node, 4 this node was \
+                          removed from its cluster (a service manager should not restart it after these two: \
+                          RestartPreventExitStatus=3 4).";
 /// A node that ended because another one runs with its key.
 const IN_USE: u8 = 3;
+/// A node that ended because others have ended its membership.
+const REMOVED: u8 = 4;
 
 /// A Kubernetes-shaped cluster without a master: every machine runs this program, any node answers kubectl.
 #[derive(Debug, Parser)]
@@ -345,7 +349,11 @@ pub(crate) fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("skein: {}", Chain(&*error));
-            if error.is::<run::InUse>() { ExitCode::from(IN_USE) } else { ExitCode::FAILURE }
+            match () {
+                () if error.is::<run::InUse>() => ExitCode::from(IN_USE),
+                () if error.is::<daemon::Removed>() => ExitCode::from(REMOVED),
+                () => ExitCode::FAILURE,
+            }
         }
     }
 }
