@@ -35,7 +35,8 @@ use tracing::{debug, info};
 
 use crate::admission::{Door, all_done};
 use crate::agent::ClusterImages;
-use crate::authority::{Authority, rotation};
+use crate::authority::Authority;
+use crate::authority::rotation::{self, BeforeTheft};
 use crate::clients::{Clients, Which};
 use crate::clock;
 use crate::clocks;
@@ -181,8 +182,12 @@ impl Admin {
                 Some((self.membership.name.clone(), Cause::Leave))
             }
             ("members", name) if end => {
-                let now = request.uri().query() == Some("now=true");
-                Some((name.to_owned(), if now { Cause::RemovalNow } else { Cause::Removal }))
+                let cause = match request.uri().query() {
+                    Some("stolen=true") => Cause::Stolen,
+                    Some("now=true") => Cause::RemovalNow,
+                    _ => Cause::Removal,
+                };
+                Some((name.to_owned(), cause))
             }
             _ => None,
         };
@@ -607,12 +612,21 @@ impl Admin {
     async fn depart(&self, name: String, cause: Cause) -> Result<Body, (StatusCode, String)> {
         let record = self.members.by_name(&name);
         let is_own = record.as_ref().is_some_and(|record| record.node == self.endpoint.node());
+        if is_own && cause == Cause::Stolen {
+            let message =
+                format!("this node is {name:?} itself; say it on another one: skein remove --stolen {name}");
+            return Err((StatusCode::CONFLICT, message));
+        }
         // A node that takes itself out leaves.
         let cause = if is_own { Cause::Leave } else { cause };
+        let stolen = (cause == Cause::Stolen).then(|| self.authority.before_theft());
         self.departures.ask(&name, cause).await.map_err(|refusal| {
             let refusal = match is_own && !quorum::is_there(&self.store, &self.gossip) {
                 true => {
                     format!("{refusal}; to give this node up without them: skein leave --end-cluster --force")
+                }
+                false if stolen.is_some() && record.is_none() => {
+                    format!("{refusal}; if it is no member any more, all that it knew ends with: skein ca rotate --now")
                 }
                 false => refusal,
             };
@@ -628,6 +642,9 @@ impl Admin {
             home: self.home.clone(),
             revisions: self.picture.revisions(),
             clients: self.clients.clone(),
+            authority: self.authority.clone(),
+            stolen,
+            gone_since: None,
             name,
             node,
             told: String::new(),
@@ -757,6 +774,10 @@ struct Waiting {
     home: Home,
     revisions: watch::Receiver<u64>,
     clients: Clients,
+    authority: Authority,
+    /// It was stolen: all that was made before is to end with it.
+    stolen: Option<BeforeTheft>,
+    gone_since: Option<Instant>,
     name: String,
     node: NodeId,
     told: String,
@@ -774,7 +795,17 @@ impl Waiting {
                 progress = Progress::Gone;
             }
             let mut text = progress.to_string();
+            let rotated = self.stolen.as_ref().map(|before| self.authority.rotated_since(before));
             match progress {
+                Progress::Gone if rotated == Some(None) => {
+                    let since = *self.gone_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= rotation::CHANGE_MAX {
+                        let message =
+                            format!("{:?} is no member any more, but {}", self.name, rotation::Error::GoesOn);
+                        return (json!({ "message": message }), true);
+                    }
+                    text = "no member any more; all authorities are being made anew".to_owned();
+                }
                 Progress::Gone => {
                     let ended = self.clients.of_node(self.node);
                     let users: BTreeSet<String> = ended.into_iter().map(|client| client.user).collect();
@@ -782,8 +813,11 @@ impl Waiting {
                     let drained =
                         self.draining.is_none_or(|(first, last)| last - first + LOOK_AGAIN < DRAIN_MAX);
                     let aside = self.out.as_ref().and_then(|_| self.home.left().ok().flatten());
-                    let line = json!({ "done": { "drained": drained, "usersEnded": users, "aside": aside } });
-                    return (line, true);
+                    let rotated = rotated.flatten().map(
+                        |rotated| json!({ "edition": rotated.edition, "tokensEnded": rotated.tokens_ended }),
+                    );
+                    let done = json!({ "drained": drained, "usersEnded": users, "aside": aside, "rotated": rotated });
+                    return (json!({ "done": done }), true);
                 }
                 Progress::Kept(_) => return (json!({ "message": format!("{:?} {text}", self.name) }), true),
                 Progress::Member => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use skein_control::node::admission::{self, Newcomer, Place, SUBNETS, TOKENS, is_haunted};
+use skein_control::node::authority::TRUST;
 use skein_control::node::roster;
 use skein_net::endpoint::Endpoint;
 use skein_net::identity::NodeId;
@@ -16,7 +17,7 @@ use skein_podnet::Subnet;
 use skein_raft_store::{Answer, Change, Expect, Handle, Op, Options, Outcome, State, TokioRuntime};
 use tracing::info;
 
-use crate::authority::Authority;
+use crate::authority::{Authority, trust_of};
 use crate::backup::Recipient;
 use crate::clock;
 use crate::cluster::op;
@@ -109,13 +110,22 @@ impl Door {
         let token_key = format!("{TOKENS}{}", claim.token);
         let token = state.get(&token_key);
         let spent = token.and_then(|object| serde_json::from_slice::<TokenRecord>(&object.value).ok());
+        let trust = trust_of(state);
+        admission::may_use_tokens(trust.as_ref().map(|(_, trust)| trust)).map_err(refusal)?;
         let now = clock::system();
         let after = claim.spend(spent.as_ref(), now)?;
-        let mut ops = vec![Op {
-            key: token_key.into(),
-            expect: Expect::Revision(token.map_or(0, |object| object.mod_rev)),
-            change: Change::Put(json(&after)),
-        }];
+        let mut ops = vec![
+            Op {
+                key: token_key.into(),
+                expect: Expect::Revision(token.map_or(0, |object| object.mod_rev)),
+                change: Change::Put(json(&after)),
+            },
+            Op {
+                key: TRUST.into(),
+                expect: trust.map_or(Expect::Absent, |(revision, _)| Expect::Revision(revision)),
+                change: Change::Check,
+            },
+        ];
         let (about, id) = (&claim.about, node.to_string());
         let newcomer = Newcomer { node: &id, name: &about.name, replaces: after.replaces.as_deref() };
         let place = admission::place(&self.picture.view(), &newcomer).map_err(refusal)?;
@@ -216,6 +226,9 @@ impl Door {
             seen.map_err(|error| error.to_string())?;
             admission::may_give_place(&self.picture.view(), name).map_err(|refusal| refusal.to_string())?;
         }
+        let trust = trust_of(&self.store.state());
+        admission::may_use_tokens(trust.as_ref().map(|(_, trust)| trust))
+            .map_err(|refusal| refusal.to_string())?;
         let public = self.authority.public();
         let root = public.members.roots().first().ok_or("the cluster has no root certificate")?;
         let pin = skein_net::ca::Pin::of(root).ok_or("the cluster's root certificate does not parse")?;

@@ -22,7 +22,6 @@ use skein_control::node::authority::{
 use skein_net::ca::{ApiNames, Chain, ClusterCa, Public, TrustBundle, Validity};
 use skein_net::endpoint::Endpoint;
 use skein_net::identity::{Identity, NodeId};
-use skein_net::tls::{Standing, Trust as _};
 use skein_raft_store::{Handle, State, TokioRuntime};
 use tokio::sync::watch;
 use tracing::info;
@@ -152,20 +151,34 @@ impl Authority {
     ///
     /// * `fingerprint`: of which edition; whatever this node issues by otherwise.
     pub(crate) fn answer_edition(&self, asker: NodeId, fingerprint: Option<&str>) -> Answer<Vec<u8>> {
-        if !self.keepers().contains(&asker) || self.inner.members.judge(asker) != Standing::Member {
+        let given = match fingerprint {
+            None => self.authority()?,
+            Some(fingerprint) => {
+                let Shelf { current, next } = self.shelf().clone();
+                let mut kept = current.into_iter().chain(next);
+                let found = kept.find(|authority| authority.fingerprint() == fingerprint);
+                found.ok_or("this node does not keep these authorities")?
+            }
+        };
+        if !self.keepers().contains(&asker) || self.member(asker).is_none() {
             return Err("only voters hold the authorities".into());
         }
-        let Some(fingerprint) = fingerprint else { return Ok(self.authority()?.to_bytes()) };
-        let Shelf { current, next } = self.shelf().clone();
-        let mut kept = current.into_iter().chain(next);
-        let found = kept.find(|authority| authority.fingerprint() == fingerprint);
-        Ok(found.ok_or("this node does not keep these authorities")?.to_bytes())
+        Ok(given.to_bytes())
+    }
+
+    /// The record of a member, by the map itself; to be read after the authorities that it is given something by. Those
+    /// that are made anew because it was stolen are on nobody's shelf before the map says that it is out, and
+    /// `members` may be a moment behind.
+    fn member(&self, node: NodeId) -> Option<Record> {
+        let state = self.inner.store.state();
+        let record: Record = serde_json::from_slice(&state.get(&Record::key(node))?.value).ok()?;
+        (!record.removed).then_some(record)
     }
 
     /// The authorities in force for a backup: whoever carries them cannot open them.
     pub(crate) fn answer_sealed(&self, asker: NodeId) -> Answer<Sealed> {
         let authority = self.authority()?;
-        if self.inner.members.judge(asker) != Standing::Member {
+        if self.member(asker).is_none() {
             return Err("only members make backups".into());
         }
         let recipient = Recipient::of(&self.inner.store.state()).ok_or(NO_RECOVERY_KEY)?;
@@ -176,10 +189,10 @@ impl Authority {
     /// A new certificate for a member's own key.
     pub(crate) fn answer_renew(&self, asker: NodeId, csr: &[u8]) -> Answer<Chain> {
         let authority = self.authority()?;
-        let standing = self.inner.members.judge(asker);
+        let is_member = self.member(asker).is_some();
         let node = skein_net::ca::request_node(csr).map_err(|error| error.to_string())?;
         // The connection proves the key; a member's dates do not matter, and nobody else may ask.
-        if node != asker || standing != Standing::Member {
+        if node != asker || !is_member {
             return Err(format!("node {asker} may not renew a certificate of node {node}"));
         }
         self.certify(&authority, csr)
@@ -194,7 +207,7 @@ impl Authority {
     /// A certificate for a member's API server. Its names are what clients check: those of the asker only.
     pub(crate) fn answer_api(&self, asker: NodeId, csr: &[u8], names: &ApiNames) -> Answer<Chain> {
         let authority = self.authority()?;
-        let record = self.inner.members.get(asker).ok_or("only members have an API server")?;
+        let record = self.member(asker).ok_or("only members have an API server")?;
         if names.names.iter().any(|name| *name != record.name && name != "localhost") {
             return Err(format!("node {asker} is called {:?}, not {:?}", record.name, names.names));
         }
@@ -205,7 +218,7 @@ impl Authority {
     /// A client certificate for an administrator: for whoever is root on a member.
     pub(crate) fn answer_client(&self, asker: NodeId, user: &str) -> Answer<Client> {
         let authority = self.authority()?;
-        if self.inner.members.judge(asker) != Standing::Member {
+        if self.member(asker).is_none() {
             return Err("only members may ask for certificates".into());
         }
         let issued = authority.issue_client(user, clock::system()).map_err(|error| error.to_string())?;

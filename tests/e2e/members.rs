@@ -19,6 +19,7 @@ pub(crate) const TESTS: Tests = tests![
     a_lost_machine_is_taken_out_and_stays_out_when_it_is_back,
     a_living_machine_is_taken_out_by_name_and_not_by_its_object,
     a_reinstalled_machine_takes_the_place_of_the_lost_one_of_its_name,
+    of_a_stolen_machine_nothing_counts_any_more_and_the_others_go_on,
 ];
 
 /// How a daemon ends whose membership others have ended: no service manager is to start it again.
@@ -297,4 +298,69 @@ fn a_reinstalled_machine_takes_the_place_of_the_lost_one_of_its_name() {
     assert_eq!(after["spec"]["podCIDR"], before["spec"]["podCIDR"]);
     house.until_running("one", 6);
     assert!(house.skein_ok("one", &["token", "list"]).contains("three"), "whose place it gave");
+}
+
+/// Of the leader, which holds the authorities and lives: whoever has it may know all that any node knew.
+fn of_a_stolen_machine_nothing_counts_any_more_and_the_others_go_on() {
+    let mut house = House::with_pods(&["one", "two", "three"], 6);
+    house.until("the authorities on all voters", || {
+        let holders = house.status("one")["authorities"]["holders"].as_array()?.len();
+        (holders == 3).then_some(())
+    });
+    let thief = leader(&house);
+    let [a, b] = *["one", "two", "three"].into_iter().filter(|name| *name != thief).collect::<Vec<_>>()
+    else {
+        panic!("{thief} is one of three")
+    };
+    let kept = |house: &House| -> Vec<Value> {
+        let pods = house.get(a, "/api/v1/namespaces/default/pods")["items"].clone();
+        let pods = pods.as_array().cloned().unwrap_or_default();
+        pods.iter()
+            .filter(|pod| pod["spec"]["nodeName"] != *thief)
+            .map(|pod| pod["metadata"]["uid"].clone())
+            .collect()
+    };
+    let stay = kept(&house);
+    let old = house.skein_ok(b, &["kubeconfig", "--user", "ann"]);
+    let token_of = |house: &House| house.skein_ok(a, &["token", "create"]).trim().to_owned();
+    let token = token_of(&house);
+    let asked = house.skein(a, &["remove", "--stolen", &thief]);
+    assert!(
+        asked.code == 1 && asked.err.contains("ALL kubeconfigs") && asked.err.contains("--yes"),
+        "{asked:?}"
+    );
+    let itself = house.skein(&thief, &["remove", "--stolen", "--yes", &thief]);
+    assert!(itself.code == 1 && itself.err.contains("on another one"), "{itself:?}");
+
+    let removed = house.skein(a, &["remove", "--stolen", "--yes", &thief]);
+    assert_eq!(removed.code, 0, "{removed:?}\n{}", house.logs());
+    for word in ["TOKENS OF BEFORE HAVE ENDED", "KUBECONFIGS OF BEFORE HAVE ENDED"] {
+        assert!(removed.out.contains(word), "{removed:?}");
+    }
+    assert_eq!(house.ended(&thief), Some(REMOVED), "its daemon is told");
+    let nodes = |config: &str, through| {
+        let user = User::with(&house, "kubectl".as_ref(), through, "default", config);
+        user.say(&["get", "nodes", "-o", "name"])
+    };
+    let new = house.skein_ok(b, &["kubeconfig", "--user", "ann"]);
+    for name in [a, b] {
+        house.until("the new kubeconfig to be believed", || (nodes(&new, name).code == 0).then_some(()));
+        house.until("the old one to be refused", || (nodes(&old, name).code != 0).then_some(()));
+    }
+    // With all that lies on its disk but the key it is a machine like any other: a token of before is worth nothing.
+    wipe(&house, &thief);
+    let refused = house.skein(&thief, &["join", &token, "--name", &thief]);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    let now = kept(&house);
+    assert!(stay.iter().all(|uid| now.contains(uid)), "pods elsewhere were left alone");
+    house.until_running(a, 6);
+    let token = token_of(&house);
+    wipe(&house, &thief);
+    up(&mut house, &thief, &["join", &token]);
+    house.until("the newcomer", || (names(&house, a).len() == 3).then_some(()));
+    house.until("keys with the voters alone", || {
+        let status = house.status(a);
+        let holders = status["authorities"]["holders"].as_array()?.len();
+        (status["authorities"]["changing"] == false && holders >= 1).then_some(())
+    });
 }

@@ -634,6 +634,7 @@ pub(crate) fn edit_metadata(object: &mut Object, edit: impl FnOnce(&mut ObjectMe
         Object::Service(object) => edit(&mut Arc::make_mut(object).metadata),
         Object::ServiceAccount(object) => edit(&mut Arc::make_mut(object).metadata),
         Object::Member(object) => edit(&mut Arc::make_mut(object).metadata),
+        Object::Authorities(object) => edit(&mut Arc::make_mut(object).metadata),
         Object::Event(object) => edit(&mut Arc::make_mut(object).told.metadata),
         Object::Other(object) => {
             let other = Arc::make_mut(object);

@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::event::{Notice, Told};
+use crate::node::authority::{Authorities, TRUST};
 use crate::node::roster::Member;
 use crate::resources::{self, Amounts};
 use crate::scheduler::{apart, host_ports};
@@ -117,6 +118,7 @@ pub enum Object {
     Service(Arc<Service>),
     ServiceAccount(Arc<ServiceAccount>),
     Member(Arc<Member>),
+    Authorities(Arc<Authorities>),
     /// Only who and when: thousands of Events are kept, and nobody plans by their text.
     Event(Arc<EventMark>),
     Other(Arc<Other>),
@@ -213,6 +215,7 @@ kinds! {
     Service at "core/services/",
     ServiceAccount at "core/serviceaccounts/",
     Member at "skein/members/",
+    Authorities at "skein/authorities/",
 }
 
 impl Object {
@@ -228,7 +231,7 @@ impl Object {
 }
 
 const EVENTS: &str = "core/events/";
-/// What nodes keep for themselves; of it planners see the members only.
+/// What nodes keep for themselves; of it planners see who is a member, and which authorities are in force.
 const OURS: &str = "skein/";
 
 /// What one change touched, so that planners look only there.
@@ -327,7 +330,7 @@ impl View {
     /// Bytes that are no object of their kind leave a fault ([`View::faults`]) and no object.
     pub fn apply(&mut self, key: &str, value: Option<&[u8]>, revision: u64) -> Touched {
         self.revision = self.revision.max(revision);
-        if key.starts_with(OURS) && !key.starts_with(Member::PREFIX) {
+        if key.starts_with(OURS) && !key.starts_with(Member::PREFIX) && key != TRUST {
             return Touched::default();
         }
         let key: Key = Arc::from(key);

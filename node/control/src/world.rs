@@ -13,6 +13,7 @@ use std::sync::Arc;
 use crate::chance::Chance;
 use crate::deployment;
 use crate::meta;
+use crate::node::authority::{Fingerprint, Made, TRUST, Trust};
 use crate::node::departure::Electorate;
 use crate::node::roster::{Member, Record};
 use crate::node_health::Verdict;
@@ -91,6 +92,18 @@ impl World {
         let none = String::new;
         let record = Record::founder(name.to_owned(), none(), name.to_owned(), Vec::new(), none(), 0);
         self.store(&Record::<String>::key(name.to_owned()), Some(&record.to_bytes()));
+    }
+
+    /// Says that some authorities are in force, as a first leader does.
+    pub(crate) fn found_authorities(&mut self) {
+        let made = Made {
+            fingerprint: Fingerprint("first".to_owned()),
+            members: "members".to_owned(),
+            clients: "clients".to_owned(),
+            cross: None,
+        };
+        let trust = Trust::founded(made, 0);
+        self.store(TRUST, Some(&serde_json::to_vec(&trust).expect("plain data")));
     }
 
     /// Stores an object as a user would, under a uid of its own.

@@ -16,7 +16,7 @@ const READ_MAX: Duration = Duration::from_secs(5);
 /// Somebody else may write the record at the same moment.
 const TRIES: usize = 8;
 /// The voters that are there take the new authorities in a second; one that does not is waited for a minute.
-const CHANGE_MAX: Duration = Duration::from_secs(90);
+pub(crate) const CHANGE_MAX: Duration = Duration::from_secs(90);
 
 /// What has come of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +43,13 @@ pub(crate) enum Error {
         "the new authorities are not in force yet: a majority of the voters has to take them; it goes on by itself, see: skein status"
     )]
     GoesOn,
+}
+
+/// See [`Authority::before_theft`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BeforeTheft {
+    number: u64,
+    tokens: usize,
 }
 
 impl Authority {
@@ -82,6 +89,21 @@ impl Authority {
         Err(Error::Unavailable(
             "the leader has not said yet which authorities are in force; try again".into(),
         ))
+    }
+
+    /// What there is before all is made anew by a stolen machine's removal; see [`Authority::rotated_since`].
+    pub(crate) fn before_theft(&self) -> BeforeTheft {
+        let (state, now) = (self.inner.store.state(), clock::system());
+        let number = trust_of(&state).map_or(0, |(_, trust)| trust.clients_number());
+        let good = tokens(&state).into_iter().filter(|token| token.ended(now).is_none()).count();
+        BeforeTheft { number, tokens: good }
+    }
+
+    /// What has come of it, once other authorities are in force and nothing more is wished.
+    pub(crate) fn rotated_since(&self, before: &BeforeTheft) -> Option<Rotated> {
+        let (_, trust) = trust_of(&self.inner.store.state())?;
+        let is_done = trust.clients_number() > before.number && !trust.is_ending();
+        is_done.then_some(Rotated { edition: trust.number, tokens_ended: before.tokens, old_until: None })
     }
 
     /// The record once other roots are in force than `before`, and nothing more is wished.

@@ -108,8 +108,15 @@ enum Verb {
         /// Do not drain it: what runs there is made anew elsewhere at once.
         #[arg(long)]
         now: bool,
+        /// The same, for a machine that is in strange hands: all that it knew ends with it. The cluster's authorities are
+        /// made anew, so all join tokens and all kubeconfigs end at once, wherever they were made.
+        #[arg(long)]
+        stolen: bool,
+        /// With --stolen: do not ask.
+        #[arg(long, requires = "stolen")]
+        yes: bool,
         /// Take the wish back, while it is still a member.
-        #[arg(long, conflicts_with = "now")]
+        #[arg(long, conflicts_with_all = ["now", "stolen"])]
         cancel: bool,
     },
     /// Go on without the majority, when it is gone for good: on any node that is left, while its daemon runs.
@@ -337,6 +344,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Leave { end_cluster: true, force, .. } => verbs::end_cluster(&dir, force),
         Verb::Leave { .. } => verbs::leave(&dir),
         Verb::Remove { name, cancel: true, .. } => verbs::stay(&dir, Some(&name)),
+        Verb::Remove { name, stolen: true, yes, .. } => verbs::remove_stolen(&dir, &name, yes),
         Verb::Remove { name, now, .. } => verbs::remove(&dir, &name, now),
         Verb::Recover { yes, off } => recover::recover(&dir, yes, &off),
         Verb::Backup { file, passphrase } => backup::backup(&dir, &file, &passphrase),

@@ -373,6 +373,31 @@ pub(super) fn remove(dir: &Path, name: &str, now: bool) -> Result<(), Failure> {
     lines(said)
 }
 
+pub(super) fn remove_stolen(dir: &Path, name: &str, yes: bool) -> Result<(), Failure> {
+    let name = in_path("node's name", name, "skein status")?;
+    let meant = format!(
+        "This ends the membership of {name} at once and makes all authorities of the cluster anew: ALL join tokens and ALL \
+         kubeconfigs end, wherever they were made."
+    );
+    confirm(&meant, yes)?;
+    let done = follow(dir, &format!("members/{name}?stolen=true"))?;
+    let rotated = &done["rotated"];
+    lines([
+        format!("{name} is no member any more: its key counts no more, and its name is free"),
+        format!(
+            "All authorities are new (edition {}); the other nodes change over by themselves.",
+            rotated["edition"]
+        ),
+        format!(
+            "TOKENS OF BEFORE HAVE ENDED ({}). Make new ones with: skein token create",
+            rotated["tokensEnded"]
+        ),
+        "KUBECONFIGS OF BEFORE HAVE ENDED. Make new ones with: skein kubeconfig".to_owned(),
+        "What Secrets held is on its disk as well: change those passwords and keys where they count."
+            .to_owned(),
+    ])
+}
+
 pub(super) fn end_cluster(dir: &Path, force: bool) -> Result<(), Failure> {
     let home = Home::new(dir);
     // Without a daemon there may be what one has left whose directory was deleted under it.

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::Node;
 use skein_api::write::{Change, Expect, Write};
 
+use super::authority::Trust;
 use super::departure;
 use super::roster::{self, Member, Record};
 use crate::node_health::{is_pinned, unreachable_since};
@@ -80,6 +81,11 @@ pub enum Refusal {
         /// What the machine calls itself.
         name: String,
     },
+    /// The tokens of before end with the authorities.
+    #[error(
+        "all authorities of the cluster are being made anew, and the tokens of before have ended with that; take a new one in a moment: skein token create"
+    )]
+    TokensEnd,
     /// Nobody is lost there.
     #[error("the node {0:?} is alive, and keeps its place; to end its membership first: skein remove {0}")]
     Alive(String),
@@ -88,6 +94,15 @@ pub enum Refusal {
         "there is no member called {0:?}, so its name is free; an ordinary token will do: skein token create"
     )]
     NoMember(String),
+}
+
+/// Whether a token may be made, or used, while `trust` is what the map says of the authorities. Whoever uses one makes its
+/// command conditional on that record: a machine that was stolen knows tokens, and must not come back by one.
+pub fn may_use_tokens(trust: Option<&Trust>) -> Result<(), Refusal> {
+    match trust.is_some_and(Trust::is_ending) {
+        true => Err(Refusal::TokensEnd),
+        false => Ok(()),
+    }
 }
 
 /// Says which place a machine takes.
@@ -162,6 +177,20 @@ mod tests {
         // Under another name, too.
         assert_eq!(joins(&world, "b", "x", None), Ok(Place::Again));
         assert_eq!(joins(&world, "b", "a", None), Err(Refusal::NameTaken("a".into())));
+    }
+
+    #[test]
+    fn no_token_counts_while_all_that_was_made_is_about_to_end() {
+        let mut world = World::with_nodes(&["a"]);
+        world.found_authorities();
+        let trust = |world: &World| {
+            let record =
+                world.view.get::<super::super::authority::Authorities>(super::super::authority::TRUST);
+            record.expect("there is a record").trust.clone()
+        };
+        let calm = trust(&world);
+        assert_eq!((may_use_tokens(None), may_use_tokens(Some(&calm))), (Ok(()), Ok(())));
+        assert_eq!(may_use_tokens(Some(&calm.stolen(1))), Err(Refusal::TokensEnd));
     }
 
     /// Two machines called `raspberrypi` must not throw each other out.

@@ -27,6 +27,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
 /// The start of the keys of all records here.
@@ -208,6 +209,28 @@ impl Trust {
         Ok(Trust { wish: Some(wish), ..self.clone() })
     }
 
+    /// The record with a wish for other keys at once, made after all that anybody holds now: what a thief has is worth
+    /// nothing then. Nothing that is under way is that, so it is granted only by an edition that is made from here on.
+    pub fn stolen(&self, now_ms: u64) -> Trust {
+        let under_way = self.next.as_ref().and_then(|next| match next.change {
+            Change::Rotation(wish) => Some(wish.since_ms),
+            Change::Renewal => None,
+        });
+        let since_ms = under_way.map_or(now_ms, |since_ms| now_ms.max(since_ms + 1));
+        let overlap_ms = is_broken(Mutation::TheftWithOverlap).then_some(OVERLAP);
+        Trust { wish: Some(Wish { since_ms, overlap_ms }), ..self.clone() }
+    }
+
+    /// Whether everything that was made by the authorities so far is about to end at once: join tokens count no more from
+    /// that wish on, and not only from when it is granted.
+    pub fn is_ending(&self) -> bool {
+        let under_way = self.next.as_ref().and_then(|next| match next.change {
+            Change::Rotation(wish) => Some(wish),
+            Change::Renewal => None,
+        });
+        self.wish.iter().chain(&under_way).any(|wish| wish.overlap_ms.is_none())
+    }
+
     /// Until when certificates by older roots count, if any do.
     pub fn overlap_until(&self) -> Option<u64> {
         self.anchors.iter().filter_map(|anchor| anchor.until_ms).max()
@@ -271,6 +294,28 @@ impl Trust {
             anchor.cross = None;
         }
         (trust != *self).then_some(trust)
+    }
+}
+
+/// The [`Trust`] record as the view keeps it: an object like others, of which no user sees anything.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Trust", into = "Trust")]
+pub struct Authorities {
+    /// Empty: a record has no owners, no labels, no namespace.
+    pub metadata: ObjectMeta,
+    /// What it says.
+    pub trust: Trust,
+}
+
+impl From<Trust> for Authorities {
+    fn from(trust: Trust) -> Authorities {
+        Authorities { metadata: ObjectMeta::default(), trust }
+    }
+}
+
+impl From<Authorities> for Trust {
+    fn from(authorities: Authorities) -> Trust {
+        authorities.trust
     }
 }
 
@@ -530,6 +575,8 @@ enum Mutation {
     NoMajority,
     /// What is not valid yet is not due.
     ClockAheadBelieved,
+    /// What a thief knows counts for a while.
+    TheftWithOverlap,
     /// A second rotation begins while kubeconfigs of before the first are good.
     TwoOverlaps,
 }

@@ -13,6 +13,8 @@
 //!
 //! The command that ends a membership also deletes the Node; pods still bound there are replaced by the same plan.
 //! It is not made before a voter that stays holds the authorities, unless nobody could give them any more.
+//! Of a stolen machine it also has all authorities made anew ([`super::authority::Trust::stolen`]): no moment lies between the two, so a
+//! crash cannot leave one without the other, and what is made anew is made when the thief is no member any more.
 //!
 //! Not here: who votes instead ([`crate::voters`]), and the end of what runs on the machine.
 //!
@@ -26,6 +28,7 @@ use k8s_openapi::api::core::v1::Node;
 use serde::{Deserialize, Serialize};
 use skein_api::write::{Change, Expect, NodeDeletion, Write};
 
+use super::authority::{Authorities, TRUST};
 use super::drain;
 use super::roster::{self, Member, Record};
 use crate::draft::Draft;
@@ -68,6 +71,28 @@ pub enum Cause {
     Removal,
     /// Somebody else takes it out at once, whatever runs there.
     RemovalNow,
+    /// The same, and whoever has its disk may know all that it knew: the authorities are made anew with it.
+    Stolen,
+}
+
+impl Cause {
+    /// Whether nothing is waited for that only its own good needs.
+    pub fn is_now(self) -> bool {
+        match self {
+            Cause::Leave | Cause::Removal => false,
+            Cause::RemovalNow | Cause::Stolen => true,
+        }
+    }
+
+    /// Whether a wish for this cause says more than one for `other`.
+    fn is_more_than(self, other: Cause) -> bool {
+        let urgency = |cause| match cause {
+            Cause::Leave | Cause::Removal => 0,
+            Cause::RemovalNow => 1,
+            Cause::Stolen => 2,
+        };
+        urgency(self) > urgency(other)
+    }
 }
 
 /// How far a departure has come.
@@ -239,7 +264,7 @@ pub fn ask(
     let mut record = roster::named(view, name).cloned().ok_or_else(|| Refusal::NoMember(name.to_owned()))?;
     let refused = |obstacle| Err(Refusal::Obstacle { name: name.to_owned(), obstacle });
     if let Some(departure) = &mut record.departure {
-        if departure.cause == cause || cause != Cause::RemovalNow {
+        if !cause.is_more_than(departure.cause) {
             return Ok(Vec::new());
         }
         departure.cause = cause;
@@ -255,7 +280,7 @@ pub fn ask(
             Some(obstacle) if is_first && !is_lost => return refused(obstacle),
             _ => {}
         }
-        if is_lost && cause != Cause::RemovalNow && picture.takes_the_authorities_along(&record) {
+        if is_lost && !cause.is_now() && picture.takes_the_authorities_along(&record) {
             return refused(Obstacle::Authorities);
         }
         wish(&mut record, now_ms, cause);
@@ -319,7 +344,7 @@ pub fn progress(view: &View, node: &str) -> Progress {
 
 /// Whether a leader with this record lets another voter lead: it cannot see itself out.
 pub fn hands_over<N, S, P>(record: &Record<N, S, P>) -> bool {
-    let at_once = record.departure.as_ref().is_some_and(|departure| departure.cause == Cause::RemovalNow);
+    let at_once = record.departure.as_ref().is_some_and(|departure| departure.cause.is_now());
     record.leaving || at_once
 }
 
@@ -440,23 +465,29 @@ impl<'a> Picture<'a> {
         self.electorate.needs.get(&record.node).cloned().map(Obstacle::Majority)
     }
 
+    /// The same of one that goes for `cause`: those of a stolen machine are worth nothing any more.
+    fn strands(&self, record: &Record, cause: Cause) -> bool {
+        cause != Cause::Stolen && self.takes_the_authorities_along(record)
+    }
+
     /// What keeps it from giving its vote away.
-    fn obstacle(&self, record: &Record) -> Option<Obstacle> {
+    fn obstacle(&self, record: &Record, cause: Cause) -> Option<Obstacle> {
         if self.stay_without(record).next().is_none() {
             return Some(Obstacle::LastOne);
         }
         // Any holder who stays could give them to a voter.
-        self.needs(record).or_else(|| self.lacks_heir(record, |_| true).then_some(Obstacle::Authorities))
+        let lacks_heir = || cause != Cause::Stolen && self.lacks_heir(record, |_| true);
+        self.needs(record).or_else(|| lacks_heir().then_some(Obstacle::Authorities))
     }
 
     /// Whoever is lost has no pods to drain and answers nobody; whoever is to go now is not asked. But a leader
     /// does not throw itself out.
     fn ends_at_once(&self, record: &Record, departure: &Departure) -> bool {
-        let is_now = departure.cause == Cause::RemovalNow;
+        let is_now = departure.cause.is_now();
         if record.node == self.electorate.leader || self.stay_without(record).next().is_none() {
             return false;
         }
-        match (self.is_lost(record), self.takes_the_authorities_along(record)) {
+        match (self.is_lost(record), self.strands(record, departure.cause)) {
             (true, true) => is_now,
             (true, false) => true,
             (false, takes_them) => is_now && !takes_them && self.needs(record).is_none(),
@@ -481,11 +512,11 @@ struct Step<'d, 'b, 'p> {
 impl Step<'_, '_, '_> {
     /// Its turn has come.
     fn begin(&mut self) {
-        if let Some(obstacle) = self.picture.obstacle(&self.record) {
+        if let Some(obstacle) = self.picture.obstacle(&self.record, self.departure.cause) {
             return self.wait(obstacle);
         }
         let stage = match self.departure.cause {
-            Cause::RemovalNow => Stage::Leaving,
+            Cause::RemovalNow | Cause::Stolen => Stage::Leaving,
             Cause::Leave | Cause::Removal => Stage::Draining,
         };
         let (node_key, mut cordoned) = (key_of::<Node>("", &self.record.name), false);
@@ -525,12 +556,12 @@ impl Step<'_, '_, '_> {
 
     fn leave(&mut self) {
         if self.record.leaving && self.picture.is_out(&self.record) {
-            if self.picture.takes_the_authorities_along(&self.record) {
+            if self.picture.strands(&self.record, self.departure.cause) {
                 return self.wait(Obstacle::Authorities);
             }
             return end(self.draft, &self.key, self.departure.cause);
         }
-        match self.picture.obstacle(&self.record) {
+        match self.picture.obstacle(&self.record, self.departure.cause) {
             Some(obstacle) => self.wait(obstacle),
             None => {
                 self.edit(|record| record.leaving = true);
@@ -626,7 +657,17 @@ impl Step<'_, '_, '_> {
 /// Ends a membership: nobody trusts the key from this commit on, and the name is free.
 fn end(draft: &mut Draft<'_>, key: &Key, cause: Cause) {
     let Some(name) = draft.view().get::<Member>(key).map(|member| member.record.name.clone()) else { return };
+    if cause == Cause::Stolen && draft.view().get::<Authorities>(TRUST).is_none() {
+        // A leader of before there was a record says first what is in force; that wakes the planner.
+        return;
+    }
+    let now_ms = draft.now.as_millisecond().max(0) as u64;
     draft.together(|draft| {
+        if cause == Cause::Stolen {
+            draft.edit::<Authorities>(TRUST, |authorities| {
+                authorities.trust = authorities.trust.stolen(now_ms)
+            });
+        }
         draft.edit::<Member>(key, |member| member.record = ended(&member.record, cause));
         draft.delete(&key_of::<Node>("", &name));
     });

@@ -81,6 +81,8 @@ struct World {
     holders: BTreeMap<usize, (u64, Holder)>,
     editions: BTreeMap<Fingerprint, Keys>,
     kubeconfigs: Vec<Kubeconfig>,
+    /// What thieves know.
+    stolen: BTreeSet<Fingerprint>,
     counts: BTreeMap<&'static str, u64>,
 }
 
@@ -100,6 +102,7 @@ impl World {
             holders: BTreeMap::new(),
             editions: BTreeMap::new(),
             kubeconfigs: Vec::new(),
+            stolen: BTreeSet::new(),
             counts: BTreeMap::new(),
         };
         let first = world.make(None);
@@ -372,6 +375,12 @@ impl World {
         let is_good = |span: Span| span.from_ms <= self.clock() && span.until_ms > self.clock() + DAY;
         assert!(is_good(issuing) && is_good(keys.edition.roots), "{issuing:?} at {}", self.clock());
         assert!(trust.anchors.len() <= 2 && trust.next.is_none() && trust.wish.is_none(), "{trust:?}");
+        let known = self.stolen.iter().map(|edition| &self.editions[edition]);
+        let known: BTreeSet<String> =
+            known.flat_map(|keys| [keys.members, keys.clients]).map(|key| key.to_string()).collect();
+        let believed =
+            trust.roots().find(|(members, clients)| known.contains(*members) || known.contains(*clients));
+        assert_eq!(believed, None, "what a thief has is believed: {trust:?}");
         let is_right = self.clock() == self.now;
         for kubeconfig in self.kubeconfigs.iter().filter(|kubeconfig| trust.counts(kubeconfig.number)) {
             for server in self.members.iter().copied().filter(up).map(|node| &self.nodes[node].server) {
@@ -389,7 +398,20 @@ impl World {
     /// Something that may happen to machines.
     fn fault(&mut self) {
         let node = self.draw(self.nodes.len() as u64) as usize;
-        match self.draw(9) {
+        match self.draw(90) {
+            0 => self.steal(node),
+            of_machines => self.fault_of(node, of_machines / 10),
+        }
+        let voters: Vec<usize> = self.voters.iter().copied().filter(|node| self.nodes[*node].up).collect();
+        if !voters.contains(&self.leader)
+            && let Some(leader) = voters.first()
+        {
+            self.leader = *leader;
+        }
+    }
+
+    fn fault_of(&mut self, node: usize, what: u64) {
+        match what {
             0..2 => self.nodes[node].up = false,
             2..6 => self.nodes[node].up = true,
             // Several changes in a row are faster than the keys.
@@ -399,14 +421,8 @@ impl World {
                     self.change_voters(node);
                 }
             }
-            7 => self.lose_disk(node),
+            7 => drop(self.lose_disk(node)),
             _ => self.leader = node,
-        }
-        let voters: Vec<usize> = self.voters.iter().copied().filter(|node| self.nodes[*node].up).collect();
-        if !voters.contains(&self.leader)
-            && let Some(leader) = voters.first()
-        {
-            self.leader = *leader;
         }
     }
 
@@ -429,22 +445,36 @@ impl World {
         }
     }
 
-    /// A disk is lost while another voter has a copy: what is lost with the last one, no rule can keep.
-    fn lose_disk(&mut self, node: usize) {
-        let Some(current) = self.trust.as_ref().map(|(_, trust)| trust.current.clone()) else { return };
+    /// A machine is in strange hands, and taken out with one command that says that it was stolen.
+    fn steal(&mut self, node: usize) {
+        let Some((revision, trust)) = self.trust.clone() else { return };
+        let known: Vec<Fingerprint> =
+            self.nodes[node].kept.editions().map(|edition| edition.fingerprint.clone()).collect();
+        // Another one takes its place.
+        if self.lose_disk(node) {
+            self.stolen.extend(known);
+            assert!(self.put_trust(Some(revision), trust.stolen(self.clock())));
+            self.count("thefts");
+        }
+    }
+
+    /// A disk is lost while another voter has a copy: what is lost with the last one, no rule can keep. Whether it was.
+    fn lose_disk(&mut self, node: usize) -> bool {
+        let Some(current) = self.trust.as_ref().map(|(_, trust)| trust.current.clone()) else { return false };
         let has = |other: &usize| {
             let kept = &self.nodes[*other].kept;
             *other != node && kept.editions().any(|kept| kept.fingerprint == current)
         };
         let left = self.voters.iter().filter(|voter| **voter != node).filter(|voter| self.nodes[**voter].up);
         if !self.voters.iter().any(has) || left.count() * 2 <= self.voters.len() {
-            return;
+            return false;
         }
         self.nodes[node] = Node { up: true, ..Node::default() };
         self.voters.remove(&node);
         // The old member is removed, and the machine comes back as another one of the same number.
         self.holders.remove(&node);
         self.count("disks lost");
+        true
     }
 
     /// Until there is nothing to do, with nobody dying.
@@ -519,8 +549,9 @@ fn for_two_years_the_authorities_are_never_lost_and_always_good() {
         ("copies dropped", 350),
         ("disks lost", 1300),
         ("editions given up", 200),
-        ("renewals", 500),
-        ("rotations", 500),
+        ("renewals", 450),
+        ("thefts", 100),
+        ("rotations", 600),
         ("times of a wrong clock", 200),
         ("voters changed", 800),
     ];
@@ -532,8 +563,8 @@ fn for_two_years_the_authorities_are_never_lost_and_always_good() {
 
 #[test]
 fn the_checks_see_each_bug_that_is_put_back() {
-    use Mutation::{AnyWitness, ClockAheadBelieved, NoMajority, TwoOverlaps};
-    for mutation in [AnyWitness, NoMajority, ClockAheadBelieved, TwoOverlaps] {
+    use Mutation::{AnyWitness, ClockAheadBelieved, NoMajority, TheftWithOverlap, TwoOverlaps};
+    for mutation in [AnyWitness, NoMajority, ClockAheadBelieved, TwoOverlaps, TheftWithOverlap] {
         BROKEN.set(Some(mutation));
         let seeds = 0..40;
         let caught = seeds.into_iter().find(|seed| {

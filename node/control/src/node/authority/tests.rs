@@ -408,6 +408,34 @@ fn a_wish_for_now_leaves_no_old_root() {
     assert!(!trust.counts(1));
 }
 
+/// What is under way when a machine is stolen was handed to it, too.
+#[test]
+fn what_is_made_because_of_a_theft_is_made_after_it() {
+    let now = Wish { since_ms: NOW, overlap_ms: None };
+    for change in [Change::Renewal, rotation(None), rotation(Some(DAY)), Change::Rotation(now)] {
+        let mut scene = Scene::calm();
+        with_next(change)(&mut scene);
+        let trust = scene.trust().stolen(NOW);
+        assert!(trust.is_ending());
+        let next = trust.next.clone().expect("it is under way");
+        let after = trust.with_next_in_force(&next, NOW);
+        assert!(after.wish.is_some_and(|wish| wish.overlap_ms.is_none()), "{change:?}: {after:?}");
+        let wish = after.wish.expect("it is wished");
+        let made = after.with_next(made("c"), Change::Rotation(wish), NOW);
+        let end = made.with_next_in_force(made.next.as_ref().expect("made"), NOW);
+        assert!(end.wish.is_none() && end.anchors.len() == 1 && !end.is_ending(), "{end:?}");
+    }
+}
+
+#[test]
+fn tokens_end_with_the_wish_where_all_that_was_made_is_to_end_at_once() {
+    let calm = Scene::calm().trust.expect("there is a record");
+    let wished = |overlap_ms| calm.with_wish(Wish { since_ms: NOW, overlap_ms }).expect("granted");
+    assert!(!calm.is_ending() && !wished(Some(DAY)).is_ending() && wished(None).is_ending());
+    let under_way = wished(None).with_next(made("b"), rotation(None), NOW);
+    assert!(Trust { wish: None, ..under_way }.is_ending());
+}
+
 #[test]
 fn the_roots_of_the_next_edition_are_trusted_before_anybody_issues_by_it() {
     let mut scene = Scene::calm();

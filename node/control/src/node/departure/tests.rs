@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::Pod;
 use proptest::prelude::*;
 use serde_json::json;
 
+use super::super::authority::Trust;
 use super::*;
 use crate::meta;
 use crate::world::{World, bare_pod, deployment};
@@ -397,6 +398,66 @@ fn authorities_that_only_a_lost_one_holds_are_given_up_only_if_that_is_said() {
     wish(&mut world, "c", Cause::RemovalNow).unwrap();
     world.settle();
     assert!(world.member("c").removed);
+}
+
+fn authorities(world: &World) -> Trust {
+    world.view.get::<Authorities>(TRUST).expect("there is a record").trust.clone()
+}
+
+/// No moment lies between the end of a thief's membership and the wish for what it must not know.
+#[test]
+fn a_stolen_machine_goes_in_the_command_that_has_all_authorities_made_anew() {
+    let mut world = cluster(&["a", "b", "c"]);
+    wish(&mut world, "b", Cause::Removal).unwrap();
+    // More is said than before, and less changes nothing.
+    for cause in [Cause::RemovalNow, Cause::Stolen, Cause::RemovalNow] {
+        wish(&mut world, "b", cause).unwrap();
+    }
+    world.round();
+    assert!(!world.member("b").removed, "nobody has said yet what is in force");
+    world.found_authorities();
+    let before = authorities(&world);
+    assert!(!before.is_ending());
+    let plan = world.round();
+    let keys: Vec<&str> = plan.writes.iter().map(|write| write.key.as_str()).collect();
+    assert!(keys.contains(&TRUST) && keys.contains(&"skein/members//b"), "{keys:?}");
+    assert!(world.member("b").removed && world.member("b").expelled);
+    let wished = Trust { wish: authorities(&world).wish, ..before };
+    assert!(authorities(&world) == wished && wished.is_ending());
+    assert_eq!(wished.wish.map(|wish| wish.overlap_ms), Some(None));
+    world.settle();
+    assert_eq!(authorities(&world), wished, "once");
+}
+
+/// Whatever only it holds is worth nothing from now on, so nobody waits for a copy of that.
+#[test]
+fn a_stolen_machine_goes_also_with_the_last_copy_of_the_authorities() {
+    for is_lost in [true, false] {
+        let mut world = cluster(&["a", "b", "c"]);
+        world.found_authorities();
+        for name in ["a", "b"] {
+            hold(&mut world, name, false);
+        }
+        if is_lost {
+            world.lose("c");
+            world.settle();
+        }
+        wish(&mut world, "c", Cause::Stolen).unwrap();
+        world.settle();
+        assert!(world.member("c").removed && authorities(&world).is_ending());
+    }
+    // A leader lets another one lead first.
+    let mut world = cluster(&["a", "b", "c"]);
+    world.found_authorities();
+    wish(&mut world, "a", Cause::Stolen).unwrap();
+    assert!(hands_over(&world.member("a")));
+    world.settle();
+    assert!(!world.member("a").removed && !authorities(&world).is_ending());
+    votes_move(&mut world);
+    world.electorate.leader = "b".into();
+    world.changed = crate::view::Changed::All;
+    world.settle();
+    assert!(world.member("a").removed && authorities(&world).is_ending());
 }
 
 #[test]
