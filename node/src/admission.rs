@@ -76,7 +76,9 @@ impl Door {
             // What a former claim changed must be seen before this one is judged.
             let seen = self.picture.catch_up(&self.store, Duration::from_secs(5)).await;
             seen.map_err(|error| unavailable(&error))?;
+            // Decided by what is not older than the claims that are made in the same state: nothing that is in it may be missed.
             let state = self.store.state();
+            self.picture.reach(state.revision()).await;
             let (ops, record) = self.plan(&state, &claim, node)?;
             let answer =
                 self.store.propose(ops, Options::default()).await.map_err(|error| unavailable(&error))?;
@@ -185,16 +187,22 @@ impl Door {
         }
     }
 
-    /// The lowest subnet that nobody has, and the claim on it.
+    /// The subnet of a new member, and the claim on it.
     fn free_subnet(&self, state: &State, node: NodeId) -> Result<(Subnet, Op), Refusal> {
         let parts = (0..).map_while(|n| self.cluster.nth_part(SUBNET_PREFIX, n));
-        let free = parts
-            .map(|subnet| (subnet, format!("{SUBNETS}{}", subnet.base())))
-            .find(|(_, key)| state.get(key).is_none());
-        let (subnet, key) =
-            free.ok_or_else(|| Refusal::Denied(format!("no pod subnet is left in {}", self.cluster)))?;
-        let change = Change::Put(json(&node));
-        Ok((subnet, Op { key: key.into(), expect: Expect::Absent, change }))
+        let records = state.range(roster::PREFIX, None).filter_map(|(_, object)| {
+            Some((object.mod_rev, serde_json::from_slice::<Record>(&object.value).ok()?))
+        });
+        let subnet = admission::range(parts, records);
+        let subnet = subnet.ok_or_else(|| {
+            Refusal::Denied(format!(
+                "no pod subnet is left in {}; end the membership of machines that are gone first: skein remove NAME",
+                self.cluster
+            ))
+        })?;
+        let key = format!("{SUBNETS}{}", subnet.base());
+        let expect = state.get(&key).map_or(Expect::Absent, |object| Expect::Revision(object.mod_rev));
+        Ok((subnet, Op { key: key.into(), expect, change: Change::Put(json(&node)) }))
     }
 
     fn addresses(&self, node: NodeId, otherwise: Vec<SocketAddr>) -> Vec<SocketAddr> {

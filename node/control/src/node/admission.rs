@@ -4,7 +4,7 @@
 //! each other out, unless its token gives it the place of a member that is lost: then one command ends that
 //! membership and begins the new one, which goes on with the name, the pods' addresses and the labels.
 //!
-//! Not here: whether a token is good ([`skein_net::token`] knows), and which addresses are free.
+//! Not here: whether a token is good ([`skein_net::token`] knows).
 //!
 //! [`skein_net::token`]: https://docs.rs/skein-net
 
@@ -96,6 +96,34 @@ pub enum Refusal {
     NoMember(String),
 }
 
+/// Which range of pods' addresses a new member gets: the first that nobody ever had; once all were given away, of those
+/// whose members have gone the one that has been free for the longest, so that who may still take an address for the old
+/// pod's has had all the time there is. `None` while members have all of them.
+///
+/// * `ranges`: all there are.
+/// * `records`: every record that there is, with the revision of its last change: that of one that has gone does not
+///   change any more. What is decided is to be written on condition that the range's claim is as it was in the same state.
+pub fn range<Node, Store, Range: Ord>(
+    ranges: impl IntoIterator<Item = Range>,
+    records: impl IntoIterator<Item = (u64, Record<Node, Store, Range>)>,
+) -> Option<Range> {
+    // When the last one that had it went; `None`: a member has it.
+    let mut given: BTreeMap<Range, Option<u64>> = BTreeMap::new();
+    for (revision, record) in records {
+        let gone = record.removed.then_some(revision);
+        given
+            .entry(record.subnet)
+            .and_modify(|since| *since = since.zip(gone).map(|(one, other)| one.max(other)))
+            .or_insert(gone);
+    }
+    let free = ranges.into_iter().filter_map(|range| match given.get(&range) {
+        None => Some((0, range)),
+        Some(gone) => gone.map(|revision| (revision, range)),
+    });
+    // The first of those that nobody ever had.
+    free.min_by_key(|(revision, _)| *revision).map(|(_, range)| range)
+}
+
 /// Whether a token may be made, or used, while `trust` is what the map says of the authorities. Whoever uses one makes its
 /// command conditional on that record: a machine that was stolen knows tokens, and must not come back by one.
 pub fn may_use_tokens(trust: Option<&Trust>) -> Result<(), Refusal> {
@@ -157,8 +185,101 @@ fn former(view: &View, record: &Record) -> Result<Former, Refusal> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
     use super::*;
     use crate::world::World;
+
+    /// The members of a cluster with few ranges, and who of them is gone.
+    struct Ranges {
+        records: Vec<(u64, Record<usize, (), u8>)>,
+        revision: u64,
+        /// Those that are free and were given away, the longest free first.
+        freed: Vec<u8>,
+    }
+
+    impl Ranges {
+        const ALL: u8 = 6;
+
+        fn new() -> Ranges {
+            Ranges { records: Vec::new(), revision: 1, freed: Vec::new() }
+        }
+
+        fn join(&mut self) -> Option<u8> {
+            let subnet = range(0..Self::ALL, self.records.iter().cloned())?;
+            let record = json!({
+                "node": self.records.len(), "store": null, "name": "", "addresses": [], "subnet": subnet,
+                "joined_ms": 0, "fresh": true,
+            });
+            self.revision += 1;
+            self.records.push((self.revision, serde_json::from_value(record).unwrap()));
+            Some(subnet)
+        }
+
+        fn present(&self) -> Vec<usize> {
+            (0..self.records.len()).filter(|at| !self.records[*at].1.removed).collect()
+        }
+
+        fn go(&mut self, node: usize) {
+            self.revision += 1;
+            let (revision, record) = &mut self.records[node];
+            (*revision, record.removed) = (self.revision, true);
+            self.freed.push(record.subnet);
+        }
+    }
+
+    #[test]
+    fn a_range_is_given_again_when_there_is_no_other_and_the_longest_free_one_first() {
+        let mut ranges = Ranges::new();
+        for expected in 0..4 {
+            assert_eq!(ranges.join(), Some(expected));
+        }
+        for node in [2, 0] {
+            ranges.go(node);
+        }
+        let given: Vec<_> = std::iter::from_fn(|| ranges.join()).collect();
+        assert_eq!(given, [4, 5, 2, 0]);
+        ranges.go(1);
+        assert_eq!((ranges.join(), ranges.join()), (Some(1), None));
+    }
+
+    #[test]
+    fn a_thousand_machines_come_and_go() {
+        let mut ranges = Ranges::new();
+        for _ in 0..1000 {
+            let subnet = ranges.join().expect("one is free");
+            let all = ranges.present();
+            if all.len() == usize::from(Ranges::ALL) {
+                ranges.go(all[usize::from(subnet) % all.len()]);
+            }
+        }
+    }
+
+    proptest! {
+        /// Whoever comes and goes, no two members have one range, and a machine is refused only while members have all.
+        #[test]
+        fn members_never_share_a_range(steps in prop::collection::vec((any::<bool>(), any::<u16>()), 1..200)) {
+            let mut ranges = Ranges::new();
+            for (joins, which) in steps {
+                let present = ranges.present();
+                if joins {
+                    let never = !(0..Ranges::ALL).all(|range| ranges.records.iter().any(|(_, it)| it.subnet == range));
+                    match ranges.join() {
+                        Some(subnet) if !never => prop_assert_eq!(subnet, ranges.freed.remove(0)),
+                        Some(_) => {}
+                        None => prop_assert_eq!(present.len(), usize::from(Ranges::ALL)),
+                    }
+                } else if !present.is_empty() {
+                    ranges.go(present[usize::from(which) % present.len()]);
+                }
+                let present = ranges.present();
+                let shared: std::collections::BTreeSet<u8> =
+                    present.iter().map(|node| ranges.records[*node].1.subnet).collect();
+                prop_assert_eq!(shared.len(), present.len());
+            }
+        }
+    }
 
     fn joins(world: &World, node: &str, name: &str, replaces: Option<&str>) -> Result<Place, Refusal> {
         place(&world.view, &Newcomer { node, name, replaces })
