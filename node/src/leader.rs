@@ -186,7 +186,7 @@ impl Voters {
                     if *voluntary {
                         memory.changed_voluntarily(now);
                     }
-                    self.note(voters, replaced).await;
+                    self.note(&membership.voters, voters, replaced).await;
                 }
             }
             Err(error) => warn!(?change, %error, "could not change who votes"),
@@ -206,16 +206,22 @@ impl Voters {
         self.voting.send_replace(Some(Voting { failures_survived, waits }));
     }
 
-    /// Writes into the records who has voted now and who was replaced: what later choices depend on.
-    async fn note(&self, after: &BTreeSet<VoterId>, replaced: &BTreeSet<VoterId>) {
+    /// Writes into the records who has voted now, who no more, and who was replaced: what later choices depend on.
+    async fn note(
+        &self,
+        before: &BTreeSet<VoterId>,
+        after: &BTreeSet<VoterId>,
+        replaced: &BTreeSet<VoterId>,
+    ) {
         let state = self.store.state();
         let mut ops = Vec::new();
         for (key, object) in state.range(PREFIX, None) {
             let Ok(record) = serde_json::from_slice::<Record>(&object.value) else { continue };
-            let mut next = record.clone();
-            if after.contains(&members::voter(&record)) {
-                next.fresh = false;
+            if record.removed {
+                continue;
             }
+            let (mut next, voter) = (record.clone(), members::voter(&record));
+            next.fresh = voters::is_fresh_after(&voter, record.fresh, before, after, replaced);
             if replaced.iter().any(|store| store.node == record.node.0) {
                 next.removals_ms.retain(|at| at + DAY_MS > clock::now_ms());
                 next.removals_ms.push(clock::now_ms());

@@ -70,7 +70,8 @@ pub struct Member<Id> {
     pub disowned: bool,
     /// What was in the leader's log for [`ACKNOWLEDGED_WITHIN`] it has not acknowledged, whatever else it answers.
     pub behind: bool,
-    /// It joined and was never a voter nor removed: a vote for it is formation, not a change of mind.
+    /// Nobody has taken its vote for being down since it joined: a vote for it is formation, not a change of mind. See
+    /// [`is_fresh_after`].
     pub fresh: bool,
     /// How often it was replaced because it was down, within the last day.
     pub removals: u32,
@@ -131,6 +132,25 @@ pub fn failures_survived<Id>(sets: &[BTreeSet<Id>], up: impl Fn(&Id) -> bool) ->
         set.iter().filter(|id| up(id)).count().saturating_sub(majority)
     };
     sets.iter().map(left).min().unwrap_or(0)
+}
+
+/// Whether a store is [`Member::fresh`] once `after` vote, and before that `before` did; `replaced` were down.
+///
+/// Whoever has a vote or lost it by being down has to be trusted again before it gets another one. Whose vote went
+/// because it was to leave, or because another one was and the set became smaller, has done nothing: where that is
+/// taken back, or somebody comes, it votes at once.
+pub fn is_fresh_after<Id: Ord>(
+    id: &Id,
+    was_fresh: bool,
+    before: &BTreeSet<Id>,
+    after: &BTreeSet<Id>,
+    replaced: &BTreeSet<Id>,
+) -> bool {
+    match () {
+        () if after.contains(id) || replaced.contains(id) => false,
+        () if before.contains(id) => true,
+        () => was_fresh,
+    }
 }
 
 /// The next change of the voters, if one is due.
@@ -328,10 +348,16 @@ impl<Id: Copy + Ord> Picture<'_, Id> {
         member.standing == Standing::Member && !voters.contains(id) && !stands_still
     }
 
-    /// How many may copy the log now. In a formation all missing voters learn at once, and the successor of a
-    /// lost store always does.
+    /// How many may copy the log now. In a formation all missing voters learn at once, also beside learners that are not
+    /// trusted with a vote yet, and the successor of a lost store always does.
     fn room(&self, learners_max: usize) -> usize {
-        let missing = target(self.staying()).saturating_sub(self.membership.voters.len());
+        let mut missing = target(self.staying()).saturating_sub(self.membership.voters.len());
+        let comes =
+            |(id, member): (&Id, &Member<Id>)| member.fresh && member.up && self.may_learn(id, member);
+        if missing > 0 && self.members.iter().any(comes) {
+            let learners = self.membership.learners.iter().filter_map(|id| self.members.get(id));
+            missing += learners.filter(|member| !self.may_replace(member) && !member.fresh).count();
+        }
         let succeeding = self.lost_stores().filter(|(_, successor)| self.is_up(successor)).count();
         learners_max.max(missing) + succeeding
     }

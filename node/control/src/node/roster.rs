@@ -43,7 +43,8 @@ pub struct Record<Node = String, Store = String, Subnet = String> {
     /// When it was taken out of the voters, the newest last, within a day.
     #[serde(default)]
     pub removals_ms: Vec<u64>,
-    /// It never voted: growing with it is formation.
+    /// It never lost a vote by being down, and has none now: growing with it is formation
+    /// ([`crate::voters::is_fresh_after`]).
     pub fresh: bool,
     /// Its vote is to be given to another, and its copy of the log with it.
     #[serde(default)]

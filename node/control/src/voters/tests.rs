@@ -72,6 +72,11 @@ impl Cluster {
         self.members.get_mut(&id).unwrap().standing = Standing::Leaving;
     }
 
+    /// It stays after all.
+    fn stay(&mut self, id: u8) {
+        self.members.get_mut(&id).unwrap().standing = Standing::Member;
+    }
+
     fn waiting(&self) -> Vec<Told> {
         let found = waiting(self.now, self.leader(), &self.members, &self.membership, self.last_voluntary);
         let left = |until: Instant| until.since(self.now).as_secs();
@@ -120,11 +125,10 @@ impl Cluster {
             Some(Change::RemoveLearner(id)) => drop(self.membership.learners.remove(&id)),
             Some(Change::Voters { voters, voluntary, replaced }) => {
                 assert!(!voters.len().is_multiple_of(2), "{voters:?}");
-                for id in replaced.iter().chain(&voters) {
-                    if let Some(member) = self.members.get_mut(id) {
-                        member.removals += u32::from(replaced.contains(id));
-                        member.fresh = false;
-                    }
+                let before = &self.membership.voters;
+                for (id, member) in &mut self.members {
+                    member.removals += u32::from(replaced.contains(id));
+                    member.fresh = is_fresh_after(id, member.fresh, before, &voters, &replaced);
                 }
                 self.check_count(&voters);
                 self.membership.learners.retain(|id| !voters.contains(id));
@@ -149,6 +153,53 @@ fn a_cluster_has_one_three_or_five_voters_by_its_size_as_soon_as_they_have_joine
         assert_eq!(cluster.membership.voters.len(), voters, "{members} members");
         assert_eq!(cluster.membership.learners.len(), (members as usize - voters).min(2));
     }
+}
+
+/// `leave`, and a change of mind when the vote is another's already, or nobody's: also the voter that went with it, for
+/// two have no use for two votes, votes as before at once.
+#[test]
+fn a_leave_that_is_taken_back_costs_nobody_a_vote() {
+    for members in [3, 4, 5] {
+        let mut cluster = Cluster::formed(members);
+        // Young nodes, which nobody would trust with a vote yet.
+        let now = cluster.now;
+        cluster.members.values_mut().for_each(|member| member.since = now);
+        let size = cluster.membership.voters.len();
+        let leaver = *cluster.membership.voters.last().unwrap();
+        cluster.leave(leaver);
+        cluster.pass(10);
+        assert!(!cluster.membership.voters.contains(&leaver));
+        cluster.stay(leaver);
+        cluster.pass(3);
+        assert_eq!(cluster.membership.voters.len(), size, "of {members}");
+        assert_eq!(cluster.waiting(), []);
+    }
+    // Also where all that may learn are others, which nobody trusts with a vote yet; its log takes a while to copy.
+    let mut cluster = Cluster::formed(5);
+    let now = cluster.now;
+    cluster.membership.voters = [0].into();
+    cluster.membership.learners = [1, 2].into();
+    for id in 1..5 {
+        let member = cluster.members.get_mut(&id).unwrap();
+        (member.fresh, member.since) = (id > 2, now);
+        member.caught_up = id < 3;
+    }
+    cluster.pass(5);
+    assert_eq!(cluster.membership.learners, [1, 2, 3, 4].into());
+    cluster.members.values_mut().for_each(|member| member.caught_up = true);
+    cluster.pass(2);
+    assert_eq!(cluster.membership.voters, [0, 3, 4].into());
+    // Whoever was down is another matter, whatever others do meanwhile.
+    let mut cluster = Cluster::formed(4);
+    cluster.lose(2);
+    cluster.pass(60);
+    assert_eq!(cluster.membership.voters, [0, 1, 3].into());
+    cluster.bring_back(2);
+    cluster.leave(1);
+    cluster.pass(10);
+    cluster.stay(1);
+    cluster.pass(10);
+    assert_eq!(cluster.membership.voters, [0, 1, 3].into());
 }
 
 #[test]
