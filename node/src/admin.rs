@@ -61,6 +61,8 @@ const KEPT_SHOWN_MS: u64 = 10 * 60 * 1000;
 const MAJORITY_DOUBT: Duration = Duration::from_secs(5);
 /// How long whoever waits for a departure waits for a majority.
 const MAJORITY_MAX: Duration = Duration::from_secs(60);
+/// How long a majority is waited for before anything is issued.
+const READ_MAX: Duration = Duration::from_secs(10);
 /// Tokens live at most this long.
 const DEFAULT_TTL: Duration = Duration::from_secs(15 * 60);
 /// Bodies of our own verbs but for images, which are bounded by the image store.
@@ -453,6 +455,8 @@ impl Admin {
             return Err((StatusCode::UNPROCESSABLE_ENTITY, message));
         }
         let user = named.map_or_else(|| format!("admin@{}", self.membership.name), str::to_owned);
+        // By the authorities that are in force now: what ended with a change of them must not be given out after it.
+        self.store.read_index(READ_MAX).await.map_err(|error| unavailable(error.to_string()))?;
         let here = |authority: &Authority, me: NodeId| authority.answer_client(me, &user);
         let client: Client =
             self.authority.ask(&Ask::CertifyClient(user.clone()), here).await.map_err(unavailable)?;

@@ -182,6 +182,8 @@ impl Clients {
         node: &str,
         node_id: NodeId,
     ) -> Result<Record, String> {
+        // Whoever issued it may have heard of new authorities before this node did.
+        store.read_index(READ_MAX).await.map_err(|error| error.to_string())?;
         let number = authority::clients_number(&store.state(), chain)
             .ok_or("the cluster's authorities are being made anew at this moment; try again")?;
         let record = record_of(chain, number, node, node_id)?;
