@@ -14,6 +14,7 @@ pub mod tls;
 // One request's way.
 mod api;
 mod compress;
+mod door;
 mod negotiate;
 mod path;
 mod protobuf;

@@ -7,10 +7,24 @@ use std::time::Duration;
 /// The bounds. The defaults fit a homelab and its controllers; a full machine needs no other ones.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Open connections; further ones wait in the kernel's queue, whose handshake still answers probes.
+    /// Open connections on which a certificate that counts has asked for something; on further ones it is answered
+    /// with 429.
     pub connections_max: usize,
-    /// TLS handshake, and a request's header.
+    /// The same for one certificate, so that its holder leaves some to others.
+    pub connections_per_certificate_max: usize,
+    /// All other connections; a newer one takes the place of an older one.
+    pub strangers_max: usize,
+    /// The same from one address, where IPv6 counts by networks of 64 bits. Clients behind one address that all
+    /// connect at the same moment need it for the time of a handshake.
+    pub strangers_per_address_max: usize,
+    /// How long a connection may go on without a certificate that counts.
+    pub stranger_time_max: Duration,
+    /// From the acceptance of a connection to the end of its first request's header; and how long a stranger's
+    /// connection may be idle.
     pub header_time_max: Duration,
+    /// How long a connection may go on without a request under way. Longer than the intervals in which controllers
+    /// ask, shorter than what routers remember.
+    pub idle_time_max: Duration,
     /// A request's body, from header to last byte.
     pub body_time_max: Duration,
     /// A request's body.
@@ -33,6 +47,8 @@ pub struct Limits {
     pub bookmark_every: Duration,
     /// What running requests get to end when the server stops.
     pub stop_time_max: Duration,
+    /// What a connection gets to end that was idle, or of a stranger, for too long.
+    pub overdue_time_max: Duration,
     /// What requests under way get to end when their certificate is revoked.
     pub revoked_time_max: Duration,
 }
@@ -41,7 +57,14 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             connections_max: 2_000,
+            connections_per_certificate_max: 500,
+            // Some 40 KB each.
+            strangers_max: 512,
+            strangers_per_address_max: 64,
+            stranger_time_max: Duration::from_secs(60),
             header_time_max: Duration::from_secs(10),
+            // As upstream.
+            idle_time_max: Duration::from_secs(90),
             body_time_max: Duration::from_secs(30),
             body_bytes_max: skein_api::limits::REQUEST_BYTES_MAX,
             // What lies between the largest request that is read and a mistake of a size that people make.
@@ -53,6 +76,7 @@ impl Default for Limits {
             watch_time: Duration::from_secs(45 * 60),
             bookmark_every: Duration::from_secs(60),
             stop_time_max: Duration::from_secs(5),
+            overdue_time_max: Duration::from_secs(1),
             revoked_time_max: Duration::from_secs(1),
         }
     }

@@ -17,8 +17,8 @@ use hyper_util::server::conn::auto;
 use skein_api::status::{Reason, Status};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,6 +26,7 @@ use tracing::{debug, info, warn};
 
 use crate::api::{Api, Settings};
 use crate::cluster::Cluster;
+use crate::door::{Door, Full, Place};
 use crate::identity::{Identity, Shown, Standing, Unconfirmed, WhoMay};
 use crate::limits::Limits;
 use crate::respond::{self, Body};
@@ -33,6 +34,9 @@ use crate::tls::ApiTls;
 
 /// When to come back with a certificate that is unknown here.
 const UNKNOWN_RETRY_SECONDS: u32 = 2;
+
+/// When to come back where there is no place for one more connection.
+const FULL_RETRY_SECONDS: u32 = 1;
 
 /// What a server is made of.
 pub struct Config {
@@ -53,7 +57,7 @@ pub struct Server {
     tls: ApiTls,
     who_may: Arc<dyn WhoMay>,
     limits: Limits,
-    connections: Arc<Semaphore>,
+    door: Door,
     running: TaskTracker,
     stopping: CancellationToken,
 }
@@ -65,6 +69,29 @@ struct Peer {
     /// The certificate that said so, asked about before each request.
     shown: Option<Shown>,
     address: Option<SocketAddr>,
+    /// Absent where the connection does not come by the network.
+    place: Option<Arc<Place>>,
+    requests: Requests,
+}
+
+/// How many requests of a connection are under way; `None` before the first one.
+#[derive(Clone, Default)]
+struct Requests(Arc<watch::Sender<Option<usize>>>);
+
+/// One request under way, up to the last byte of its answer.
+struct UnderWay(Requests);
+
+impl Requests {
+    fn begin(&self) -> UnderWay {
+        self.0.send_modify(|count| *count = Some(count.unwrap_or(0) + 1));
+        UnderWay(self.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|count| *count = count.map(|count| count - 1));
+    }
 }
 
 impl Server {
@@ -75,7 +102,7 @@ impl Server {
             api: Arc::new(Api::new(cluster, settings, limits.clone(), stopping.clone())),
             tls,
             who_may,
-            connections: Arc::new(Semaphore::new(limits.connections_max)),
+            door: Door::new(&limits),
             limits,
             running: TaskTracker::new(),
             stopping,
@@ -91,12 +118,6 @@ impl Server {
     /// [`Limits::stop_time_max`] for it.
     pub async fn run(&self, listener: TcpListener) {
         loop {
-            // A connection beyond the limit is not accepted, so that it costs no descriptor.
-            let permit = tokio::select! {
-                biased;
-                () = self.stopping.cancelled() => break,
-                permit = self.connections.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
-            };
             let accepted = tokio::select! {
                 biased;
                 () = self.stopping.cancelled() => break,
@@ -105,10 +126,7 @@ impl Server {
             match accepted {
                 Ok((stream, address)) => {
                     let server = self.clone();
-                    self.running.spawn(async move {
-                        server.serve_tls(stream, address).await;
-                        drop(permit);
-                    });
+                    self.running.spawn(async move { server.serve_tls(stream, address).await });
                 }
                 Err(error) => self.wait_after(error).await,
             }
@@ -124,17 +142,31 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        self.serve(stream, Peer { identity, shown: None, address: None }).await;
+        let requests = Requests::default();
+        self.serve(
+            stream,
+            Peer { identity, shown: None, address: None, place: None, requests },
+            Instant::now(),
+        )
+        .await;
     }
 
     async fn serve_tls(&self, stream: TcpStream, address: SocketAddr) {
+        let accepted = Instant::now();
+        let place = Arc::new(self.door.enter(address.ip()));
         // A watch event is small and waited for.
         if let Err(error) = stream.set_nodelay(true) {
             debug!(peer = %address, %error, "connection lost before its handshake");
             return;
         }
         let acceptor = TlsAcceptor::from(self.tls.current());
-        let stream = match timeout(self.limits.header_time_max, acceptor.accept(stream)).await {
+        let handshake = timeout_at(accepted + self.limits.header_time_max, acceptor.accept(stream));
+        let shaken = tokio::select! {
+            biased;
+            () = place.until_pushed_out() => return debug!(peer = %address, "made room for a newer connection"),
+            shaken = handshake => shaken,
+        };
+        let stream = match shaken {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return debug!(peer = %address, %error, "TLS handshake failed"),
             Err(_) => return debug!(peer = %address, "TLS handshake took too long"),
@@ -144,15 +176,17 @@ impl Server {
             Some((identity, shown)) => (identity, Some(shown)),
             None => (Identity::anonymous(), None),
         };
-        self.serve(stream, Peer { identity, shown, address: Some(address) }).await;
+        let (place, requests) = (Some(place), Requests::default());
+        self.serve(stream, Peer { identity, shown, address: Some(address), place, requests }, accepted).await;
     }
 
-    async fn serve<S>(&self, stream: S, peer: Peer)
+    async fn serve<S>(&self, stream: S, peer: Peer, accepted: Instant)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let mut http = auto::Builder::new(TokioExecutor::new());
-        http.http1().timer(TokioTimer::new()).header_read_timeout(self.limits.header_time_max);
+        // The first header has its time from `overdue`; between two requests this one counts as well.
+        http.http1().timer(TokioTimer::new()).header_read_timeout(self.limits.idle_time_max);
         http.http2()
             .timer(TokioTimer::new())
             // Clients of many controllers put all their watches on one connection.
@@ -173,11 +207,17 @@ impl Server {
                 _ => std::future::pending().await,
             }
         };
+        let mut overdue = pin!(self.overdue(accepted, peer.place.clone(), peer.requests.clone()));
         let service =
             service_fn(move |request| server.clone().answer(request, peer.clone()).map(Ok::<_, Infallible>));
         let mut connection = pin!(http.serve_connection_with_upgrades(TokioIo::new(stream), service));
         let served = tokio::select! {
             served = connection.as_mut() => served,
+            overdue = overdue.as_mut() => {
+                debug!(peer = ?address, overdue, "closing a connection");
+                connection.as_mut().graceful_shutdown();
+                timeout(self.limits.overdue_time_max, connection).await.unwrap_or(Ok(()))
+            }
             () = self.stopping.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 timeout(self.limits.stop_time_max, connection).await.unwrap_or(Ok(()))
@@ -194,20 +234,63 @@ impl Server {
         }
     }
 
+    /// Ends when the connection has to, and says why. One that does not come by the network never has to.
+    async fn overdue(
+        &self,
+        accepted: Instant,
+        place: Option<Arc<Place>>,
+        requests: Requests,
+    ) -> &'static str {
+        let Some(place) = place else { return std::future::pending().await };
+        let limits = &self.limits;
+        let stranger_for_too_long = async {
+            sleep_until(accepted + limits.stranger_time_max).await;
+            if place.is_known() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let mut under_way = requests.0.subscribe();
+        let silent = async {
+            let first = under_way.wait_for(Option::is_some);
+            if timeout_at(accepted + limits.header_time_max, first).await.is_err() {
+                return "it asked for nothing";
+            }
+            loop {
+                // Neither fails: `requests` has the sender.
+                let _ = under_way.wait_for(|count| *count == Some(0)).await;
+                let max = if place.is_known() { limits.idle_time_max } else { limits.header_time_max };
+                if timeout(max, under_way.wait_for(|count| *count != Some(0))).await.is_err() {
+                    return "it was idle";
+                }
+            }
+        };
+        tokio::select! {
+            () = place.until_pushed_out() => "a newer one needs its place",
+            () = stranger_for_too_long => "nobody is known to be at its other end",
+            why = silent => why,
+        }
+    }
+
     /// Boxed, because the compiler cannot see through the nesting that a task without is Send.
     fn answer(self, request: Request<Incoming>, peer: Peer) -> BoxFuture<'static, Response<Body>> {
         async move {
-            if let Err(refused) = self.admit(&peer).await {
-                return respond::status(&refused);
-            }
-            // Anonymous clients are many: each address counts for itself.
-            let client = match peer.address {
-                Some(address) if !peer.identity.may_everything() => address.ip().to_string(),
-                _ => peer.identity.user.clone(),
-            };
-            self.api.answer(request.map(respond::body_from), &peer.identity, &client).await
+            let under_way = peer.requests.begin();
+            let answer = self.answer_to(request, &peer).await;
+            answer.map(|body| respond::holding(body, under_way))
         }
         .boxed()
+    }
+
+    async fn answer_to(&self, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
+        if let Err(refused) = self.admit(peer).await {
+            return respond::status(&refused);
+        }
+        // Anonymous clients are many: each address counts for itself.
+        let client = match peer.address {
+            Some(address) if !peer.identity.may_everything() => address.ip().to_string(),
+            _ => peer.identity.user.clone(),
+        };
+        self.api.answer(request.map(respond::body_from), &peer.identity, &client).await
     }
 
     /// Whether the certificate that was shown counts. One that is unknown here is asked about elsewhere first: a
@@ -220,7 +303,13 @@ impl Server {
         }
         let unauthorized = |why: &str| Err(Status::new(Reason::Unauthorized, why));
         match standing {
-            Ok(Standing::Good) => Ok(()),
+            Ok(Standing::Good) => match peer.place.as_ref().map(|place| place.make_known(shown.sha256)) {
+                None | Some(Ok(())) => Ok(()),
+                Some(Err(Full { max })) => Err(Status::too_many_requests(
+                    format!("{max} connections are open already; close some, or ask on one of them"),
+                    FULL_RETRY_SECONDS,
+                )),
+            },
             Ok(Standing::Revoked) => {
                 unauthorized("this certificate was revoked; ask an administrator for a new one")
             }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -292,15 +294,119 @@ async fn a_client_that_sends_no_header_is_let_go() {
     assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 408"), "{:?}", String::from_utf8_lossy(&rest));
 }
 
+/// A connection that had ended its handshake and then said nothing had its place for good.
 #[tokio::test]
-async fn connections_beyond_the_limit_wait_for_their_turn() {
-    let limits = Limits { connections_max: 1, ..Limits::default() };
+async fn a_client_that_asks_for_nothing_is_let_go_whatever_it_speaks() {
+    let limits = Limits { header_time_max: Duration::from_millis(300), ..Limits::default() };
     let served = Served::new(MemoryCluster::with_default_namespace(), limits).await;
-    let first = connect(&served, None, b"http/1.1").await.unwrap();
-    // The kernel takes the connection, so that a probe of the port is answered; we do not, yet.
-    TcpStream::connect(served.address).await.unwrap();
-    let mut second = Box::pin(code(&served, None, "/healthz"));
-    assert!(timeout(Duration::from_millis(300), &mut second).await.is_err());
-    drop(first);
-    assert_eq!(second.await, 200);
+    for known in [false, true] {
+        for alpn in [&b"http/1.1"[..], b"h2"] {
+            let client = known.then(|| served.issue_client("ann", "system:masters"));
+            let mut mute = connect(&served, client.clone(), alpn).await.unwrap();
+            let closed = timeout(PATIENCE, mute.read_to_end(&mut Vec::new())).await;
+            closed.expect("the server closes").ok();
+        }
+        // Answers pings, as HTTP/2 wants it, and asks for nothing.
+        let client = known.then(|| served.issue_client("ann", "system:masters"));
+        let stream = connect(&served, client, b"h2").await.unwrap();
+        let (_sender, connection) =
+            hyper::client::conn::http2::handshake::<_, _, Body>(TokioExecutor::new(), TokioIo::new(stream))
+                .await
+                .unwrap();
+        timeout(PATIENCE, connection).await.expect("the server closes").ok();
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_let_go_and_one_with_a_watch_stays() {
+    let (short, long) = (Duration::from_millis(300), PATIENCE * 10);
+    for (known, alpn) in [(false, &b"http/1.1"[..]), (false, b"h2"), (true, b"http/1.1"), (true, b"h2")] {
+        let (header_time_max, idle_time_max) = if known { (long, short) } else { (short, long) };
+        let limits = Limits { header_time_max, idle_time_max, ..Limits::default() };
+        let served = Served::new(MemoryCluster::with_default_namespace(), limits).await;
+        let client = || known.then(|| served.issue_client("ann", "system:masters"));
+        if known {
+            let path = format!("{PODS}?watch=1&resourceVersion=1");
+            let watch = watched(&served, client().unwrap(), alpn, &path).await;
+            assert!(timeout(short * 3, watch.into_body().collect()).await.is_err(), "the watch goes on");
+        }
+        let io = TokioIo::new(connect(&served, client(), alpn).await.unwrap());
+        let health = get("https://127.0.0.1/healthz");
+        // The sender is kept: a client whose sender is gone closes by itself.
+        if alpn == b"h2" {
+            let (mut sender, connection) =
+                hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+            let ended = tokio::spawn(connection);
+            sender.send_request(health).await.unwrap().into_body().collect().await.unwrap();
+            timeout(PATIENCE, ended).await.expect("the server closes").unwrap().ok();
+        } else {
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+            let ended = tokio::spawn(connection);
+            sender.send_request(health).await.unwrap().into_body().collect().await.unwrap();
+            timeout(PATIENCE, ended).await.expect("the server closes").unwrap().ok();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stranger_stays_for_a_while_only_whatever_it_asks() {
+    let limits = Limits { stranger_time_max: Duration::from_millis(500), ..Limits::default() };
+    let served = Served::new(MemoryCluster::with_default_namespace(), limits).await;
+    let asks_on = async |client: Option<Issued>| {
+        let stream = connect(&served, client, b"http/1.1").await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        while sender.ready().await.is_ok() {
+            match sender.send_request(get("/healthz")).await {
+                Ok(answer) => drop(answer.into_body().collect().await),
+                Err(_) => return,
+            }
+        }
+    };
+    timeout(PATIENCE, asks_on(None)).await.expect("the server closes");
+    let known = asks_on(Some(served.issue_client("ann", "system:masters")));
+    assert!(timeout(Duration::from_millis(1500), known).await.is_err(), "whoever is known stays");
+}
+
+/// Connections without a certificate took all places there were, and nobody else got in.
+#[tokio::test]
+async fn strangers_keep_nobody_out_and_push_out_nobody_who_is_known() {
+    let limits = Limits {
+        strangers_max: 8,
+        strangers_per_address_max: 4,
+        header_time_max: PATIENCE * 10,
+        ..Limits::default()
+    };
+    let served = Served::new(MemoryCluster::with_default_namespace(), limits).await;
+    let path = format!("{PODS}?watch=1&resourceVersion=1");
+    let watch = watched(&served, served.issue_client("ann", "system:masters"), b"h2", &path).await;
+    let mut strangers = Vec::new();
+    for number in 0..40 {
+        strangers.push(TcpStream::connect(served.address).await.unwrap());
+        if number % 2 == 0 {
+            strangers.push(connect(&served, None, b"h2").await.unwrap().into_inner().0);
+        }
+    }
+    assert_eq!(code(&served, Some(served.issue_client("bob", "system:masters")), PODS).await, 200);
+    assert_eq!(code(&served, None, "/healthz").await, 200);
+    let watch = timeout(Duration::from_millis(200), watch.into_body().collect()).await;
+    assert!(watch.is_err(), "the watch goes on");
+    let ends = strangers.iter_mut().map(async |stranger| stranger.read_to_end(&mut Vec::new()).await);
+    let ends = ends.collect::<FuturesUnordered<_>>().take(56).count();
+    assert_eq!(timeout(PATIENCE, ends).await, Ok(56), "of 60 strangers 4 may stay");
+}
+
+#[tokio::test]
+async fn a_certificate_with_all_its_connections_is_told_so_on_one_more() {
+    let limits = Limits { connections_per_certificate_max: 1, ..Limits::default() };
+    let served = Served::new(MemoryCluster::with_default_namespace(), limits).await;
+    let ann = served.issue_client("ann", "system:masters");
+    let path = format!("{PODS}?watch=1&resourceVersion=1");
+    let watch = watched(&served, ann.clone(), b"http/1.1", &path).await;
+    assert_eq!(code(&served, Some(ann.clone()), PODS).await, 429);
+    assert_eq!(code(&served, Some(served.issue_client("bob", "system:masters")), PODS).await, 200);
+    drop(watch);
+    let until_free = async { while code(&served, Some(ann.clone()), PODS).await != 200 {} };
+    timeout(PATIENCE, until_free).await.expect("the place is free again");
 }

@@ -86,6 +86,17 @@ pub(crate) struct Issued {
     pub(crate) key_pem: String,
 }
 
+impl Clone for Issued {
+    fn clone(&self) -> Self {
+        Issued {
+            certificate: self.certificate.clone(),
+            certificate_pem: self.certificate_pem.clone(),
+            key: self.key.clone_key(),
+            key_pem: self.key_pem.clone(),
+        }
+    }
+}
+
 impl Served {
     pub(crate) async fn new(cluster: MemoryCluster, limits: Limits) -> Self {
         let mut params = CertificateParams::default();
