@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::FutureExt;
-use http::header::{ACCEPT, CONTENT_TYPE, HOST};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -130,6 +130,7 @@ impl Api {
     }
 
     async fn route(&self, head: &Parts, body: &mut Body, caller: &Identity, client: &str) -> Answer {
+        refuse_other_rights(&head.headers, caller)?;
         let route = path::route(head.uri.path()).ok_or_else(Status::no_such_resource);
         match &route {
             Ok(Route::Health) => {
@@ -351,6 +352,30 @@ fn read_only<T>(method: &Method, make: impl FnOnce() -> T) -> Result<T, Status> 
 fn host(head: &Parts) -> &str {
     let named = header(&head.headers, HOST);
     head.uri.authority().map(|authority| authority.as_str()).or(named).unwrap_or_default()
+}
+
+/// Refuses a request that wants to be taken for somebody else's: whoever asks for the rights of another must not be
+/// given their own, which may be more.
+fn refuse_other_rights(headers: &HeaderMap, caller: &Identity) -> Result<(), Status> {
+    let other = |name: &&HeaderName| {
+        let name = name.as_str();
+        name.starts_with("impersonate-") || name.starts_with("x-remote-")
+    };
+    if let Some(name) = headers.keys().find(other) {
+        let how = match name.as_str().starts_with("impersonate-") {
+            true => "this cluster does not support acting as somebody else yet; leave out --as and its like",
+            false => "this cluster takes nobody's word for who somebody is but a certificate's",
+        };
+        let user = &caller.user;
+        let why = format!("forbidden: User {user:?} cannot use the header {:?}: {how}", name.as_str());
+        return Err(Status::new(Reason::Forbidden, why));
+    }
+    if headers.contains_key(AUTHORIZATION) && !caller.is_known() {
+        let why = "this cluster knows its clients by certificates only, not by tokens or passwords; \
+                   `skein kubeconfig` makes one";
+        return Err(Status::new(Reason::Unauthorized, why));
+    }
+    Ok(())
 }
 
 /// A header as text; one that is not counts as absent.

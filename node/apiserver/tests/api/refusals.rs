@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
-use http::{Method, Request};
+use http::{HeaderName, Method, Request};
 use http_body_util::StreamBody;
 use hyper::body::{Body as _, Frame};
 use serde_json::json;
@@ -238,4 +238,42 @@ async fn a_damaged_object_is_our_fault_and_names_none_of_the_others() {
     assert_eq!((reply.code, reply.reason()), (500, "InternalError"));
     client.post(CONFIG_MAPS, &config_map("a")).await.ok();
     assert_eq!(client.get(&format!("{CONFIG_MAPS}/a")).await.ok()["data"]["a"], "1");
+}
+
+/// `kubectl delete --as=nobody` deleted, with all rights of whoever called it.
+#[tokio::test]
+async fn nobody_gets_their_own_rights_who_asks_for_those_of_another() {
+    let client = Client::new();
+    client.post(CONFIG_MAPS, &config_map("kept")).await.ok();
+    let path = format!("{CONFIG_MAPS}/kept");
+    for (name, value) in [
+        ("Impersonate-User", "nobody"),
+        ("Impersonate-Group", "developers"),
+        ("Impersonate-Uid", "1"),
+        ("Impersonate-Extra-scopes", "view"),
+        ("X-Remote-User", "nobody"),
+    ] {
+        for (method, path) in [(Method::DELETE, path.as_str()), (Method::GET, "/healthz")] {
+            let mut request = request(method, path, "", "");
+            request.headers_mut().insert(HeaderName::try_from(name).unwrap(), value.parse().unwrap());
+            let reply = client.send(request).await;
+            assert_eq!((reply.code, reply.reason()), (403, "Forbidden"), "{name}");
+            assert!(reply.message().contains(&name.to_lowercase()), "{}", reply.message());
+        }
+    }
+    client.get(&path).await.ok();
+}
+
+#[tokio::test]
+async fn a_token_is_refused_and_not_passed_over() {
+    let client = Client::new();
+    let with_token = || {
+        let mut request = request(Method::GET, "/version", "", "");
+        request.headers_mut().insert("authorization", "Bearer abc".parse().unwrap());
+        request
+    };
+    let reply = client.send_as(&Identity::anonymous(), with_token()).await;
+    assert_eq!((reply.code, reply.reason()), (401, "Unauthorized"));
+    // As upstream, whoever shows a good certificate is known by that.
+    assert_eq!(client.send(with_token()).await.code, 200);
 }
