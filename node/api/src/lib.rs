@@ -34,6 +34,7 @@ pub mod time;
 mod rules;
 
 // Values and helpers that deciding crates share.
+pub mod base64;
 pub mod names;
 pub mod owner;
 pub mod pod;

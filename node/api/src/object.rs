@@ -113,6 +113,7 @@ pub fn prepare_update(
         keep(fields_mut(new)?, old, "status");
     }
     apply(kind, new, kind.rules.default)?;
+    *new = (kind.rules.begin_update)(old, new.take()).map_err(|error| unreadable(kind, &error))?;
     if kind.has_status() {
         // The typed round trip may have rewritten it; what is stored stays as it is, byte for byte.
         keep(fields_mut(new)?, old, "status");

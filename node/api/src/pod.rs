@@ -18,6 +18,23 @@ pub const RESCHEDULE_ANNOTATION: &str = "skein.dev/reschedule";
 /// Letters of names made by the server: no vowels, so no words, and nothing that looks like another.
 pub const SAFE_ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 
+/// The name of a kernel parameter with dots between its parts, as the one with slashes has it too.
+///
+/// Source: sysctl.d(5): what comes first, a dot or a slash, separates; the other one stands for itself in a part.
+pub fn sysctl_name(name: &str) -> String {
+    match name.find(['.', '/']) {
+        Some(first) if name[first..].starts_with('/') => name
+            .chars()
+            .map(|c| match c {
+                '/' => '.',
+                '.' => '/',
+                c => c,
+            })
+            .collect(),
+        _ => name.to_owned(),
+    }
+}
+
 /// Processor and memory: what is fitted into a node.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Resources {

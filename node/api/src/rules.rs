@@ -19,10 +19,14 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub(crate) use self::plain::Definition;
+use crate::base64;
 use crate::field::Errors;
 
 /// The rules of one kind, over its typed struct.
 pub(crate) trait KindRules: Serialize + DeserializeOwned {
+    /// Maps of bytes at the top of the object.
+    const BYTES: &'static [&'static str] = &[];
+
     /// Fills what the user left out. Applying it twice changes nothing more.
     fn default(&mut self) {}
 
@@ -31,6 +35,9 @@ pub(crate) trait KindRules: Serialize + DeserializeOwned {
 
     /// Says what may not change between `old` and this.
     fn validate_update(&self, _old: &Self, _errors: &mut Errors) {}
+
+    /// Adds to an update what upstream's admission adds. Called after `default`.
+    fn begin_update(&mut self, _old: &Self) {}
 
     /// Sets what a new object begins with. Called after `default`; what a user sent as status is gone.
     fn begin(&mut self) {}
@@ -41,6 +48,8 @@ pub(crate) trait KindRules: Serialize + DeserializeOwned {
 pub(crate) enum WrongType {
     #[error("{path}: {error}")]
     At { path: String, error: serde_json::Error },
+    #[error("{path}: {error}")]
+    Bytes { path: String, error: base64::Illegal },
     #[error("{0}")]
     Somewhere(#[from] serde_json::Error),
 }
@@ -54,13 +63,17 @@ pub(crate) struct Rules {
     pub(crate) shape: Shape,
     pub(crate) default: fn(Value) -> Result<Value, WrongType>,
     pub(crate) begin: fn(Value) -> Result<Value, WrongType>,
+    pub(crate) begin_update: fn(&Value, Value) -> Result<Value, WrongType>,
     pub(crate) validate: fn(&Value, &mut Errors) -> Result<(), WrongType>,
     pub(crate) validate_update: fn(&Value, &Value, &mut Errors) -> Result<(), WrongType>,
 }
 
 pub(crate) const fn rules<T: KindRules>() -> Rules {
     Rules {
-        shape: |value, unknown| {
+        shape: |mut value, unknown| {
+            for field in T::BYTES {
+                canonical_bytes(&mut value, field)?;
+            }
             let typed: Result<T, _> =
                 serde_ignored::deserialize(&value, |path| unknown(crate::decode::dotted(&path)));
             match typed {
@@ -78,6 +91,11 @@ pub(crate) const fn rules<T: KindRules>() -> Rules {
             typed.begin();
             Ok(serde_json::to_value(typed)?)
         },
+        begin_update: |old, value| {
+            let mut typed: T = read(&value)?;
+            typed.begin_update(&read(old)?);
+            Ok(serde_json::to_value(typed)?)
+        },
         validate: |value, errors| {
             read::<T>(value)?.validate(errors);
             Ok(())
@@ -87,6 +105,19 @@ pub(crate) const fn rules<T: KindRules>() -> Rules {
             Ok(())
         },
     }
+}
+
+/// Brings the bytes of the map `field` into the form that our types read.
+fn canonical_bytes(object: &mut Value, field: &str) -> Result<(), WrongType> {
+    let Some(bytes) = object.get_mut(field).and_then(Value::as_object_mut) else { return Ok(()) };
+    for (key, value) in bytes {
+        // What is no text is told by the type.
+        let Some(text) = value.as_str() else { continue };
+        let bytes = base64::decode(text)
+            .map_err(|error| WrongType::Bytes { path: format!("{field}.{key}"), error })?;
+        *value = base64::encode(&bytes).into();
+    }
+    Ok(())
 }
 
 fn read<T: KindRules>(value: &Value) -> Result<T, WrongType> {

@@ -293,3 +293,20 @@ fn an_object_beyond_the_limit_is_413() {
     let pod = json!({ "metadata": { "name": "a" }, "spec": { "containers": containers } });
     assert_eq!(created("Pod", pod).unwrap_err().code(), 413);
 }
+
+/// Blocks of YAML hold line ends, and encoders leave bits of the last letter set.
+#[test]
+fn bytes_may_be_written_in_lines_and_are_kept_in_one_way() {
+    let yaml = b"metadata: {name: a}\ntype: Opaque\ndata:\n  k: |\n    aGVs\n    bG8=\n  l: YR==\n";
+    let decoded = decode::decode(kind("Secret"), yaml, Format::Yaml, Validation::Strict).unwrap();
+    assert_eq!(decoded.object["data"], json!({ "k": "aGVsbG8=", "l": "YQ==" }));
+    let binary = json!({ "metadata": { "name": "a" }, "binaryData": { "k": "aGVs\r\nbG8=\n" } });
+    assert_eq!(created("ConfigMap", binary).unwrap()["binaryData"]["k"], "aGVsbG8=");
+    let error =
+        created("Secret", json!({ "metadata": { "name": "a" }, "data": { "k": "pass word" } })).unwrap_err();
+    assert_eq!(error.code(), 400);
+    assert_eq!(
+        error.message(),
+        "Secret in version \"v1\" cannot be handled as a Secret: data.k: illegal base64 data at input byte 4"
+    );
+}

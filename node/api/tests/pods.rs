@@ -239,10 +239,19 @@ fn of_a_pod_only_little_may_change() {
             .push(json!({ "key": "a", "operator": "Exists" }))),
         Ok(Update::Changed)
     );
+    // What a new pod is given, an updated one is given too: whoever replaces a pod need not know it.
+    let given = |pod: &mut Value| {
+        pod["spec"]["tolerations"] = json!([{ "key": "a", "operator": "Exists" }]);
+        for field in ["priority", "preemptionPolicy"] {
+            pod["spec"].as_object_mut().unwrap().remove(field);
+        }
+    };
+    assert_eq!(update(&given), Ok(Update::Changed));
+    assert_eq!(update(&|pod| pod["spec"]["tolerations"] = json!([])), Ok(Update::Unchanged));
     for change in [
         (&|pod: &mut Value| pod["spec"]["nodeName"] = json!("kitchen")) as &dyn Fn(&mut Value),
         &|pod| pod["spec"]["containers"][0]["command"] = json!(["sh"]),
-        &|pod| pod["spec"]["tolerations"] = json!([]),
+        &|pod| pod["spec"]["tolerations"][0]["effect"] = json!("NoSchedule"),
         &|pod| pod["spec"]["restartPolicy"] = json!("Never"),
         &|pod| pod["spec"]["containers"].as_array_mut().unwrap().push(json!({ "name": "d", "image": "x" })),
     ] {
@@ -360,5 +369,36 @@ fn a_service_gets_its_defaults_and_keeps_its_rules() {
     ] {
         let error = service(spec.clone()).unwrap_err();
         assert!(error.message().contains(reason), "expected: {reason}\nfound: {error}");
+    }
+}
+
+/// The conformance tests of upstream name these.
+#[test]
+fn parameters_of_the_kernel_have_names_and_belong_to_the_pod() {
+    let with = |spec: Value| {
+        let mut whole = json!({ "containers": [{ "name": "c", "image": "x" }] });
+        whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        pod(whole)
+    };
+    let named = |names: &[&str]| {
+        let sysctls: Vec<Value> = names.iter().map(|name| json!({ "name": name, "value": "1" })).collect();
+        with(json!({ "securityContext": { "sysctls": sysctls } }))
+    };
+    created("Pod", named(&["kernel.shmmax", "safe-and-unsafe", "net/ipv4/conf/eth0.1/rp_filter", "a_b.c"]))
+        .unwrap();
+    for name in ["foo-", "bar..", ".a", "a//b", "A", "net.ipv4.ip forward"] {
+        let reason = format!(
+            "spec.securityContext.sysctls[0].name: Invalid value: {name:?}: must have at most 253 characters and match regex ^([a-z0-9]"
+        );
+        refused(named(&[name]), &reason);
+    }
+    refused(named(&[""]), "sysctls[0].name: Required value");
+    refused(named(&["a.b", "a.b"]), "sysctls[1].name: Duplicate value: \"a.b\"");
+    for name in ["net.core.somaxconn", "net/core/somaxconn"] {
+        let sysctls = json!({ "sysctls": [{ "name": name, "value": "1" }] });
+        refused(
+            with(json!({ "hostNetwork": true, "securityContext": sysctls })),
+            "may not be set when 'hostNetwork' is set to true",
+        );
     }
 }

@@ -19,6 +19,7 @@ pub use pull::{Credentials, pull_credentials};
 pub use security::{Seccomp, Security};
 
 use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec, Volume, VolumeMount};
+use skein_api::pod::sysctl_name;
 use std::collections::BTreeMap;
 
 use crate::meta;
@@ -340,7 +341,7 @@ pub fn sandbox(pod: &Pod) -> SandboxPlan {
         host_pid: spec.host_pid.unwrap_or(false),
         host_ipc: spec.host_ipc.unwrap_or(false),
         share_process_namespace: spec.share_process_namespace.unwrap_or(false),
-        sysctls: sysctls.map(|sysctl| (sysctl.name.clone(), sysctl.value.clone())).collect(),
+        sysctls: sysctls.map(|sysctl| (sysctl_name(&sysctl.name), sysctl.value.clone())).collect(),
         qos_class: QosClass::of(spec),
         limits: limits(pod),
         host_aliases: spec

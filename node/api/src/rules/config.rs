@@ -22,6 +22,8 @@ const NEEDED: &[(&str, &[&str])] = &[
 ];
 
 impl KindRules for ConfigMap {
+    const BYTES: &'static [&'static str] = &["binaryData"];
+
     fn validate(&self, errors: &mut Errors) {
         let text: BTreeSet<&String> = self.data.iter().flat_map(|data| data.keys()).collect();
         for key in &text {
@@ -58,6 +60,8 @@ impl KindRules for ConfigMap {
 }
 
 impl KindRules for Secret {
+    const BYTES: &'static [&'static str] = &["data"];
+
     fn default(&mut self) {
         set(&mut self.type_, "Opaque");
         // Written for convenience, never kept: it would be a second copy that can differ.

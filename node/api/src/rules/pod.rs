@@ -27,14 +27,22 @@ impl KindRules for Pod {
         spec.service_account.clone_from(&spec.service_account_name);
         spec.priority.get_or_insert(0);
         pod_defaults::set(&mut spec.preemption_policy, "PreemptLowerPriority");
-        for taint in [NOT_READY, UNREACHABLE] {
-            tolerate(spec, taint);
-        }
+        tolerate_lost_nodes(spec);
         self.status = Some(PodStatus {
             phase: Some("Pending".into()),
             qos_class: Some(qos_class(spec).into()),
             ..PodStatus::default()
         });
+    }
+
+    fn begin_update(&mut self, old: &Self) {
+        let Some(old) = &old.spec else { return };
+        let spec = self.spec.get_or_insert_default();
+        spec.priority = spec.priority.or(old.priority);
+        if spec.preemption_policy.is_none() {
+            spec.preemption_policy.clone_from(&old.preemption_policy);
+        }
+        tolerate_lost_nodes(spec);
     }
 
     fn validate(&self, errors: &mut Errors) {
@@ -97,6 +105,13 @@ fn fixed(new: &PodSpec, old: &PodSpec) -> PodSpec {
 fn same_but_for_seconds(left: &Toleration, right: &Toleration) -> bool {
     let plain = |toleration: &Toleration| Toleration { toleration_seconds: None, ..toleration.clone() };
     plain(left) == plain(right)
+}
+
+/// Without a word of its own on a lost node a pod gets ours.
+fn tolerate_lost_nodes(spec: &mut PodSpec) {
+    for taint in [NOT_READY, UNREACHABLE] {
+        tolerate(spec, taint);
+    }
 }
 
 fn tolerate(spec: &mut PodSpec, taint: &str) {

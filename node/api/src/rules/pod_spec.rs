@@ -3,13 +3,15 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{
-    Affinity, NodeSelectorTerm, PodAffinityTerm, PodSpec, Toleration, TopologySpreadConstraint,
+    Affinity, NodeSelectorTerm, PodAffinityTerm, PodSecurityContext, PodSpec, Toleration,
+    TopologySpreadConstraint,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::{container, metadata, resources, volume};
 use crate::field::{Errors, Path};
 use crate::names;
+use crate::pod::sysctl_name;
 use crate::selector::Selector;
 
 const RESTART_POLICIES: &[&str] = &["Always", "OnFailure", "Never"];
@@ -299,18 +301,46 @@ fn security(spec: &PodSpec, path: &Path, errors: &mut Errors) {
     for (index, id) in context.supplemental_groups.iter().flatten().enumerate() {
         user_id(Some(*id), &path.child("supplementalGroups").index(index), errors);
     }
+    sysctls(spec, context, path, errors);
+}
+
+const SYSCTL_CHARS_MAX: usize = 253;
+const SYSCTL_NAME: &str = "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
+
+fn sysctls(spec: &PodSpec, context: &PodSecurityContext, path: &Path, errors: &mut Errors) {
+    let mut names = BTreeSet::new();
     for (index, sysctl) in context.sysctls.iter().flatten().enumerate() {
         let path = path.child("sysctls").index(index).child("name");
-        let well_formed = |name: &str| {
-            name.bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_./".contains(&byte))
-        };
-        if sysctl.name.is_empty() {
+        let name = sysctl.name.as_str();
+        if name.is_empty() {
             errors.required(&path, "");
-        } else if sysctl.name.len() > 253 || !well_formed(&sysctl.name) {
-            errors.invalid(&path, &sysctl.name, "must be the name of a kernel parameter");
+        } else if name.len() > SYSCTL_CHARS_MAX || !name.split(['.', '/']).all(is_sysctl_part) {
+            errors.invalid(&path, name, SYSCTL_NAME);
+        } else if !names.insert(name) {
+            errors.duplicate(&path, name);
+        }
+        let name = sysctl_name(name);
+        if spec.host_network == Some(true) && name.starts_with("net.") {
+            errors.invalid(&path, &sysctl.name, "may not be set when 'hostNetwork' is set to true");
+        }
+        if spec.host_ipc == Some(true) && is_of_ipc(&name) {
+            errors.invalid(&path, &sysctl.name, "may not be set when 'hostIPC' is set to true");
         }
     }
+}
+
+fn is_sysctl_part(part: &str) -> bool {
+    let is_end =
+        |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let bytes = part.as_bytes();
+    is_end(bytes.first())
+        && is_end(bytes.last())
+        && bytes.iter().all(|byte| is_end(Some(byte)) || matches!(byte, b'-' | b'_'))
+}
+
+fn is_of_ipc(sysctl: &str) -> bool {
+    sysctl == "kernel.sem"
+        || ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|prefix| sysctl.starts_with(prefix))
 }
 
 /// A numeric user or group.

@@ -3,9 +3,9 @@
 //! Source: Kubernetes documentation, "Images" (`imagePullSecrets`, how `config.json` is read); the files'
 //! format is Docker's.
 
-use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{LocalObjectReference, Pod, Secret, ServiceAccount};
 use serde::Deserialize;
+use skein_api::base64::of_credentials;
 use std::collections::BTreeMap;
 
 use crate::meta;
@@ -71,12 +71,13 @@ struct Entry {
     #[serde(default)]
     password: String,
     /// `username:password` in base64.
-    auth: Option<ByteString>,
+    #[serde(default, deserialize_with = "of_credentials")]
+    auth: Option<Vec<u8>>,
 }
 
 impl Entry {
     fn credentials(&self) -> Option<Credentials> {
-        let both = self.auth.as_ref().and_then(|auth| std::str::from_utf8(&auth.0).ok());
+        let both = self.auth.as_ref().and_then(|auth| std::str::from_utf8(auth).ok());
         let both = both.and_then(|both| both.split_once(':'));
         let (user, password) = both.unwrap_or((&self.username, &self.password));
         (!user.is_empty()).then(|| Credentials {
@@ -132,6 +133,7 @@ fn covers(place: &str, image: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
+    use skein_api::base64;
 
     use super::*;
 
@@ -142,7 +144,7 @@ mod tests {
             view.apply(&key, Some(object.to_string().as_bytes()), 1);
         };
         for (number, file) in files.iter().enumerate() {
-            let bytes = serde_json::to_value(ByteString(file.to_string().into_bytes())).expect("base64");
+            let bytes = base64::encode(file.to_string().as_bytes());
             let (name, kind) = (format!("s{number}"), "kubernetes.io/dockerconfigjson");
             put(
                 format!("core/secrets/default/{name}"),
@@ -184,6 +186,15 @@ mod tests {
         // The password may hold a colon.
         assert_eq!(users(&view, named), ["team/p:w", "all/1"]);
         assert_eq!(users(&view, json!([])), ["account/3"]);
+    }
+
+    /// Writers of such files leave out the padding, wrap lines, or leave bits of the last letter set.
+    #[test]
+    fn a_name_and_password_in_base64_are_read_however_they_were_written() {
+        for auth in ["YW5uOnA=", "YW5uOnA", "YW5u\nOnA=\n", "YW5uOnB="] {
+            let view = view(&[json!({ "auths": { "registry.lan:5000": { "auth": auth } } })], json!([]));
+            assert_eq!(users(&view, json!([{ "name": "s0" }])), ["ann/p"], "{auth:?}");
+        }
     }
 
     #[track_caller]
