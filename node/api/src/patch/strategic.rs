@@ -4,10 +4,13 @@
 //! "patch strategy" and "patch merge key". All other lists are replaced whole.
 //!
 //! Directives of a patch:
-//! `$patch: replace|delete|merge` in a map, or in an element of a keyed list;
+//! `$patch: replace|delete|merge` in a map; `$patch: delete` in an element of a keyed list, which takes away all of its
+//! key; `$patch: replace` in any element of one, by which the patch's other elements are the list;
 //! `$retainKeys: [..]`: the map keeps these fields only;
 //! `$deleteFromPrimitiveList/<field>: [..]`: these leave the list of plain values;
-//! `$setElementOrder/<field>: [..]`: the list's order afterwards.
+//! `$setElementOrder/<field>: [..]`: the list's order afterwards; without it that of the patch's list.
+//!
+//! A key that several elements of the object share (port 53 of UDP and of TCP) means the first of them to what merges.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -188,11 +191,10 @@ impl Merge<'_> {
                 target.insert(field.to_owned(), Value::Object(below));
             }
             Value::Array(changes) => {
-                let elements = match target.remove(field) {
-                    Some(Value::Array(elements)) => elements,
-                    _ => Vec::new(),
+                let merged = match target.remove(field) {
+                    Some(Value::Array(elements)) => self.list(elements, changes, path)?,
+                    _ => self.new_list(changes, path)?,
                 };
-                let merged = self.list(elements, changes, path)?;
                 target.insert(field.to_owned(), Value::Array(merged));
             }
             plain => {
@@ -202,83 +204,100 @@ impl Merge<'_> {
         Ok(())
     }
 
-    fn list(&mut self, mut elements: Vec<Value>, changes: &[Value], path: &str) -> Result<Vec<Value>, Error> {
-        match list_strategy(self.kind, path) {
-            List::Atomic => Ok(changes.to_vec()),
-            List::Set => {
-                let mut there: BTreeSet<String> = elements.iter().map(Value::to_string).collect();
-                self.budget.spend(elements.len())?;
-                let added = changes.iter().filter(|change| there.insert(change.to_string()));
-                elements.extend(added.cloned());
-                Ok(elements)
-            }
-            List::Keyed(key) => self.keyed_list(elements, changes, key, path),
-        }
+    fn list(&mut self, elements: Vec<Value>, changes: &[Value], path: &str) -> Result<Vec<Value>, Error> {
+        let strategy = list_strategy(self.kind, path);
+        let before = match strategy {
+            List::Atomic => return Ok(changes.to_vec()),
+            List::Set | List::Keyed(_) => elements.clone(),
+        };
+        self.budget.spend(elements.len())?;
+        let (merged, before) = match strategy {
+            List::Keyed(key) => self.keyed_list(elements, changes, key, path)?,
+            List::Atomic | List::Set => (set(elements, changes), before),
+        };
+        Ok(ordered(merged, changes, &before, strategy))
     }
 
+    /// The list, and what of it was there before and stays.
     fn keyed_list(
         &mut self,
         mut elements: Vec<Value>,
         changes: &[Value],
         key: &str,
         path: &str,
-    ) -> Result<Vec<Value>, Error> {
-        let changes: Vec<(&Map<String, Value>, Directive)> = changes
-            .iter()
-            .map(|change| {
-                let change = change.as_object().ok_or_else(|| {
-                    Error::Malformed(format!("{path}: each element of the patch must be an object"))
-                })?;
-                Ok((change, directive(change)?))
-            })
-            .collect::<Result<_, Error>>()?;
-        // One element that says "replace" and has no key speaks for the whole list.
-        let replaces = |(change, directive): &(&Map<String, Value>, Directive)| {
-            *directive == Directive::Replace && !change.contains_key(key)
-        };
-        if changes.iter().any(replaces) {
-            elements.clear();
-        }
-        self.budget.spend(elements.len())?;
-        let mut places: BTreeMap<String, usize> = BTreeMap::new();
-        for (place, element) in elements.iter().enumerate() {
-            if let Some(value) = element.get(key) {
-                places.entry(value.to_string()).or_insert(place);
+    ) -> Result<(Vec<Value>, Vec<Value>), Error> {
+        let mut merging: Vec<(&Map<String, Value>, String)> = Vec::new();
+        let (mut deleted, mut replaced) = (BTreeSet::new(), false);
+        for change in changes {
+            let change = change.as_object().ok_or_else(|| {
+                Error::Malformed(format!("{path}: each element of the patch must be an object"))
+            })?;
+            let directive = element_directive(change, path)?;
+            if directive == Directive::Replace {
+                replaced = true;
+                continue;
             }
-        }
-        let mut deleted: BTreeSet<usize> = BTreeSet::new();
-        for (change, directive) in changes.iter().filter(|change| !replaces(change)) {
             let value = change.get(key).filter(|value| !value.is_null()).ok_or_else(|| {
                 Error::Malformed(format!("{path}: an element of the patch lacks its merge key {key:?}"))
             })?;
-            let place = places.get(&value.to_string()).copied();
-            match (directive, place) {
-                (Directive::Delete, Some(place)) => {
-                    deleted.insert(place);
-                    places.remove(&value.to_string());
-                }
-                (Directive::Delete, None) => {}
-                (_, Some(place)) => {
-                    if let Value::Object(fields) = &mut elements[place] {
-                        self.map(fields, change, path)?;
-                    }
-                }
-                (_, None) => {
-                    // Merged into nothing, so that no directive and no null stays in it.
-                    let mut fields = Map::new();
-                    self.map(&mut fields, change, path)?;
-                    places.insert(value.to_string(), elements.len());
-                    elements.push(Value::Object(fields));
-                }
+            match directive {
+                Directive::Delete => drop(deleted.insert(value.to_string())),
+                Directive::Merge | Directive::Replace => merging.push((change, value.to_string())),
             }
         }
-        let mut place = 0;
-        elements.retain(|_| {
-            place += 1;
-            !deleted.contains(&(place - 1))
-        });
+        if replaced {
+            let whole =
+                merging.iter().map(|(change, _)| self.made_of(change, path)).collect::<Result<_, _>>()?;
+            return Ok((whole, Vec::new()));
+        }
+        let identity = |element: &Value| element.get(key).map(Value::to_string);
+        elements.retain(|element| identity(element).is_none_or(|value| !deleted.contains(&value)));
+        let before = elements.clone();
+        let mut places = places(elements.iter().map(|element| identity(element).unwrap_or_default()));
+        for (change, value) in merging {
+            if let Some(place) = places.get(&value) {
+                if let Value::Object(fields) = &mut elements[*place] {
+                    self.map(fields, change, path)?;
+                }
+            } else {
+                places.insert(value, elements.len());
+                let made = self.made_of(change, path)?;
+                elements.push(made);
+            }
+        }
+        Ok((elements, before))
+    }
+
+    /// A list that was not there: as it was sent, so that elements of one key stay apart.
+    fn new_list(&mut self, changes: &[Value], path: &str) -> Result<Vec<Value>, Error> {
+        if list_strategy(self.kind, path) == List::Atomic {
+            return Ok(changes.to_vec());
+        }
+        let mut elements = Vec::new();
+        for change in changes {
+            match change {
+                Value::Object(fields) if element_directive(fields, path)? != Directive::Merge => {}
+                Value::Object(fields) => elements.push(self.made_of(fields, path)?),
+                plain => elements.push(plain.clone()),
+            }
+        }
         Ok(elements)
     }
+
+    /// Merged into nothing, so that no directive and no null stays in it.
+    fn made_of(&mut self, change: &Map<String, Value>, path: &str) -> Result<Value, Error> {
+        let mut fields = Map::new();
+        self.map(&mut fields, change, path)?;
+        Ok(Value::Object(fields))
+    }
+}
+
+/// Those of `changes` that are missing join.
+fn set(mut elements: Vec<Value>, changes: &[Value]) -> Vec<Value> {
+    let mut there: BTreeSet<String> = elements.iter().map(Value::to_string).collect();
+    let added = changes.iter().filter(|change| there.insert(change.to_string()));
+    elements.extend(added.cloned());
+    elements
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -295,6 +314,16 @@ fn directive(patch: &Map<String, Value>) -> Result<Directive, Error> {
         Some(Value::String(text)) if text == "replace" => Ok(Directive::Replace),
         Some(Value::String(text)) if text == "delete" => Ok(Directive::Delete),
         Some(other) => Err(Error::Malformed(format!("unknown patch type {other} in the patch"))),
+    }
+}
+
+/// The same of an element in a list, which cannot say that lists are merged: they are.
+fn element_directive(patch: &Map<String, Value>, path: &str) -> Result<Directive, Error> {
+    match directive(patch)? {
+        Directive::Merge if patch.contains_key(PATCH) => {
+            Err(Error::Malformed(format!("{path}: merging lists cannot yet be specified in the patch")))
+        }
+        directive => Ok(directive),
     }
 }
 
@@ -368,7 +397,8 @@ mod tests {
         check_pod(
             spec.clone(),
             json!({ "containers": [{ "name": "a", "env": [{ "name": "L", "value": "2" }, { "name": "K", "value": "3" }] }] }),
-            json!({ "containers": [{ "name": "a", "image": "x", "env": [{ "name": "K", "value": "3" }, { "name": "L", "value": "2" }] }, { "name": "b" }] }),
+            // In the order of the patch.
+            json!({ "containers": [{ "name": "a", "image": "x", "env": [{ "name": "L", "value": "2" }, { "name": "K", "value": "3" }] }, { "name": "b" }] }),
         );
         check_pod(
             spec.clone(),
@@ -382,8 +412,57 @@ mod tests {
         );
         check_pod(
             spec,
-            json!({ "containers": [{ "name": "a", "$patch": "replace", "image": "y" }] }),
-            json!({ "containers": [{ "name": "a", "image": "y" }, { "name": "b" }] }),
+            json!({ "containers": [{ "name": "a", "$patch": "replace", "image": "y" }, { "name": "c" }] }),
+            json!({ "containers": [{ "name": "c" }] }),
+        );
+    }
+
+    /// Port 53 is served over UDP and over TCP by most name servers.
+    #[test]
+    fn elements_that_share_a_key_are_deleted_together_and_kept_apart() {
+        let port = |protocol: &str| json!({ "port": 53, "protocol": protocol });
+        let ports = json!([port("UDP"), { "port": 9153 }, port("TCP")]);
+        let check = |before: &Value, patch: Value, expect: Value| {
+            let service = json!({ "spec": { "ports": before } });
+            let found = patched("Service", service, json!({ "spec": patch.clone() })).unwrap();
+            assert_eq!(found["spec"]["ports"], expect, "{patch}");
+        };
+        check(&ports, json!({ "ports": [{ "port": 53, "$patch": "delete" }] }), json!([{ "port": 9153 }]));
+        // What is deleted and sent again is new.
+        check(
+            &ports,
+            json!({ "ports": [{ "port": 53, "name": "dns" }, { "port": 53, "$patch": "delete" }] }),
+            json!([{ "port": 53, "name": "dns" }, { "port": 9153 }]),
+        );
+        check(
+            &Value::Null,
+            json!({ "ports": [port("UDP"), port("TCP")] }),
+            json!([port("UDP"), port("TCP")]),
+        );
+        check(
+            &Value::Null,
+            json!({ "ports": [{ "port": 1, "$patch": "delete" }, { "port": 2, "name": null }] }),
+            json!([{ "port": 2 }]),
+        );
+        // The first of them is what a change means.
+        check(
+            &ports,
+            json!({ "ports": [{ "port": 53, "name": "dns" }] }),
+            json!([{ "port": 53, "protocol": "UDP", "name": "dns" }, port("TCP"), { "port": 9153 }]),
+        );
+    }
+
+    #[test]
+    fn a_list_takes_the_order_of_the_one_that_was_sent() {
+        check_pod(
+            json!({ "containers": [{ "name": "a" }, { "name": "b" }] }),
+            json!({ "containers": [{ "name": "new" }, { "name": "a", "image": "y" }] }),
+            json!({ "containers": [{ "name": "new" }, { "name": "a", "image": "y" }, { "name": "b" }] }),
+        );
+        let finalizers = |list: Value| json!({ "metadata": { "finalizers": list } });
+        assert_eq!(
+            patched("Pod", finalizers(json!(["a", "b"])), finalizers(json!(["c", "b"]))),
+            Ok(finalizers(json!(["c", "a", "b"])))
         );
     }
 
@@ -413,11 +492,12 @@ mod tests {
             json!({ "$setElementOrder/containers": [{ "name": "c" }, { "name": "b" }, { "name": "a" }], "containers": [{ "name": "c" }] }),
             json!({ "containers": [{ "name": "c" }, { "name": "server" }, { "name": "b" }, { "name": "a" }] }),
         );
-        let object = json!({ "metadata": { "finalizers": ["a", "b"] } });
+        let object =
+            json!({ "metadata": { "finalizers": ["a", "b"] }, "spec": { "containers": [{ "name": "a" }] } });
         assert_eq!(
             patched(
                 "Pod",
-                object.clone(),
+                json!({ "metadata": object["metadata"] }),
                 json!({ "metadata": { "$deleteFromPrimitiveList/finalizers": ["a"], "finalizers": ["b", "c"] } })
             ),
             Ok(json!({ "metadata": { "finalizers": ["b", "c"] } }))
@@ -428,7 +508,12 @@ mod tests {
             json!([]),
             json!({ "spec": { "containers": [{ "image": "x" }] } }),
             json!({ "spec": { "containers": [1] } }),
-        ] {
+        ]
+        .into_iter()
+        .chain(
+            [json!("merge"), json!("x")]
+                .map(|directive| json!({ "spec": { "containers": [{ "name": "a", "$patch": directive }] } })),
+        ) {
             assert!(
                 matches!(patched("Pod", object.clone(), patch.clone()), Err(Error::Malformed(_))),
                 "{patch}"
@@ -466,13 +551,21 @@ mod tests {
         }
     }
 
-    /// The difference as a client computes it: changed elements whole, gone ones by directive, the order after it.
+    /// The difference as a client computes it: what changed of each element, gone ones by directive, the order after it.
     fn diff(old: &[Value], new: &[Value]) -> Value {
+        let env = |container: &Value| container["env"].as_array().cloned().unwrap_or_default();
         let mut changes: Vec<Value> = new
             .iter()
             .map(|container| {
                 let mut change = container.clone();
-                change["$patch"] = json!("replace");
+                let before =
+                    old.iter().find(|old| old["name"] == container["name"]).map(env).unwrap_or_default();
+                let is_gone = |known: &Value| env(container).iter().all(|new| new["name"] != known["name"]);
+                let gone = before.iter().filter(|known| is_gone(known));
+                let gone = gone.map(|known| json!({ "name": known["name"], "$patch": "delete" }));
+                change["env"] = env(container).into_iter().chain(gone).collect();
+                change["$setElementOrder/env"] =
+                    env(container).iter().map(|variable| json!({ "name": variable["name"] })).collect();
                 change
             })
             .collect();
