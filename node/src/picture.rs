@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use skein_control::view::{Changed, View};
 use skein_raft_store::{Difference, Event, Handle, Moved, ReadError, State, TokioRuntime};
 use tokio::sync::watch;
@@ -134,8 +135,8 @@ impl Picture {
     pub(crate) fn take(&self, changes: &[Changing<'_>], revision: u64) {
         // Decoding takes its time, and others want to look.
         let (mut view, mut changed) = (self.view(), Changed::default());
-        for Changing { key, value, since } in changes {
-            changed.add(view.apply(key, *value, *since));
+        for Changing { key, value, since, written } in changes {
+            changed.add(view.apply_written(key, *value, *since, *written));
         }
         let mut inner = self.lock();
         inner.view = view;
@@ -175,16 +176,22 @@ pub(crate) struct Changing<'a> {
     key: &'a str,
     value: Option<&'a [u8]>,
     since: u64,
+    /// When, where that is known.
+    written: Option<Timestamp>,
 }
 
 impl<'a> Changing<'a> {
     pub(crate) fn of(event: &'a Event) -> Self {
-        Changing { key: &event.key, value: event.value.as_deref(), since: event.revision }
+        // Zero while nobody knew the time.
+        let stamp = i64::try_from(event.stamp_ms).ok().filter(|stamp_ms| *stamp_ms > 0);
+        let written = stamp.and_then(|stamp_ms| Timestamp::from_millisecond(stamp_ms).ok());
+        Changing { key: &event.key, value: event.value.as_deref(), since: event.revision, written }
     }
 
     /// By a jump to `revision`: when exactly a key went is not known.
     fn by(Difference { key, object }: &'a Difference, revision: u64) -> Self {
         let value = object.as_ref().map(|object| &*object.value);
-        Changing { key, value, since: object.as_ref().map_or(revision, |object| object.mod_rev) }
+        let since = object.as_ref().map_or(revision, |object| object.mod_rev);
+        Changing { key, value, since, written: None }
     }
 }

@@ -25,7 +25,8 @@ pub(crate) fn plan(draft: &mut Draft<'_>) {
             return;
         }
         let Some(deployment) = draft.view().get::<Deployment>(&key).cloned() else { continue };
-        if meta::is_ending(&deployment.metadata) {
+        let metadata = &deployment.metadata;
+        if meta::is_ending(metadata) || draft.is_ending_namespace(meta::namespace(metadata)) {
             status::report(draft, &key);
             continue;
         }

@@ -298,8 +298,18 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Writes an object of any kind.
+    /// Whether the namespace is being deleted: nothing new is made in it.
+    pub(crate) fn is_ending_namespace(&self, namespace: &str) -> bool {
+        let held = self.view.named::<Namespace>("", namespace);
+        held.is_some_and(|held| meta::is_ending(&held.metadata))
+    }
+
+    /// Writes an object of any kind. A new one in a namespace that ends is left out: it would have to go at once.
     pub(crate) fn put(&mut self, key: Key, object: Object) {
+        let namespace = meta::namespace(object.metadata());
+        if self.is_ending_namespace(namespace) && self.view.stored(&key).is_none() {
+            return;
+        }
         self.together(|draft| {
             if draft.may_touch(&key) {
                 draft.note(&key, false);

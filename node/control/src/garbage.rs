@@ -14,7 +14,7 @@ use crate::view::{Changed, Key, Kind, Uid, View};
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
 
-/// An Event is kept this long after it last occurred.
+/// An Event is kept this long after it was last written.
 const EVENT_SECONDS: i64 = 3600;
 /// And no more than so many of them.
 const EVENTS_MAX: usize = 5_000;

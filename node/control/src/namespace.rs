@@ -156,27 +156,34 @@ fn furnish(draft: &mut Draft<'_>, namespace: &str, ca_pem: &str) {
     }
 }
 
-/// Deletes what is in an ending namespace, and the namespace once nothing is left.
+/// Deletes what is in an ending namespace, and the namespace once nothing is left. Pods go first: what they live by, a
+/// Secret, an account, what lets them talk, stays until the last one has ended.
 ///
-/// Cost: what there is to look at. Pods end one by one, and what else is in the namespace was deleted before.
+/// Cost: what there is to look at, and everything that is left once there are no pods.
 fn end(draft: &mut Draft<'_>, name: &str, inside: Inside) {
     let key = key_of::<Namespace>("", name);
     draft.edit::<Namespace>(&key, |namespace| {
         namespace.status.get_or_insert_default().phase = Some("Terminating".to_owned());
     });
-    let inside = match inside {
-        Inside::Everything => draft.view().keys_in_namespace(name).cloned().collect(),
-        Inside::These(keys) => keys,
+    let pods: Vec<Key> = match inside {
+        Inside::Everything => draft.view().in_namespace::<Pod>(name).map(|(key, _)| key.clone()).collect(),
+        Inside::These(keys) => keys.into_iter().filter(|key| key.starts_with(Pod::PREFIX)).collect(),
     };
-    for key in &inside {
+    for key in &pods {
         if draft.is_full() {
             return;
         }
-        if key.starts_with(Pod::PREFIX) {
-            draft.delete_pod(key);
-        } else {
-            draft.remove(key);
+        draft.delete_pod(key);
+    }
+    if draft.view().in_namespace::<Pod>(name).next().is_some() {
+        return;
+    }
+    let rest: Vec<Key> = draft.view().keys_in_namespace(name).cloned().collect();
+    for key in &rest {
+        if draft.is_full() {
+            return;
         }
+        draft.remove(key);
     }
     if draft.view().keys_in_namespace(name).next().is_some() {
         return;

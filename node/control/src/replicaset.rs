@@ -96,6 +96,9 @@ fn bring_to_size(draft: &mut Draft<'_>, set: &Arc<ReplicaSet>) {
     let replicas = draft.replicas_of(set);
     let wanted = wanted(set);
     if replicas.active.len() < wanted {
+        if draft.is_ending_namespace(meta::namespace(&set.metadata)) {
+            return;
+        }
         create(draft, set, (wanted - replicas.active.len()).min(BURST));
     } else {
         for key in surplus(&replicas.active, wanted) {

@@ -129,8 +129,8 @@ pub enum Object {
 pub struct EventMark {
     /// What is needed to tell the same again.
     pub told: Told,
-    /// When it last occurred.
-    pub last: Timestamp,
+    /// When it was last written: from then on it is kept for a while.
+    pub written: Timestamp,
 }
 
 /// An object of a kind without a type of its own here.
@@ -329,13 +329,29 @@ impl View {
     ///
     /// Bytes that are no object of their kind leave a fault ([`View::faults`]) and no object.
     pub fn apply(&mut self, key: &str, value: Option<&[u8]>, revision: u64) -> Touched {
+        self.apply_written(key, value, revision, None)
+    }
+
+    /// The same where it is known when it was `written`. Else that is taken from what the object says of itself.
+    pub fn apply_written(
+        &mut self,
+        key: &str,
+        value: Option<&[u8]>,
+        revision: u64,
+        written: Option<Timestamp>,
+    ) -> Touched {
         self.revision = self.revision.max(revision);
         if key.starts_with(OURS) && !key.starts_with(Member::PREFIX) && key != TRUST {
             return Touched::default();
         }
         let key: Key = Arc::from(key);
         match value.map(|bytes| Object::decode(&key, bytes)) {
-            Some(Ok(object)) => self.put(key, object, revision),
+            Some(Ok(mut object)) => {
+                if let (Object::Event(mark), Some(written)) = (&mut object, written) {
+                    Arc::make_mut(mark).written = written;
+                }
+                self.put(key, object, revision)
+            }
             Some(Err(error)) => {
                 let touched = self.remove(&key);
                 self.faults.insert(key, error.to_string().into());
@@ -593,7 +609,7 @@ impl View {
                 let name = crate::meta::name(&node.metadata);
                 self.offered.insert(name.into(), resources::offered_by(node));
             }
-            Object::Event(event) => drop(self.events.insert((event.last, key.clone()))),
+            Object::Event(event) => drop(self.events.insert((event.written, key.clone()))),
             _ => {}
         }
     }
@@ -621,7 +637,7 @@ impl View {
                 None => drop(self.unbound.remove(key)),
             },
             Object::Node(node) => drop(self.offered.remove(crate::meta::name(&node.metadata))),
-            Object::Event(event) => drop(self.events.remove(&(event.last, key.clone()))),
+            Object::Event(event) => drop(self.events.remove(&(event.written, key.clone()))),
             _ => {}
         }
     }
@@ -759,7 +775,7 @@ fn is_indexed_alike(one: &Object, other: &Object) -> bool {
             (Object::Pod(one), Object::Pod(other)) => {
                 crate::meta::has_ended(one) == crate::meta::has_ended(other) && one.spec == other.spec
             }
-            (Object::Event(one), Object::Event(other)) => one.last == other.last,
+            (Object::Event(one), Object::Event(other)) => one.written == other.written,
             (Object::Node(_), _) => false,
             _ => true,
         }
@@ -787,15 +803,16 @@ impl Touched {
 
 impl EventMark {
     fn of(event: Event) -> EventMark {
-        let last = [
+        let said = [
             event.series.as_ref().and_then(|series| series.last_observed_time.as_ref()).map(|time| time.0),
             event.last_timestamp.as_ref().map(|time| time.0),
             event.event_time.as_ref().map(|time| time.0),
+            // What a client says of the past does not make it older than it is.
             event.metadata.creation_timestamp.as_ref().map(|time| time.0),
         ];
         EventMark {
             told: Told::of(&event),
-            last: last.into_iter().flatten().next().unwrap_or(Timestamp::MIN),
+            written: said.into_iter().flatten().max().unwrap_or(Timestamp::MIN),
         }
     }
 }

@@ -167,7 +167,7 @@ impl World {
 
     fn store(&mut self, key: &str, value: Option<&[u8]>) {
         self.revision += 1;
-        let touched = self.view.apply(key, value, self.revision);
+        let touched = self.view.apply_written(key, value, self.revision, Some(self.now));
         self.changed.add(touched);
     }
 
@@ -301,6 +301,9 @@ impl World {
             }
             let is_held = pod.metadata.finalizers.iter().flatten().next().is_some();
             if meta::is_ending(&pod.metadata) && is_held {
+                if pod.metadata.deletion_grace_period_seconds == Some(0) {
+                    continue;
+                }
                 self.edit::<Pod>(&key, |pod| pod.metadata.deletion_grace_period_seconds = Some(0));
             } else if meta::is_ending(&pod.metadata) {
                 self.delete(&key);

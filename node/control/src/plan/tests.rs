@@ -370,10 +370,76 @@ fn a_namespace_ends_when_everything_in_it_has_ended() {
     world.settle();
     let phase = world.view.named::<Namespace>("", "team").and_then(|held| held.status.clone()?.phase);
     assert_eq!(phase.as_deref(), Some("Terminating"));
-    assert_eq!(world.view.keys_in_namespace("team").count(), 2, "the pods that still stop");
+    let left = |world: &World| world.view.keys_in_namespace("team").cloned().collect::<Vec<_>>();
+    let pods = left(&world).iter().filter(|key| key.starts_with("core/pods/")).count();
+    assert_eq!(pods, 2, "both still stop, and no new one is made");
+    for kept in ["core/configmaps/team/kube-root-ca.crt", "core/serviceaccounts/team/default"] {
+        assert!(world.view.stored(kept).is_some(), "pods that stop may still need {kept}");
+    }
+    assert!(world.view.stored("apps/deployments/team/web").is_some());
     world.live(|_| {});
     assert!(world.view.stored("core/namespaces//team").is_none());
     assert_eq!(world.view.keys_in_namespace("team").count(), 0);
+}
+
+/// Its finalizer holds the pod, and that holds what else is in the namespace.
+#[test]
+fn a_pod_that_somebody_holds_keeps_its_namespace_and_what_is_in_it() {
+    let mut world = World::with_nodes(&["a"]);
+    world.put(json!({"apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": "team"}, "spec": {"finalizers": ["kubernetes"]}}));
+    let mut pod = bare_pod("held", json!({}));
+    pod["metadata"]["namespace"] = json!("team");
+    pod["metadata"]["finalizers"] = json!(["example.com/account"]);
+    world.put(pod);
+    world.live(|_| {});
+    let now = world.now;
+    world.edit::<Namespace>("core/namespaces//team", |held| {
+        held.metadata.deletion_timestamp = Some(Time(now))
+    });
+    world.live(|_| {});
+    assert!(world.view.stored("core/pods/team/held").is_some());
+    assert!(world.view.stored("core/configmaps/team/kube-root-ca.crt").is_some());
+    // What its node has given up goes with its last finalizer, as the API does it.
+    world.delete("core/pods/team/held");
+    world.live(|_| {});
+    assert!(world.view.stored("core/namespaces//team").is_none());
+}
+
+/// One written by a client with old times was gone before anybody had seen it.
+#[test]
+fn the_hour_of_an_event_counts_from_its_last_write_whatever_it_says_itself() {
+    let mut world = World::new();
+    let event = |world: &World, name: &str, last: &str| {
+        let now = world.now.to_string();
+        json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": name, "creationTimestamp": now},
+            "involvedObject": {}, "lastTimestamp": last, "firstTimestamp": last})
+    };
+    for (name, last) in [("past", "2001-01-01T00:00:00Z"), ("future", "2099-01-01T00:00:00Z")] {
+        let event = event(&world, name, last);
+        world.put(event);
+    }
+    world.settle();
+    assert_eq!(world.view.events().len(), 2);
+    // A node that has just started knows what the Event says only.
+    let mut fresh = crate::view::View::default();
+    let bytes = event(&world, "past", "2001-01-01T00:00:00Z").to_string();
+    fresh.apply("core/events/default/past", Some(bytes.as_bytes()), 1);
+    assert_eq!(fresh.events().get_min().map(|(written, _)| *written), Some(world.now));
+    world.pass_seconds(1800);
+    // Told once more, with a time that lies back again.
+    let mut again = event(&world, "past", "2001-01-01T00:00:00Z");
+    again["count"] = json!(2);
+    again["metadata"]["creationTimestamp"] =
+        json!((world.now - jiff::SignedDuration::from_secs(1800)).to_string());
+    world.put(again);
+    world.pass_seconds(1801);
+    world.settle();
+    assert!(world.view.stored("core/events/default/past").is_some());
+    assert!(world.view.stored("core/events/default/future").is_none());
+    world.pass_seconds(1800);
+    world.settle();
+    assert_eq!(world.view.events().len(), 0);
 }
 
 #[test]
