@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 
 use crate::kinds::{KINDS, Kind};
 
-/// The minor version of Kubernetes whose API this is: that of the types it is built with.
-pub const KUBERNETES_MINOR: &str = "37";
+/// The minor version of Kubernetes whose API this says it is: one before that of the types it is built with. Clients
+/// warn of a server that is more than one minor version away, and those of the last three are in use.
+pub const KUBERNETES_MINOR: &str = "36";
 
 /// The media type of an aggregated answer of a version, which `Accept` must name and `Content-Type` repeats.
 pub fn aggregated_media_type(version: &str) -> String {

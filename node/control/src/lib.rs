@@ -22,6 +22,7 @@ mod endpoints;
 mod evictions;
 mod garbage;
 mod namespace;
+mod node_lease;
 mod replicaset;
 mod scheduler;
 

@@ -23,7 +23,9 @@ use crate::node::roster;
 use crate::node_health::Verdict;
 use crate::size::Size;
 use crate::view::{Changed, Key, Kind, View};
-use crate::{deployment, endpoints, evictions, garbage, namespace, node_health, replicaset, scheduler};
+use crate::{
+    deployment, endpoints, evictions, garbage, namespace, node_health, node_lease, replicaset, scheduler,
+};
 
 /// What planners are told besides the view.
 #[derive(Clone, Copy, Debug)]
@@ -132,6 +134,7 @@ fn one_pass(draft: &mut Draft<'_>, round: &Round<'_>, is_first: bool) {
     node_health::empty_lost(draft);
     evictions::plan(draft);
     namespace::plan(draft, round.ca_pem, round.kubernetes_ip);
+    node_lease::plan(draft);
     endpoints::plan(draft);
     garbage::plan(draft);
     deployment::plan(draft);
