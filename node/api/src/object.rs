@@ -96,6 +96,20 @@ pub fn prepare_create(kind: &Kind, object: &mut Value, context: &Context<'_>) ->
     finish(kind, &name, object, errors)
 }
 
+/// What whoever made `object` should know of it, apart from fields that its kind does not have.
+pub fn warnings_on_create(kind: &Kind, object: &Value) -> Vec<String> {
+    // What is stored is of its type; if it were not, there would be worse to tell.
+    (kind.rules.warnings)(object).unwrap_or_default()
+}
+
+/// The same of whoever made `new` of `old`. As upstream: nobody who changes a pod wrote it, and what has a generation is
+/// warned of when that moves.
+pub fn warnings_on_update(kind: &Kind, old: &Value, new: &Value) -> Vec<String> {
+    let generation = |object: &'_ Value| object["metadata"]["generation"].clone();
+    let is_new = !kind.counts_generations || generation(old) != generation(new);
+    if kind.kind == "Pod" || !is_new { Vec::new() } else { warnings_on_create(kind, new) }
+}
+
 /// Makes `new` ready to replace `old` at the main resource: `status` and what the server owns stay as they are.
 ///
 /// A `resourceVersion` in `new` is dropped: take it out before with [`take_resource_version`] and compare.

@@ -12,6 +12,7 @@ mod pod_spec;
 mod resources;
 mod service;
 mod volume;
+mod warnings;
 mod workload;
 
 use serde::Serialize;
@@ -35,6 +36,11 @@ pub(crate) trait KindRules: Serialize + DeserializeOwned {
 
     /// Says what may not change between `old` and this.
     fn validate_update(&self, _old: &Self, _errors: &mut Errors) {}
+
+    /// What is taken, but is likely not what was meant. Called on what is stored.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Adds to an update what upstream's admission adds. Called after `default`.
     fn begin_update(&mut self, _old: &Self) {}
@@ -63,6 +69,7 @@ pub(crate) struct Rules {
     pub(crate) shape: Shape,
     pub(crate) default: fn(Value) -> Result<Value, WrongType>,
     pub(crate) begin: fn(Value) -> Result<Value, WrongType>,
+    pub(crate) warnings: fn(&Value) -> Result<Vec<String>, WrongType>,
     pub(crate) begin_update: fn(&Value, Value) -> Result<Value, WrongType>,
     pub(crate) validate: fn(&Value, &mut Errors) -> Result<(), WrongType>,
     pub(crate) validate_update: fn(&Value, &Value, &mut Errors) -> Result<(), WrongType>,
@@ -91,6 +98,7 @@ pub(crate) const fn rules<T: KindRules>() -> Rules {
             typed.begin();
             Ok(serde_json::to_value(typed)?)
         },
+        warnings: |value| Ok(read::<T>(value)?.warnings()),
         begin_update: |old, value| {
             let mut typed: T = read(&value)?;
             typed.begin_update(&read(old)?);

@@ -402,3 +402,95 @@ fn parameters_of_the_kernel_have_names_and_belong_to_the_pod() {
         );
     }
 }
+
+fn warnings(name: &str, body: Value) -> Vec<String> {
+    let object = created(name, body.clone()).unwrap_or_else(|error| panic!("{body}: {error}"));
+    object::warnings_on_create(kind(name), &object)
+}
+
+/// Words of upstream.
+#[test]
+fn what_is_likely_a_mistake_is_a_warning() {
+    let warned = |spec: Value, expect: &[&str]| {
+        assert_eq!(warnings("Pod", pod(spec.clone())), expect, "{spec}");
+    };
+    let with = |fields: Value| json!({ "containers": [with_container(fields)["spec"]["containers"][0]] });
+    let port = |protocol: &str| json!({ "containerPort": 53, "protocol": protocol });
+    warned(with(json!({ "ports": [port("UDP"), port("TCP")] })), &[]);
+    warned(
+        with(json!({ "ports": [port("TCP"), port("TCP"), { "containerPort": 53, "hostPort": 53 }] })),
+        &[
+            "spec.containers[0].ports[1]: duplicate port definition with spec.containers[0].ports[0]",
+            "spec.containers[0].ports[2]: overlapping port definition with spec.containers[0].ports[0]",
+            "spec.containers[0].ports[2]: overlapping port definition with spec.containers[0].ports[1]",
+        ],
+    );
+    let twice =
+        |value: &str| json!({ "env": [{ "name": "A", "value": "1" }, { "name": "A", "value": value }] });
+    warned(with(twice("$(A):2")), &[]);
+    warned(
+        with(twice("2")),
+        &[
+            "spec.containers[0].env[1]: hides previous definition of \"A\", which may be dropped when using apply",
+        ],
+    );
+    warned(
+        with(
+            json!({ "resources": { "limits": { "memory": "1500m", "cpu": "100m" }, "requests": { "memory": "1" } } }),
+        ),
+        &[
+            "spec.containers[0].resources.limits[memory]: fractional byte value \"1500m\" is invalid, must be an integer",
+        ],
+    );
+    let container = json!([{ "name": "c", "image": "x" }]);
+    warned(
+        json!({ "containers": container, "imagePullSecrets": [{ "name": "a" }, { "name": "a" }, { "name": "" }] }),
+        &[
+            "spec.imagePullSecrets[1].name: duplicate name \"a\"",
+            "spec.imagePullSecrets[2].name: invalid empty name \"\"",
+        ],
+    );
+    let term = json!({ "topologyKey": "kubernetes.io/hostname" });
+    warned(
+        json!({ "containers": container, "affinity": { "podAntiAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": [term] } } }),
+        &[
+            "spec.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution[0].labelSelector: a null labelSelector results in matching no pod",
+        ],
+    );
+}
+
+#[test]
+fn of_a_template_is_warned_when_it_changes() {
+    let deployment = |value: &str, replicas: i32| {
+        let env = json!([{ "name": "A", "value": "1" }, { "name": "A", "value": value }]);
+        json!({ "metadata": { "name": "web" }, "spec": {
+            "replicas": replicas, "selector": { "matchLabels": { "app": "web" } },
+            "template": { "metadata": { "labels": { "app": "web" } },
+                "spec": { "containers": [{ "name": "c", "image": "x", "env": env }] } },
+        } })
+    };
+    let old = created("Deployment", deployment("2", 1)).unwrap();
+    let kind = kind("Deployment");
+    assert!(
+        object::warnings_on_create(kind, &old)[0]
+            .starts_with("spec.template.spec.containers[0].env[1]: hides")
+    );
+    for (body, count) in [(deployment("3", 1), 1), (deployment("2", 1), 0)] {
+        let mut new = decoded(kind, &body).unwrap();
+        object::prepare_update(kind, &old, &mut new, &context(Some("default"))).unwrap();
+        assert_eq!(object::warnings_on_update(kind, &old, &new).len(), count, "{body}");
+    }
+}
+
+#[test]
+fn a_service_that_is_not_served_yet_says_so() {
+    let of = |type_: &str| {
+        warnings(
+            "Service",
+            json!({ "metadata": { "name": "a" }, "spec": { "type": type_, "ports": [{ "port": 80 }] } }),
+        )
+    };
+    assert!(of("ClusterIP").is_empty());
+    assert!(of("NodePort")[0].contains("not supported by this cluster yet"));
+    assert!(of("LoadBalancer")[0].contains("gets no external address"));
+}

@@ -23,7 +23,7 @@ use crate::cluster::Cluster;
 use crate::compress;
 use crate::discovery;
 use crate::identity::Identity;
-use crate::limits::{Class, InFlight, Limits};
+use crate::limits::{Class, InFlight, Limits, Ticket};
 use crate::negotiate::{Form, MediaType};
 use crate::pages::Pages;
 use crate::path::{self, Resource, Route, Sub};
@@ -155,21 +155,11 @@ impl Api {
             }
             Route::Resource(resource) => {
                 let verb = Verb::of(&head.method, &resource, &query)?;
-                let class = verb.class(&query)?;
-                let max = match class {
-                    Class::Short => self.limits.in_flight_max,
-                    Class::Stream => self.limits.streams_max,
-                };
-                let ticket = self.in_flight.enter(client, class, max).ok_or_else(|| {
-                    Status::too_many_requests(
-                        format!("{client:?} has {max} requests under way; wait for some to end"),
-                        1,
-                    )
-                })?;
+                let ticket = self.enter(client, verb.class(&query)?)?;
                 let call = Call {
                     resource: &resource,
                     query: &query,
-                    form: Form::choose(accept)?,
+                    form: Form::choose(accept, has_rows(&resource))?,
                     caller,
                     media: header(&head.headers, CONTENT_TYPE).map(MediaType::parse),
                     body: self.read_body(body).await?,
@@ -182,9 +172,28 @@ impl Api {
                 Ok(response.map(|body| respond::holding(body, ticket)))
             }
             Route::Root => read_only(&head.method, discovery::root),
-            Route::NotServed(resource, below, instead) => Err(Status::not_served(resource, below, instead)),
+            Route::NotServed(asked) => {
+                if asked.below == "attach" {
+                    let _ticket = self.enter(client, Class::Stream)?;
+                    self.let_it_end(&asked, query.get("container")).await?;
+                }
+                Err(Status::not_served(asked.kind.plural, asked.below, asked.instead))
+            }
             Route::Health | Route::Version => Err(Status::no_such_resource()),
         }
+    }
+
+    fn enter(&self, client: &str, class: Class) -> Result<Ticket, Status> {
+        let max = match class {
+            Class::Short => self.limits.in_flight_max,
+            Class::Stream => self.limits.streams_max,
+        };
+        self.in_flight.enter(client, class, max).ok_or_else(|| {
+            Status::too_many_requests(
+                format!("{client:?} has {max} requests under way; wait for some to end"),
+                1,
+            )
+        })
     }
 
     async fn perform(&self, call: &Call<'_>, verb: Verb) -> Answer {
@@ -341,6 +350,11 @@ impl Verb {
         let streams = self == Verb::Watch || (self == Verb::Get && query.flag("follow")?);
         Ok(if streams { Class::Stream } else { Class::Short })
     }
+}
+
+/// Whether what travels there can be shown as a table: the answer to a question cannot.
+fn has_rows(resource: &Resource) -> bool {
+    !resource.kind.is_question()
 }
 
 /// The answer of `make`, to those who only look.

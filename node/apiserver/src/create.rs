@@ -25,7 +25,9 @@ impl Api {
         let committed = self
             .commit(dry_run, taken, |snapshot: &dyn Snapshot| self.new_object(call, &sent.object, snapshot))
             .await?;
-        self.answer_object(call, StatusCode::CREATED, committed.object, &sent.warnings)
+        let mut warnings = sent.warnings;
+        warnings.extend(object::warnings_on_create(kind, &committed.object));
+        self.answer_object(call, StatusCode::CREATED, committed.object, &warnings)
     }
 
     fn new_object(&self, call: &Call<'_>, sent: &Value, snapshot: &dyn Snapshot) -> Result<Step, Status> {

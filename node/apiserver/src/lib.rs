@@ -31,6 +31,7 @@ mod watch;
 
 // Writing.
 mod addresses;
+mod attach;
 mod binding;
 mod commit;
 mod create;

@@ -95,7 +95,7 @@ pub(crate) fn since(query: &Query, now: jiff::Timestamp) -> Result<Option<jiff::
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 
 /// The container that is meant, which must be one of the pod's.
-fn container(pod: &Value, asked: Option<&str>) -> Result<String, Status> {
+pub(crate) fn container(pod: &Value, asked: Option<&str>) -> Result<String, Status> {
     let name = object::name(pod);
     let names = |field: &str| -> Vec<String> {
         let containers = pod["spec"][field].as_array().into_iter().flatten();

@@ -65,8 +65,16 @@ const META_GROUP: &str = "meta.k8s.io";
 
 impl Form {
     /// The best form that we can serve. Protobuf, which clients often put first, we cannot.
-    pub(crate) fn choose(accept: Option<&str>) -> Result<Self, Status> {
-        accepted(accept).iter().filter(|media| media.takes_json()).find_map(Self::of).ok_or_else(|| {
+    ///
+    /// * `has_rows`: whether what is asked for can be shown as a table.
+    pub(crate) fn choose(accept: Option<&str>, has_rows: bool) -> Result<Self, Status> {
+        let forms = accepted(accept);
+        let forms = forms.iter().filter(|media| media.takes_json()).filter_map(Self::of);
+        let mut served = forms.filter(|form| has_rows || !matches!(form, Form::Table(_)));
+        served.next().ok_or_else(|| {
+            if !has_rows {
+                return Status::not_acceptable(&["application/json"]);
+            }
             Status::not_acceptable(&[
                 "application/json",
                 "application/json;as=Table;v=v1;g=meta.k8s.io",
@@ -103,7 +111,7 @@ mod tests {
     use super::*;
 
     fn check(accept: &str, expect: Option<Form>) {
-        assert_eq!(Form::choose(Some(accept)).ok(), expect, "{accept}");
+        assert_eq!(Form::choose(Some(accept), true).ok(), expect, "{accept}");
     }
 
     #[test]
@@ -132,12 +140,19 @@ mod tests {
         check("text/html", None);
         check("application/json;q=0", None);
         check("application/json;as=Table;v=v9;g=meta.k8s.io", None);
-        assert_eq!(Form::choose(Some("text/html")).unwrap_err().code(), 406);
+        assert_eq!(Form::choose(Some("text/html"), true).unwrap_err().code(), 406);
+    }
+
+    #[test]
+    fn what_has_no_rows_is_no_table() {
+        let table = "application/json;as=Table;g=meta.k8s.io;v=v1";
+        assert_eq!(Form::choose(Some(table), false).unwrap_err().code(), 406);
+        assert_eq!(Form::choose(Some(&format!("{table}, application/json")), false), Ok(Form::Object));
     }
 
     #[test]
     fn a_client_that_says_nothing_gets_json() {
-        assert_eq!(Form::choose(None), Ok(Form::Object));
-        assert_eq!(Form::choose(Some("")), Ok(Form::Object));
+        assert_eq!(Form::choose(None, true), Ok(Form::Object));
+        assert_eq!(Form::choose(Some(""), true), Ok(Form::Object));
     }
 }

@@ -15,8 +15,8 @@ pub(crate) enum Route {
     OpenApi(Vec<String>),
     /// Objects.
     Resource(Resource),
-    /// What every client knows and is not here: resource, name below it, and what to do instead.
-    NotServed(&'static str, &'static str, &'static str),
+    /// What every client knows and is not here.
+    NotServed(NotServed),
     /// `/`: the other paths.
     Root,
 }
@@ -44,6 +44,18 @@ pub(crate) struct Resource {
     pub(crate) subresource: Option<Sub>,
     /// The deprecated form `/api/v1/watch/...`.
     pub(crate) watch: bool,
+}
+
+/// A path below an object that is not served.
+#[derive(Debug)]
+pub(crate) struct NotServed {
+    pub(crate) kind: &'static Kind,
+    pub(crate) namespace: Option<String>,
+    pub(crate) name: String,
+    /// `attach`.
+    pub(crate) below: &'static str,
+    /// What to do instead.
+    pub(crate) instead: &'static str,
 }
 
 /// What lies below an object.
@@ -124,17 +136,17 @@ fn resource(group: &str, version: &str, rest: &[&str]) -> Option<Route> {
         return None;
     }
     let subresource = match below.map(|below| (below, Sub::of(kind, below))) {
-        Some((below, None)) => return not_served(kind, below),
+        Some((below, None)) => return not_served(kind, namespace, name.unwrap_or_default(), below),
         Some((_, served)) => served,
         None => None,
     };
     Some(Route::Resource(Resource { kind, namespace, name: name.map(str::to_owned), subresource, watch }))
 }
 
-fn not_served(kind: &Kind, below: &str) -> Option<Route> {
+fn not_served(kind: &'static Kind, namespace: Option<String>, name: &str, below: &str) -> Option<Route> {
     let known = |(plural, name, _): &&(&str, &str, &str)| *plural == kind.plural && *name == below;
-    let (plural, name, instead) = NOT_SERVED.iter().find(known)?;
-    Some(Route::NotServed(plural, name, instead))
+    let (_, below, instead) = NOT_SERVED.iter().find(known)?;
+    Some(Route::NotServed(NotServed { kind, namespace, name: name.to_owned(), below, instead }))
 }
 
 fn owned(parts: &[&str]) -> Vec<String> {

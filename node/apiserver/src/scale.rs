@@ -58,7 +58,7 @@ impl Api {
         wish: &(dyn Fn(&Value) -> Result<Value, Status> + Sync),
     ) -> Result<Value, Status> {
         let kind = call.kind();
-        let committed =
+        let (committed, _) =
             self.change(call, name, Half::Main, &|old| take_over(kind, &wish(&scale::of(old))?, old)).await?;
         Ok(committed.object)
     }

@@ -32,8 +32,9 @@ impl Api {
     /// PUT.
     pub(crate) async fn update(&self, call: &Call<'_>, name: &str, half: Half) -> Answer {
         let sent = call.decoded()?;
-        let committed = self.change(call, name, half, &|_| Ok(sent.object.clone())).await?;
-        self.answer_object(call, StatusCode::OK, committed.object, &sent.warnings)
+        let (committed, own) = self.change(call, name, half, &|_| Ok(sent.object.clone())).await?;
+        let warnings: Vec<String> = sent.warnings.into_iter().chain(own).collect();
+        self.answer_object(call, StatusCode::OK, committed.object, &warnings)
     }
 
     /// PATCH. The patch is applied here to the object as this node reads it, and committed only if it
@@ -43,7 +44,7 @@ impl Api {
         let (form, patch) = patch_of(call)?;
         let validation = call.validation()?;
         let warnings = std::sync::Mutex::new(Vec::new());
-        let committed = self
+        let (committed, own) = self
             .change(call, name, half, &|old| {
                 let patched = patch::apply(kind, form, old, &patch)?;
                 let shaped = decode::shape(kind, patched, Vec::new(), validation)?;
@@ -51,19 +52,21 @@ impl Api {
                 Ok(shaped.object)
             })
             .await?;
-        let warnings = warnings.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut warnings = warnings.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        warnings.extend(own);
         self.answer_object(call, StatusCode::OK, committed.object, &warnings)
     }
 
-    /// Brings the object to what `wish` makes of it.
+    /// Brings the object to what `wish` makes of it. Says as well what whoever wished it should know of it.
     pub(crate) async fn change(
         &self,
         call: &Call<'_>,
         name: &str,
         half: Half,
         wish: Wish<'_>,
-    ) -> Result<Committed, Status> {
+    ) -> Result<(Committed, Vec<String>), Status> {
         let kind = call.kind();
+        let mut warnings = Vec::new();
         let key = kind.key(call.resource.key_namespace(), name).to_string();
         let dry_run = query::dry_run(call.query.all("dryRun"))?;
         let uid = self.cluster.uid();
@@ -74,7 +77,8 @@ impl Api {
             namespace: call.resource.namespace.as_deref(),
             user: &call.caller.user,
         };
-        self.commit(dry_run, Status::modified(kind, name), |snapshot: &dyn Snapshot| {
+        let committed = self.commit(dry_run, Status::modified(kind, name), |snapshot: &dyn Snapshot| {
+            warnings.clear();
             let (bytes, revision) = snapshot.get(&key).ok_or_else(|| Status::not_found(kind, name))?;
             let old = object::read(&bytes)?;
             let mut seen = old.clone();
@@ -89,6 +93,7 @@ impl Api {
                     self.addresses.keep(kind, &old, &mut new);
                     let update = object::prepare_update(kind, &old, &mut new, &context)?;
                     writes.extend(self.addresses.settle(kind, Some(&old), &mut new, snapshot, &uid)?);
+                    warnings = object::warnings_on_update(kind, &old, &new);
                     update
                 }
                 Half::Status => object::prepare_status_update(kind, &old, &mut new, &context)?,
@@ -100,8 +105,8 @@ impl Api {
                 Update::Removed => writes.insert(0, Write::delete(&key, revision)),
             }
             Ok(Step::Write { writes, object: new })
-        })
-        .await
+        });
+        Ok((committed.await?, warnings))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus, Toleration};
 
-use super::{KindRules, pod_defaults, pod_spec};
+use super::{KindRules, pod_defaults, pod_spec, warnings};
 use crate::field::{Errors, Path};
 use crate::pod::qos_class;
 use crate::scheduling::{NOT_READY, UNREACHABLE};
@@ -33,6 +33,10 @@ impl KindRules for Pod {
             qos_class: Some(qos_class(spec).into()),
             ..PodStatus::default()
         });
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.spec.as_ref().map_or_else(Vec::new, |spec| warnings::of_pod(spec, &Path::new("spec")))
     }
 
     fn begin_update(&mut self, old: &Self) {

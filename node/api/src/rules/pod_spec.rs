@@ -51,11 +51,6 @@ pub(super) fn validate(spec: &PodSpec, path: &Path, errors: &mut Errors) {
         }
     }
     metadata::labels(spec.node_selector.as_ref(), &path.child("nodeSelector"), errors);
-    for (index, reference) in spec.image_pull_secrets.iter().flatten().enumerate() {
-        if reference.name.is_empty() {
-            errors.required(&path.child("imagePullSecrets").index(index).child("name"), "");
-        }
-    }
     tolerations(spec.tolerations.as_deref().unwrap_or_default(), &path.child("tolerations"), errors);
     let spread = spec.topology_spread_constraints.as_deref().unwrap_or_default();
     topology_spread(spread, &path.child("topologySpreadConstraints"), errors);

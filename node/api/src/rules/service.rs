@@ -67,6 +67,26 @@ impl KindRules for Service {
             Some(ServiceStatus { load_balancer: Some(LoadBalancerStatus::default()), conditions: None });
     }
 
+    /// What is kept, and of which nothing comes of yet.
+    fn warnings(&self) -> Vec<String> {
+        let Some(spec) = &self.spec else { return Vec::new() };
+        let type_ = spec.type_.as_deref().unwrap_or_default();
+        let mut warnings = Vec::new();
+        if matches!(type_, "NodePort" | "LoadBalancer") {
+            let no_address = if type_ == "LoadBalancer" { ", and it gets no external address" } else { "" };
+            warnings.push(format!(
+                "spec.type: {type_:?} is not supported by this cluster yet: the Service is kept, but no node listens on its node ports{no_address}"
+            ));
+        }
+        if spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty()) {
+            warnings.push(
+                "spec.externalIPs: not supported by this cluster yet: the Service is kept, but nothing leads from there to it"
+                    .into(),
+            );
+        }
+        warnings
+    }
+
     fn validate(&self, errors: &mut Errors) {
         let path = Path::new("spec");
         let Some(spec) = &self.spec else { return errors.required(&path, "") };

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{KindRules, metadata, pod_defaults, pod_spec};
+use super::{KindRules, metadata, pod_defaults, pod_spec, warnings};
 use crate::field::{Errors, Path};
 use crate::selector::Selector;
 
@@ -30,6 +30,10 @@ impl KindRules for Deployment {
             rolling.max_surge.get_or_insert_with(|| IntOrString::String(QUARTER.into()));
         }
         pod_defaults::spec(spec.template.spec.get_or_insert_default());
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        of_template(Some(&self.spec.template))
     }
 
     fn begin(&mut self) {
@@ -73,6 +77,10 @@ impl KindRules for ReplicaSet {
         }
     }
 
+    fn warnings(&self) -> Vec<String> {
+        of_template(self.spec.template.as_ref())
+    }
+
     fn begin(&mut self) {
         self.status = Some(ReplicaSetStatus::default());
     }
@@ -93,6 +101,12 @@ impl KindRules for ReplicaSet {
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
         same_selector(&self.spec.selector, &old.spec.selector, errors);
     }
+}
+
+fn of_template(template: Option<&PodTemplateSpec>) -> Vec<String> {
+    let spec = template.and_then(|template| template.spec.as_ref());
+    let path = Path::new("spec").child("template").child("spec");
+    spec.map_or_else(Vec::new, |spec| warnings::of_pod(spec, &path))
 }
 
 fn at_least_zero(fields: &[(&str, Option<i32>)], path: &Path, errors: &mut Errors) {

@@ -282,3 +282,17 @@ async fn a_body_is_read_as_what_it_says_it_is() {
         .await;
     assert_eq!(other.code, 400);
 }
+
+#[tokio::test]
+async fn what_is_kept_and_not_served_yet_is_a_warning() {
+    let client = Client::new();
+    let mut web = crate::harness::service("web");
+    web["spec"]["type"] = json!("NodePort");
+    let reply = client.post(crate::harness::SERVICES, &web).await;
+    assert!(reply.header("warning").contains("not supported by this cluster yet"), "{reply:?}");
+    let path = format!("{}/web", crate::harness::SERVICES);
+    let reply = client.patch(&path, "merge", &json!({ "metadata": { "labels": { "a": "b" } } })).await;
+    assert!(reply.header("warning").contains("not supported by this cluster yet"), "{reply:?}");
+    let reply = client.patch(&path, "merge", &json!({ "spec": { "type": "ClusterIP" } })).await;
+    assert_eq!((reply.code, reply.header("warning")), (200, ""));
+}

@@ -58,3 +58,21 @@ async fn a_question_is_not_kept_and_can_only_be_asked() {
     assert_eq!(client.cluster.snapshot().revision(), before);
     assert_eq!(client.get(WHO).await.code, 405);
 }
+
+/// The conformance tests of upstream ask for this.
+#[tokio::test]
+async fn an_answer_is_no_table() {
+    let client = Client::new();
+    let ask = async |accept: &str| {
+        let mut request = request(Method::POST, WHO, "application/json", "{}");
+        request.headers_mut().insert("accept", accept.parse().unwrap());
+        client.send_as(&eve(), request).await
+    };
+    let reply =
+        client.get_as("/api/v1/namespaces", "application/json;as=Table;v=v1;g=meta.k8s.io").await.ok();
+    assert_eq!(reply["kind"], "Table");
+    let reply = ask("application/json;as=Table;v=v1;g=meta.k8s.io").await;
+    assert_eq!((reply.code, reply.reason()), (406, "NotAcceptable"));
+    let reply = ask("application/json;as=Table;v=v1;g=meta.k8s.io, application/json").await.ok();
+    assert_eq!(reply["kind"], "SelfSubjectReview");
+}

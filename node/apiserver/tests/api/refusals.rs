@@ -8,11 +8,11 @@ use futures::StreamExt;
 use http::{HeaderName, Method, Request};
 use http_body_util::StreamBody;
 use hyper::body::{Body as _, Frame};
-use serde_json::json;
+use serde_json::{Value, json};
 use skein_apiserver::limits::Limits;
 use skein_apiserver::{Identity, body_from};
 
-use crate::harness::{CONFIG_MAPS, Client, PODS, config_map, request};
+use crate::harness::{CONFIG_MAPS, Client, PODS, config_map, pod, request};
 
 #[tokio::test]
 async fn a_path_that_names_nothing_is_a_status_of_404() {
@@ -48,10 +48,11 @@ async fn a_verb_that_the_resource_has_not_is_405() {
 #[tokio::test]
 async fn what_every_client_knows_and_is_not_here_says_what_to_do_instead() {
     let client = Client::new();
+    client.post(PODS, &pod("web")).await.ok();
     for (method, path, instead) in [
         (Method::POST, "pods/web/exec?command=ls&stdout=true", "kubectl run"),
         (Method::GET, "pods/web/exec?command=ls&stdout=true", "kubectl run"),
-        (Method::POST, "pods/web/attach", "kubectl logs -f"),
+        (Method::POST, "pods/web/attach?container=main", "kubectl logs -f"),
         (Method::POST, "pods/web/portforward", "at its address"),
         (Method::GET, "services/web/proxy/index.html", "at its address"),
         (Method::PATCH, "pods/web/ephemeralcontainers", "kubectl run"),
@@ -276,4 +277,42 @@ async fn a_token_is_refused_and_not_passed_over() {
     assert_eq!((reply.code, reply.reason()), (401, "Unauthorized"));
     // As upstream, whoever shows a good certificate is known by that.
     assert_eq!(client.send(with_token()).await.code, 200);
+}
+
+/// `kubectl run -i --rm` took the refusal for the end of its pod, and deleted it while it ran.
+#[tokio::test]
+async fn whoever_attaches_to_what_has_just_begun_is_refused_when_it_has_ended() {
+    let client = Client::new();
+    let attach = || client.get("/api/v1/namespaces/default/pods/job/attach?container=main&stdout=true");
+    assert_eq!(attach().await.code, 404);
+    let mut job = client.post(PODS, &pod("job")).await.ok();
+    let now = jiff::Timestamp::now();
+    let mut becomes = async |state: Value| {
+        job["status"] = json!({ "phase": "Running", "containerStatuses": [
+            { "name": "main", "ready": true, "restartCount": 0, "image": "x", "imageID": "x", "state": state },
+        ] });
+        job["metadata"].as_object_mut().unwrap().remove("resourceVersion");
+        client.put(&format!("{PODS}/job/status"), &job).await.ok();
+    };
+    let running = |seconds: i64| {
+        let began = now - jiff::SignedDuration::from_secs(seconds);
+        json!({ "running": { "startedAt": began.to_string() } })
+    };
+    becomes(running(3600)).await;
+    assert_eq!(attach().await.code, 405, "nobody waits for what has run for long");
+    becomes(running(0)).await;
+    let mut attached = Box::pin(attach());
+    assert!(tokio::time::timeout(Duration::from_millis(200), &mut attached).await.is_err());
+    client.post(PODS, &pod("job-2")).await.ok();
+    client.cluster.compact();
+    assert!(tokio::time::timeout(Duration::from_millis(200), &mut attached).await.is_err());
+    becomes(json!({ "terminated": { "exitCode": 0 } })).await;
+    let reply = attached.await;
+    assert_eq!((reply.code, reply.reason()), (405, "MethodNotAllowed"));
+    becomes(running(0)).await;
+    let attached = attach();
+    let (path, at_once) = (format!("{PODS}/job"), json!({ "gracePeriodSeconds": 0 }));
+    let removed = client.delete(&path, &at_once);
+    let (reply, _) = tokio::join!(attached, removed);
+    assert_eq!(reply.code, 405);
 }
