@@ -494,3 +494,31 @@ fn a_service_that_is_not_served_yet_says_so() {
     assert!(of("NodePort")[0].contains("not supported by this cluster yet"));
     assert!(of("LoadBalancer")[0].contains("gets no external address"));
 }
+
+/// `kubectl patch` that changes no more than the type was refused.
+#[test]
+fn what_belongs_to_the_type_of_a_service_goes_with_it() {
+    let of = |type_: &str| json!({ "metadata": { "name": "a" }, "spec": { "type": type_, "ports": [{ "port": 80, "nodePort": 30080 }] } });
+    let kind = kind("Service");
+    let old = created("Service", of("LoadBalancer")).unwrap();
+    let changed = |change: &dyn Fn(&mut Value)| {
+        let mut new = old.clone();
+        change(&mut new);
+        object::prepare_update(kind, &old, &mut new, &context(Some("default"))).map(|_| new["spec"].clone())
+    };
+    let spec = changed(&|service| service["spec"]["type"] = json!("ClusterIP")).unwrap();
+    for gone in ["externalTrafficPolicy", "allocateLoadBalancerNodePorts"] {
+        assert!(spec.get(gone).is_none(), "{spec}");
+    }
+    assert!(spec["ports"][0].get("nodePort").is_none(), "{spec}");
+    let spec = changed(&|service| service["spec"]["type"] = json!("NodePort")).unwrap();
+    assert_eq!(
+        (&spec["externalTrafficPolicy"], &spec["ports"][0]["nodePort"]),
+        (&json!("Cluster"), &json!(30080))
+    );
+    let named = |service: &mut Value| {
+        service["spec"]["type"] = json!("ClusterIP");
+        service["spec"]["ports"][0]["nodePort"] = json!(30081);
+    };
+    assert_eq!(changed(&named).unwrap_err().code(), 422, "what is asked for anew is not dropped in silence");
+}

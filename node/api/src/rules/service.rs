@@ -121,6 +121,36 @@ impl KindRules for Service {
         }
     }
 
+    /// What belongs to the type of before goes with it, unless the user says something else of it.
+    fn begin_update(&mut self, old: &Self) {
+        let (Some(new), Some(old)) = (&mut self.spec, &old.spec) else { return };
+        let is =
+            |spec: &ServiceSpec, types: &[&str]| types.contains(&spec.type_.as_deref().unwrap_or_default());
+        let on_nodes = ["NodePort", "LoadBalancer"];
+        if is(old, &on_nodes) && !is(new, &on_nodes) {
+            let node_ports = |spec: &ServiceSpec| {
+                spec.ports.iter().flatten().map(|port| port.node_port).collect::<Vec<_>>()
+            };
+            if node_ports(new) == node_ports(old) {
+                new.ports.iter_mut().flatten().for_each(|port| port.node_port = None);
+            }
+            if new.external_traffic_policy == old.external_traffic_policy {
+                new.external_traffic_policy = None;
+            }
+            if new.health_check_node_port == old.health_check_node_port {
+                new.health_check_node_port = None;
+            }
+        }
+        if is(old, &["LoadBalancer"]) && !is(new, &["LoadBalancer"]) {
+            if new.allocate_load_balancer_node_ports == old.allocate_load_balancer_node_ports {
+                new.allocate_load_balancer_node_ports = None;
+            }
+            if new.load_balancer_class == old.load_balancer_class {
+                new.load_balancer_class = None;
+            }
+        }
+    }
+
     fn validate_update(&self, old: &Self, errors: &mut Errors) {
         let (Some(new), Some(old)) = (&self.spec, &old.spec) else { return };
         let external = |spec: &ServiceSpec| spec.type_.as_deref() == Some("ExternalName");
