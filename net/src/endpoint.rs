@@ -74,6 +74,8 @@ const STREAMS_MAX: u32 = 64;
 /// What one stream, and one whole connection, may have under way unread.
 const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+/// The same of a whole connection until it is known to be a member's: a claim to join, and room for the hello.
+const STRANGERS_WINDOW_BYTES: u32 = 128 * 1024;
 /// Unsent, or received and not yet taken, datagrams of one connection; the oldest are dropped.
 const DATAGRAM_BUFFER_BYTES: usize = 128 * 1024;
 
@@ -244,11 +246,12 @@ impl Endpoint {
         let client = quinn::crypto::rustls::QuicClientConfig::try_from(config.tls.client_config())
             .map_err(|error| unfit(&error))?;
 
-        let transport = Arc::new(transport());
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(server));
-        server.transport_config(transport.clone()).max_incoming(256);
+        let mut for_strangers = transport();
+        for_strangers.receive_window(VarInt::from_u32(STRANGERS_WINDOW_BYTES));
+        server.transport_config(Arc::new(for_strangers)).max_incoming(256);
         let mut client = quinn::ClientConfig::new(Arc::new(client));
-        client.transport_config(transport);
+        client.transport_config(Arc::new(transport()));
 
         let runtime = Arc::new(quinn::TokioRuntime);
         let (socket, beside) = beside::share(socket).map_err(failed)?;

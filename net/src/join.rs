@@ -635,7 +635,7 @@ fn check_admitted(admitted: &Admitted, pin: Pin, csr: &[u8]) -> Result<(), Error
     Ok(())
 }
 
-fn quinn_config(pin: Pin, clock: Arc<dyn TimeProvider>) -> Result<quinn::ClientConfig, Error> {
+pub(crate) fn quinn_config(pin: Pin, clock: Arc<dyn TimeProvider>) -> Result<quinn::ClientConfig, Error> {
     let tls = QuicClientConfig::try_from(tls::join_config(pin, clock)?)
         .expect("TLS 1.3 with the provider's AES-128-GCM is what QUIC needs");
     let mut transport = quinn::TransportConfig::default();

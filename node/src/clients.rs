@@ -401,7 +401,7 @@ mod tests {
     }
 
     fn shown(serial: &[u8]) -> Shown {
-        Shown { serial: Serial(serial.into()), sha256: HASH }
+        Shown { serial: Serial(serial.into()), sha256: HASH, until: u64::MAX }
     }
 
     #[track_caller]

@@ -1,12 +1,19 @@
 //! What comes in: connections, and on each of them the hello, streams and datagrams.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bytes::Buf;
 use tokio::{sync::Semaphore, time::timeout};
 
+use quinn::VarInt;
+
 use super::{
-    Endpoint, Service, code,
+    CONNECTION_WINDOW_BYTES, Endpoint, Service, code,
     hello::{self, Hello},
     link::Link,
 };
@@ -24,6 +31,10 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 /// From so many handshakes at once on, callers must first prove their address.
 const HANDSHAKES_UNPROVED: usize = 64;
 const HANDSHAKES_MAX: usize = 256;
+/// The same of one address, whose senders anybody may pretend to be; and how many it may have once it has proved that it
+/// is there.
+const HANDSHAKES_UNPROVED_OF_ONE: usize = 8;
+const HANDSHAKES_MAX_OF_ONE: usize = 16;
 /// Machines that join at the same time; each costs a signature and a commit.
 const JOINS_MAX: usize = 16;
 /// How long a stream may take to say its kind.
@@ -39,18 +50,25 @@ const CERTIFICATE_REVOKED: u8 = 44;
 pub(super) async fn run(endpoint: Endpoint) {
     // Whoever calls before anybody can answer waits in the handshake queue.
     endpoint.0.service.wait().await;
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let handshakes = Handshakes::default();
     let joins = Arc::new(Semaphore::new(JOINS_MAX));
     while let Some(incoming) = endpoint.0.quinn.accept().await {
-        let under_way = HANDSHAKES_MAX - handshakes.available_permits();
-        if under_way >= HANDSHAKES_UNPROVED && !incoming.remote_address_validated() && incoming.may_retry() {
-            // Fails only if it may not retry.
-            let _ = incoming.retry();
-            continue;
-        }
-        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
-            incoming.refuse();
-            continue;
+        let proof = match (incoming.remote_address_validated(), incoming.may_retry()) {
+            (true, _) => Proof::Given,
+            (false, true) => Proof::Possible,
+            (false, false) => Proof::None,
+        };
+        let under_way = match handshakes.begin(incoming.remote_address(), proof) {
+            Begun::Yes(under_way) => under_way,
+            Begun::Prove => {
+                // Fails only if it may not retry.
+                let _ = incoming.retry();
+                continue;
+            }
+            Begun::No => {
+                incoming.refuse();
+                continue;
+            }
         };
         let (joins, this) = (joins.clone(), endpoint.clone());
         endpoint.spawn(async move {
@@ -58,7 +76,7 @@ pub(super) async fn run(endpoint: Endpoint) {
             let Ok(connecting) = incoming.accept() else { return };
             match timeout(HANDSHAKE_MAX, connecting).await {
                 Ok(Ok(connection)) => {
-                    drop(permit);
+                    drop(under_way);
                     admit(&this, connection, &joins).await;
                 }
                 Ok(Err(error)) => {
@@ -68,6 +86,73 @@ pub(super) async fn run(endpoint: Endpoint) {
                 Err(_) => tracing::debug!(%from, "a handshake took too long"),
             }
         });
+    }
+}
+
+/// Handshakes under way, in all and by address. Cheap to clone; all clones are one.
+#[derive(Clone, Default)]
+struct Handshakes(Arc<Mutex<HashMap<(IpAddr, bool), usize>>>);
+
+/// Whether a caller has shown that it gets what is sent to its address.
+#[derive(Clone, Copy, PartialEq)]
+enum Proof {
+    Given,
+    Possible,
+    None,
+}
+
+/// What becomes of a caller.
+enum Begun {
+    Yes(UnderWay),
+    /// It is to prove its address first.
+    Prove,
+    No,
+}
+
+/// One handshake, until it is dropped.
+struct UnderWay {
+    all: Handshakes,
+    key: (IpAddr, bool),
+}
+
+impl Handshakes {
+    fn begin(&self, from: SocketAddr, proof: Proof) -> Begun {
+        let key = (origin(from.ip()), proof == Proof::Given);
+        let mut counts = self.counts();
+        let (all, own) = (counts.values().sum::<usize>(), counts.get(&key).copied().unwrap_or(0));
+        if proof == Proof::Possible && (all >= HANDSHAKES_UNPROVED || own >= HANDSHAKES_UNPROVED_OF_ONE) {
+            return Begun::Prove;
+        }
+        if all >= HANDSHAKES_MAX || own >= HANDSHAKES_MAX_OF_ONE {
+            return Begun::No;
+        }
+        *counts.entry(key).or_default() += 1;
+        drop(counts);
+        Begun::Yes(UnderWay { all: self.clone(), key })
+    }
+
+    fn counts(&self) -> MutexGuard<'_, HashMap<(IpAddr, bool), usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut counts = self.all.counts();
+        if let Some(count) = counts.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.key);
+            }
+        }
+    }
+}
+
+/// What counts as one address: an IPv6 host may take any of its network of 64 bits.
+fn origin(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+        address => address,
     }
 }
 
@@ -97,6 +182,7 @@ fn admit_member(endpoint: &Endpoint, peer: NodeId, connection: quinn::Connection
     if endpoint.0.trust.judge(peer) == Standing::Removed {
         return connection.close(code::REMOVED, b"removed from the cluster");
     }
+    connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
     endpoint.book().worked(peer, connection.remote_address());
     if let Some(ip) = connection.local_ip() {
         endpoint.0.whereabouts.prove(ip);
@@ -228,4 +314,61 @@ fn greet(endpoint: &Endpoint, link: &Arc<Link>, hello: Hello) {
         old.connection.close(code::STALE, b"restarted");
     }
     endpoint.links().settle(link);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn begin(handshakes: &Handshakes, from: &str, proof: Proof) -> Begun {
+        handshakes.begin(SocketAddr::new(from.parse().unwrap(), 7946), proof)
+    }
+
+    fn held(handshakes: &Handshakes, from: &str, proof: Proof, count: usize) -> Vec<UnderWay> {
+        let begun = (0..count).map(|_| match begin(handshakes, from, proof) {
+            Begun::Yes(under_way) => under_way,
+            Begun::Prove | Begun::No => panic!("{from} is not let in"),
+        });
+        begun.collect()
+    }
+
+    #[test]
+    fn one_address_leaves_room_for_others() {
+        let handshakes = Handshakes::default();
+        let _held = held(&handshakes, "192.0.2.1", Proof::Given, HANDSHAKES_MAX_OF_ONE);
+        assert!(matches!(begin(&handshakes, "192.0.2.1", Proof::Given), Begun::No));
+        assert!(matches!(begin(&handshakes, "192.0.2.2", Proof::Given), Begun::Yes(_)));
+    }
+
+    /// Whoever pretends to be at a member's address does not keep it out.
+    #[test]
+    fn who_proves_to_be_there_does_not_count_with_those_that_did_not() {
+        let handshakes = Handshakes::default();
+        let pretended = held(&handshakes, "192.0.2.1", Proof::Possible, HANDSHAKES_UNPROVED_OF_ONE);
+        assert!(matches!(begin(&handshakes, "192.0.2.1", Proof::Possible), Begun::Prove));
+        assert!(matches!(begin(&handshakes, "192.0.2.1", Proof::Given), Begun::Yes(_)));
+        drop(pretended);
+        assert!(matches!(begin(&handshakes, "192.0.2.1", Proof::Possible), Begun::Yes(_)));
+    }
+
+    #[test]
+    fn in_all_there_are_so_many_and_who_left_is_forgotten() {
+        let handshakes = Handshakes::default();
+        let one = |number: usize| format!("192.0.2.{number}");
+        let all: Vec<_> = (0..HANDSHAKES_MAX / HANDSHAKES_MAX_OF_ONE)
+            .flat_map(|number| held(&handshakes, &one(number), Proof::Given, HANDSHAKES_MAX_OF_ONE))
+            .collect();
+        assert!(matches!(begin(&handshakes, "192.0.2.200", Proof::Given), Begun::No));
+        assert!(matches!(begin(&handshakes, "192.0.2.200", Proof::Possible), Begun::Prove));
+        drop(all);
+        assert!(handshakes.counts().is_empty());
+    }
+
+    #[test]
+    fn a_network_of_64_bits_is_one_address() {
+        let handshakes = Handshakes::default();
+        let _held = held(&handshakes, "2001:db8::1", Proof::Given, HANDSHAKES_MAX_OF_ONE);
+        assert!(matches!(begin(&handshakes, "2001:db8::2:1", Proof::Given), Begun::No));
+        assert!(matches!(begin(&handshakes, "2001:db8:0:1::1", Proof::Given), Begun::Yes(_)));
+    }
 }

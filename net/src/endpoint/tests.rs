@@ -22,7 +22,8 @@ use crate::{
     ca::ClusterCa,
     identity::NodeId,
     incarnation::Foreign,
-    loopback::{Node, founded, tag},
+    join::{self, Admission, Admitted, Claim, Refusal},
+    loopback::{Clock, Node, founded, tag},
     stream::{self, Stream},
     tls::Standing,
 };
@@ -577,5 +578,55 @@ async fn a_dual_stack_endpoint_speaks_beside_quic_with_both_families() {
         let mut answer = one.endpoint.beside().received().unwrap();
         send(&both, &[0x05, 2], from);
         assert_eq!(&timeout(PATIENCE, answer.recv()).await.unwrap().unwrap().1[..], [0x05, 2]);
+    }
+}
+
+struct Nobody;
+
+#[async_trait::async_trait]
+impl Admission for Nobody {
+    async fn admit(&self, _: Claim) -> Result<Admitted, Refusal> {
+        Err(Refusal::Removed)
+    }
+}
+
+/// Sixteen of them that nobody knows had 8 MiB each.
+#[tokio::test]
+async fn whoever_wants_to_join_has_little_under_way_and_a_member_much() {
+    let (ca, a, mut b) = two().await;
+    let node = Node::of(&ca);
+    let lets_join = Endpoint::bind(Config {
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        tag: node.tag,
+        tls: node.tls.clone(),
+        trust: node.trust.clone(),
+        book: AddressBook::default(),
+        advertise: Vec::new(),
+        admission: Some(Arc::new(Nobody)),
+    })
+    .expect("loopback is free");
+    lets_join.serve(Arc::new(Ear(unbounded_channel().0)));
+    let config = join::quinn_config(ca.pin(), Clock::at(Duration::ZERO).provider()).expect("a config");
+    let caller = join::caller().expect("a port is free");
+    let joiner = caller.connect_with(config, lets_join.local_address(), "join.skein").expect("loopback");
+    let joiner = joiner.await.expect("whoever has a token gets this far");
+    let piece = vec![0; 16 << 10];
+    let (mut sent, mut open) = (0, Vec::new());
+    // The first one is read as a claim, and never ends.
+    for _ in 0..40 {
+        let (mut stream, _) = joiner.open_bi().await.expect("a stream");
+        match timeout(Duration::from_millis(200), stream.write_all(&piece)).await {
+            Ok(written) => written.expect("it stays open for seconds"),
+            Err(_) => break,
+        }
+        sent += piece.len();
+        open.push(stream);
+    }
+    assert!(sent <= 256 << 10, "{sent} bytes are under way");
+
+    let mut asked = a.endpoint.open(b.endpoint.node(), 7).await.unwrap();
+    let (_, _, _unread) = b.next_stream().await;
+    for _ in 0..16 {
+        asked.tx.send(Bytes::from(vec![0; 64 << 10])).await.unwrap();
     }
 }

@@ -48,7 +48,10 @@ impl Identity {
         let groups =
             subject.iter_organization().filter_map(|group| group.as_str().ok().map(str::to_owned)).collect();
         let serial = Serial(parsed.raw_serial().to_vec());
-        Some((Identity { user, groups }, Shown { serial, sha256: Sha256::digest(certificate).into() }))
+        // One from before 1970 has ended long ago.
+        let until = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
+        let shown = Shown { serial, sha256: Sha256::digest(certificate).into(), until };
+        Some((Identity { user, groups }, shown))
     }
 
     /// Whether anything said who this is.
@@ -73,6 +76,8 @@ pub struct Shown {
     pub serial: Serial,
     /// SHA-256 of the whole certificate: another one of the same serial is another certificate.
     pub sha256: [u8; 32],
+    /// The last second since 1970 in which it counts.
+    pub until: u64,
 }
 
 /// What the cluster says of a certificate whose signature and dates are good.

@@ -35,6 +35,9 @@ use crate::tls::ApiTls;
 /// When to come back with a certificate that is unknown here.
 const UNKNOWN_RETRY_SECONDS: u32 = 2;
 
+/// The longest time after which it is looked whether a certificate has expired.
+const EXPIRY_LOOK_MAX: Duration = Duration::from_secs(60 * 60);
+
 /// When to come back where there is no place for one more connection.
 const FULL_RETRY_SECONDS: u32 = 1;
 
@@ -198,6 +201,7 @@ impl Server {
         let server = self.clone();
         let (address, user) = (peer.address, peer.identity.user.clone());
         let (who_may, shown) = (self.who_may.clone(), peer.shown.clone());
+        let expired = self.clone().expired(peer.shown.clone());
         let ended = async move {
             match &shown {
                 // Revoked before it was shown: each request is told so.
@@ -222,6 +226,11 @@ impl Server {
                 connection.as_mut().graceful_shutdown();
                 timeout(self.limits.stop_time_max, connection).await.unwrap_or(Ok(()))
             }
+            () = expired => {
+                debug!(user, peer = ?address, "the certificate of an open connection has expired, closing it");
+                connection.as_mut().graceful_shutdown();
+                timeout(self.limits.revoked_time_max, connection).await.unwrap_or(Ok(()))
+            }
             () = ended => {
                 info!(user, peer = ?address, "the certificate of an open connection counts no more, closing it");
                 connection.as_mut().graceful_shutdown();
@@ -231,6 +240,15 @@ impl Server {
         };
         if let Err(error) = served {
             debug!(peer = ?address, %error, "connection ended");
+        }
+    }
+
+    /// Ends with the certificate: a watch must not outlive it.
+    async fn expired(self, shown: Option<Shown>) {
+        let Some(shown) = shown else { return std::future::pending().await };
+        while let Some(left) = shown.until.checked_sub(self.tls.now().unwrap_or(0)) {
+            // Where it was looked at last the clock may have been set meanwhile.
+            tokio::time::sleep(Duration::from_secs(left.saturating_add(1)).min(EXPIRY_LOOK_MAX)).await;
         }
     }
 
@@ -302,6 +320,9 @@ impl Server {
             standing = self.who_may.confirm(shown, address.ip()).await;
         }
         let unauthorized = |why: &str| Err(Status::new(Reason::Unauthorized, why));
+        if self.tls.now().is_some_and(|now| now > shown.until) {
+            return unauthorized("this certificate has expired; ask an administrator for a new one");
+        }
         match standing {
             Ok(Standing::Good) => match peer.place.as_ref().map(|place| place.make_known(shown.sha256)) {
                 None | Some(Ok(())) => Ok(()),

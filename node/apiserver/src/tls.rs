@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::crypto::ring;
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{RootCertStore, ServerConfig};
@@ -23,8 +23,7 @@ pub enum Error {
 
 /// The server's side of TLS: 1.2 and 1.3, HTTP/2 before HTTP/1.1. Cheap to clone; all clones are one.
 ///
-/// Handshakes that begin after [`replace_clients`](Self::replace_clients) go by the new roots, without any
-/// session of before.
+/// Every handshake is a full one, so that it goes by the roots and the time of then.
 #[derive(Clone)]
 pub struct ApiTls {
     certificate: Arc<dyn ResolvesServerCert>,
@@ -49,6 +48,11 @@ impl ApiTls {
         let next = server_config(self.certificate.clone(), client_roots, self.time.clone())?;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         Ok(())
+    }
+
+    /// What time it is, in seconds since 1970, if anybody knows.
+    pub(crate) fn now(&self) -> Option<u64> {
+        self.time.current_time().map(|now| now.as_secs())
     }
 
     /// By what the next handshake goes.
@@ -79,6 +83,9 @@ fn server_config(
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    // A resumed session would skip the verifier, and let a certificate in that has expired meanwhile.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     Ok(config)
 }
 

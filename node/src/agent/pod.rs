@@ -542,10 +542,17 @@ async fn last_words(tools: &Tools, id: &ContainerId) -> Option<String> {
     let mut log = tools.engine.logs(&id.pod, &id.name, options).await.ok()?;
     let mut words = Vec::new();
     while let Some(Ok(piece)) = log.next().await {
-        words.extend_from_slice(&piece);
+        keep_last(&mut words, &piece);
     }
-    let from = words.len().saturating_sub(LAST_WORDS_BYTES);
-    Some(String::from_utf8_lossy(&words[from..]).into_owned()).filter(|words| !words.is_empty())
+    Some(String::from_utf8_lossy(&words).into_owned()).filter(|words| !words.is_empty())
+}
+
+/// Adds a piece, and drops what is too much at the front: what never ends a line is all of one log's size.
+fn keep_last(words: &mut Vec<u8>, piece: &[u8]) {
+    let piece = &piece[piece.len().saturating_sub(LAST_WORDS_BYTES)..];
+    let surplus = (words.len() + piece.len()).saturating_sub(LAST_WORDS_BYTES);
+    words.drain(..surplus);
+    words.extend_from_slice(piece);
 }
 
 fn adopted(sandbox: skein_runtime::Sandbox, addresses: &[String]) -> Found {

@@ -1,6 +1,7 @@
 //! Connections over loopback: TLS, who is at the other end, both versions of HTTP, stopping.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -409,4 +410,55 @@ async fn a_certificate_with_all_its_connections_is_told_so_on_one_more() {
     drop(watch);
     let until_free = async { while code(&served, Some(ann.clone()), PODS).await != 200 {} };
     timeout(PATIENCE, until_free).await.expect("the place is free again");
+}
+
+/// A session that was resumed let a certificate in that had expired since.
+#[tokio::test]
+async fn every_handshake_is_a_full_one() {
+    let served = served().await;
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let mut roots = RootCertStore::empty();
+        roots.add(served.ca()).unwrap();
+        let client = served.issue_client("ann", "system:masters");
+        let config =
+            rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_protocol_versions(&[version])
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_client_auth_cert(vec![client.certificate], client.key)
+                .unwrap();
+        let connector = TlsConnector::from(Arc::new(config));
+        for _ in 0..2 {
+            let name = ServerName::try_from("127.0.0.1").unwrap();
+            let stream = TcpStream::connect(served.address).await.unwrap();
+            let mut stream = connector.connect(name, stream).await.unwrap();
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+            // Tickets come with the first answer.
+            timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.expect("an answer comes").unwrap();
+            assert_eq!(stream.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Full), "{version:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_expires_is_out_on_connections_that_are_open_already() {
+    let served = served().await;
+    let (client, until) = served.issue_client_until_2200();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let left = |seconds: u64| served.time.ahead_seconds.store(until - now - seconds, Ordering::Relaxed);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(
+        connect(&served, Some(client.clone()), b"http/1.1").await.unwrap(),
+    ))
+    .await
+    .unwrap();
+    tokio::spawn(connection);
+    let answer = sender.send_request(get(PODS)).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    answer.into_body().collect().await.unwrap();
+    left(2);
+    let watch = watched(&served, client, b"h2", &format!("{PODS}?watch=1&resourceVersion=1")).await;
+    assert_eq!(watch.status(), 200);
+    timeout(PATIENCE, watch.into_body().collect()).await.expect("the watch ends").ok();
+    let refused = sender.send_request(get(PODS)).await.unwrap();
+    assert_eq!(refused.status(), 401);
 }

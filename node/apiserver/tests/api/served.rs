@@ -2,14 +2,16 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::RootCertStore;
 use rustls::crypto::ring;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
-use rustls::time_provider::DefaultTimeProvider;
+use rustls::time_provider::TimeProvider;
 use skein_apiserver::identity::{Identity, Shown, Standing, Unconfirmed, WhoMay};
 use skein_apiserver::limits::Limits;
 use skein_apiserver::testing::MemoryCluster;
@@ -27,11 +29,25 @@ pub(crate) struct Served {
     pub(crate) certificate: Arc<SwappableCertificate>,
     pub(crate) tls: ApiTls,
     pub(crate) record: Arc<Record>,
+    pub(crate) time: Arc<Time>,
     /// Resolves when the server has stopped.
     pub(crate) running: Option<tokio::task::JoinHandle<()>>,
     pub(crate) stop: CancellationToken,
     ca: CertifiedIssuer<'static, KeyPair>,
     directory: tempfile::TempDir,
+}
+
+/// The time by which certificates count; that of the machine unless set ahead.
+#[derive(Debug, Default)]
+pub(crate) struct Time {
+    pub(crate) ahead_seconds: AtomicU64,
+}
+
+impl TimeProvider for Time {
+    fn current_time(&self) -> Option<UnixTime> {
+        let ahead = Duration::from_secs(self.ahead_seconds.load(Ordering::Relaxed));
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs()) + ahead))
+    }
 }
 
 /// What is known of certificates; all others are good.
@@ -107,8 +123,8 @@ impl Served {
         roots.add(ca.der().clone()).unwrap();
 
         let certificate = Arc::new(SwappableCertificate::new(certified(&issue_server(&ca))));
-        let time = Arc::new(DefaultTimeProvider);
-        let tls = ApiTls::new(certificate.clone(), roots, time).unwrap();
+        let time = Arc::new(Time::default());
+        let tls = ApiTls::new(certificate.clone(), roots, time.clone()).unwrap();
         let record = Arc::new(Record::default());
         let stop = CancellationToken::new();
         let config =
@@ -119,7 +135,7 @@ impl Served {
         let runner = server.clone();
         let running = Some(tokio::spawn(async move { runner.run(listener).await }));
         let directory = tempfile::tempdir().unwrap();
-        Served { cluster, address, server, certificate, tls, record, running, stop, ca, directory }
+        Served { cluster, address, server, certificate, tls, record, time, running, stop, ca, directory }
     }
 
     /// A certificate for the API of this address, as after a restart or a renewal.
@@ -130,6 +146,15 @@ impl Served {
 
     pub(crate) fn issue_client(&self, user: &str, group: &str) -> Issued {
         issue_client(&self.ca, user, group)
+    }
+
+    /// One that counts until the end of 2199, and with it the last second.
+    pub(crate) fn issue_client_until_2200(&self) -> (Issued, u64) {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "ann");
+        params.distinguished_name.push(DnType::OrganizationName, "system:masters");
+        params.not_after = rcgen::date_time_ymd(2200, 1, 1);
+        (issued(params, &self.ca), 7_258_118_400)
     }
 
     pub(crate) fn ca(&self) -> CertificateDer<'static> {
