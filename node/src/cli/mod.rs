@@ -6,6 +6,7 @@ mod demo;
 mod networks;
 mod recover;
 mod run;
+mod secret;
 mod talk;
 mod verbs;
 
@@ -60,8 +61,12 @@ enum Verb {
     },
     /// Join the cluster that made TOKEN, and run. Afterwards `skein up` is enough.
     Join {
-        /// The word that `skein token create` printed.
-        token: String,
+        /// The word that `skein token create` printed; `-` for standard input.
+        #[arg(required_unless_present_any = ["token_file", "again"])]
+        token: Option<String>,
+        /// A file that holds it.
+        #[arg(long, value_name = "FILE", conflicts_with = "token")]
+        token_file: Option<PathBuf>,
         #[command(flatten)]
         node: NodeArgs,
     },
@@ -320,7 +325,12 @@ pub(crate) fn main() -> ExitCode {
             run::up(&dir, node, None, false)
         }
         Verb::Up { node, cluster, new_cluster } => run::up(&dir, node, cluster.as_deref(), new_cluster),
-        Verb::Join { token, node } => run::join(&dir, node, &token),
+        Verb::Join { token, token_file, node } => {
+            let source = secret::Source::of(token.as_deref(), token_file.as_deref());
+            source
+                .map_or_else(|| Err("no token".into()), secret::Source::read)
+                .and_then(|token| run::join(&dir, node, &token))
+        }
         Verb::Status { output } => verbs::status(&dir, output),
         Verb::Token(TokenVerb::Create { uses, ttl, replace }) => {
             verbs::create_token(&dir, uses, ttl, replace.as_deref())
@@ -419,8 +429,24 @@ mod tests {
     }
 
     #[test]
+    fn a_token_is_given_in_one_way() {
+        for line in ["skein join TOKEN", "skein join -", "skein join --token-file t", "skein join --name a -"]
+        {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+        for line in ["skein join", "skein join TOKEN --token-file t"] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+
+    #[test]
     fn what_a_node_was_started_with_starts_its_next_life_too() {
-        for line in ["skein --data-dir /x join TOKEN --name a", "skein up --new-cluster", "skein restore F"] {
+        for line in [
+            "skein --data-dir /x join TOKEN --name a",
+            "skein join --token-file t",
+            "skein up --new-cluster",
+            "skein restore F",
+        ] {
             let words = line.split(' ').chain([run::AGAIN]);
             let (Verb::Up { node, .. } | Verb::Join { node, .. } | Verb::Restore { node, .. }) =
                 Cli::try_parse_from(words).unwrap().verb
