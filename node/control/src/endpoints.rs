@@ -44,8 +44,8 @@ pub(crate) fn plan(draft: &mut Draft<'_>) {
         let port = key.strip_prefix(SLICE).and_then(|rest| rest.strip_prefix('-'));
         **key == *SLICE || port.is_some_and(|port| port.parse::<u16>().is_ok())
     };
-    let inside = draft.view().keys_in_namespace(NAMESPACE);
-    let old: Vec<Key> = inside.filter(|key| is_ours(key) && !kept.contains(*key)).cloned().collect();
+    let old: Vec<Key> =
+        draft.view().keys_under(SLICE).filter(|key| is_ours(key) && !kept.contains(*key)).cloned().collect();
     for key in old {
         draft.delete(&key);
     }

@@ -5,7 +5,6 @@ use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, PodCondition, PodStat
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, Time};
 use std::collections::BTreeMap;
 
-use crate::time::seconds_after;
 pub(crate) use skein_api::owner::controller_of as controller;
 pub(crate) use skein_api::pod::{has_ended, is_ready, node_name as node_of};
 
@@ -48,16 +47,6 @@ pub(crate) fn is_active(pod: &Pod) -> bool {
 
 pub(crate) fn condition<'a>(status: Option<&'a PodStatus>, kind: &str) -> Option<&'a PodCondition> {
     status?.conditions.iter().flatten().find(|condition| condition.type_ == kind)
-}
-
-/// The moment from which a pod counts as available (ready for `min_ready_seconds`), if it is ready.
-pub(crate) fn available_from(pod: &Pod, min_ready_seconds: i32) -> Option<Timestamp> {
-    let ready = condition(pod.status.as_ref(), "Ready").filter(|ready| ready.status == "True")?;
-    if min_ready_seconds <= 0 {
-        return Some(Timestamp::MIN);
-    }
-    let since = ready.last_transition_time.as_ref()?.0;
-    Some(seconds_after(since, i64::from(min_ready_seconds)))
 }
 
 pub(crate) fn node_condition<'a>(node: &'a Node, kind: &str) -> Option<&'a NodeCondition> {

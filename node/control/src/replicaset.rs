@@ -12,7 +12,8 @@ use std::sync::Arc;
 use crate::draft::Draft;
 use crate::meta;
 use crate::resources::QosClass;
-use crate::view::{Changed, Key, Kind, View};
+use crate::time::seconds_after;
+use crate::view::{Changed, Key, Kind, Siblings, Standing, View};
 
 const WHO: &str = "replicaset-controller";
 
@@ -79,9 +80,9 @@ fn adopt_and_release(draft: &mut Draft<'_>, set: &Arc<ReplicaSet>) {
     if meta::is_ending(&set.metadata) {
         return;
     }
-    let orphans = draft.view().orphans::<Pod>(meta::namespace(&set.metadata));
-    let orphans = orphans.filter(|(_, pod)| meta::is_active(pod) && selects(set, pod));
-    let orphans: Vec<Key> = orphans.map(|(key, _)| key.clone()).collect();
+    let orphans = draft.view().orphans_like(meta::namespace(&set.metadata), &set.spec.selector);
+    let orphans = orphans.filter(|(_, pod)| meta::is_active(pod)).map(|(key, _)| key.clone());
+    let orphans: BTreeSet<Key> = orphans.collect();
     for key in orphans {
         draft.edit::<Pod>(&key, |pod| {
             pod.metadata
@@ -93,15 +94,15 @@ fn adopt_and_release(draft: &mut Draft<'_>, set: &Arc<ReplicaSet>) {
 }
 
 fn bring_to_size(draft: &mut Draft<'_>, set: &Arc<ReplicaSet>) {
-    let replicas = draft.replicas_of(set);
+    let held = draft.replicas_of(set).tally.replicas as usize;
     let wanted = wanted(set);
-    if replicas.active.len() < wanted {
+    if held < wanted {
         if draft.is_ending_namespace(meta::namespace(&set.metadata)) {
             return;
         }
-        create(draft, set, (wanted - replicas.active.len()).min(BURST));
-    } else {
-        for key in surplus(&replicas.active, wanted) {
+        create(draft, set, (wanted - held).min(BURST));
+    } else if held > wanted {
+        for key in surplus(&active(draft.view(), set), wanted) {
             let name = key.rsplit('/').next().unwrap_or_default().to_owned();
             draft.together(|draft| {
                 draft.delete_pod(&key);
@@ -121,7 +122,7 @@ pub(crate) fn wanted(set: &ReplicaSet) -> usize {
 fn create(draft: &mut Draft<'_>, set: &ReplicaSet, count: usize) {
     let uid = meta::uid(&set.metadata);
     // A set that makes pods in two passes of one plan must not draw the same twice.
-    let had = draft.view().dependents(uid).count();
+    let had = draft.view().dependents_count(uid);
     let mut draws = draft.chance.of(&format!("{uid} had {had}"));
     for _ in 0..count {
         let mut pod = pod_of(set);
@@ -181,6 +182,12 @@ fn pod_of(set: &ReplicaSet) -> Pod {
     }
 }
 
+/// Its pods that count.
+fn active(view: &View, set: &ReplicaSet) -> Vec<(Key, Arc<Pod>)> {
+    let pods = view.pods_controlled_by(meta::uid(&set.metadata));
+    pods.filter(|(_, pod)| meta::is_active(pod)).map(|(key, pod)| (key.clone(), pod.clone())).collect()
+}
+
 /// Whom to delete so that `wanted` stay: who serves least goes first, and among equals the newest.
 /// Order: ReplicaSet documentation, "Scaling a ReplicaSet".
 fn surplus(active: &[(Key, Arc<Pod>)], wanted: usize) -> Vec<Key> {
@@ -225,52 +232,56 @@ fn restarts(pod: &Pod) -> i32 {
     statuses.map(|status| status.restart_count).max().unwrap_or(0)
 }
 
-/// The pods of a ReplicaSet, gone through once.
+/// The pods of a ReplicaSet, as they are counted.
 #[derive(Debug)]
 pub(crate) struct Replicas {
     set: Arc<ReplicaSet>,
     pub(crate) tally: Tally,
-    /// Those that count.
-    active: Vec<(Key, Arc<Pod>)>,
     /// Those that it does not select any more.
     strangers: Vec<Key>,
 }
 
 impl Replicas {
-    /// Cost: one pass over its pods.
+    /// Cost: the kinds of its pods that differ in what is counted, and those that are ready and not yet available.
     pub(crate) fn of(view: &View, set: &Arc<ReplicaSet>, now: Timestamp) -> Replicas {
         let min_ready = set.spec.min_ready_seconds.unwrap_or(0);
         let template =
             set.spec.template.as_ref().and_then(|template| template.metadata.as_ref()?.labels.as_ref());
         let mut tally = Tally::default();
-        let (mut active, mut strangers) = (Vec::new(), Vec::new());
-        for (key, pod) in view.pods_controlled_by(meta::uid(&set.metadata)) {
-            if !selects(set, pod) {
-                strangers.push(key.clone());
+        let mut strangers = Vec::new();
+        let siblings = view.siblings(meta::uid(&set.metadata));
+        for alike in siblings.into_iter().flat_map(Siblings::kinds) {
+            if !meta::selects(&set.spec.selector, alike.labels) {
+                strangers.extend(alike.keys().cloned());
             }
-            if meta::has_ended(pod) {
-                continue;
-            }
-            if meta::is_ending(&pod.metadata) {
-                tally.terminating += 1;
-                continue;
-            }
-            active.push((key.clone(), pod.clone()));
-            tally.replicas += 1;
-            let labels = pod.metadata.labels.as_ref();
-            let has = |key: &String, value: &String| labels.and_then(|labels| labels.get(key)) == Some(value);
-            tally.fully_labeled +=
-                i32::from(template.into_iter().flatten().all(|(key, value)| has(key, value)));
-            tally.ready += i32::from(meta::is_ready(pod));
-            match meta::available_from(pod, min_ready) {
-                Some(from) if from <= now => tally.available += 1,
-                Some(from) => {
-                    tally.next_available = Some(tally.next_available.map_or(from, |next| next.min(from)));
+            let count = alike.count();
+            match alike.standing {
+                Standing::Ended => continue,
+                Standing::Ending => {
+                    tally.terminating += count;
+                    continue;
                 }
-                None => {}
+                Standing::Unready | Standing::Ready | Standing::ReadySince => tally.replicas += count,
+            }
+            let has = |(key, value): (&String, &String)| {
+                alike.labels.and_then(|labels| labels.get(key)) == Some(value)
+            };
+            tally.fully_labeled += if template.into_iter().flatten().all(has) { count } else { 0 };
+            if !alike.standing.is_ready() {
+                continue;
+            }
+            tally.ready += count;
+            if min_ready <= 0 {
+                tally.available += count;
+            } else if alike.standing == Standing::ReadySince {
+                let (waiting, first) = alike.ready_after(seconds_after(now, -i64::from(min_ready)));
+                tally.available += count - waiting;
+                let next = first.map(|first| seconds_after(first, i64::from(min_ready)));
+                tally.next_available = tally.next_available.into_iter().chain(next).min();
             }
         }
-        Replicas { set: set.clone(), tally, active, strangers }
+        strangers.sort();
+        Replicas { set: set.clone(), tally, strangers }
     }
 
     /// Whether a look at the same pods for `set` would find the same.
@@ -314,4 +325,137 @@ fn report(draft: &mut Draft<'_>, key: &Key) {
 /// A moment as objects carry it.
 pub(crate) fn stamp(now: Timestamp) -> Option<Time> {
     Some(Time(now))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const NOW: &str = "2023-11-14T22:13:30Z";
+
+    /// What [`Replicas::of`] finds, by looking at each pod.
+    fn walk(view: &View, set: &ReplicaSet, now: Timestamp) -> (Tally, Vec<Key>) {
+        let min_ready = set.spec.min_ready_seconds.unwrap_or(0);
+        let template = set.spec.template.as_ref().and_then(|template| template.metadata.as_ref());
+        let template = template.and_then(|metadata| metadata.labels.clone()).unwrap_or_default();
+        let (mut tally, mut strangers) = (Tally::default(), Vec::new());
+        let is_ours = |pod: &Pod| {
+            meta::controller(&pod.metadata).map(|owner| &*owner.uid) == set.metadata.uid.as_deref()
+        };
+        for (key, pod) in view.all::<Pod>().filter(|(_, pod)| is_ours(pod)) {
+            if !selects(set, pod) {
+                strangers.push(key.clone());
+            }
+            if meta::has_ended(pod) {
+                continue;
+            }
+            if meta::is_ending(&pod.metadata) {
+                tally.terminating += 1;
+                continue;
+            }
+            tally.replicas += 1;
+            let labels = pod.metadata.labels.clone().unwrap_or_default();
+            tally.fully_labeled +=
+                i32::from(template.iter().all(|(key, value)| labels.get(key) == Some(value)));
+            tally.ready += i32::from(meta::is_ready(pod));
+            match available_from(pod, min_ready) {
+                Some(from) if from <= now => tally.available += 1,
+                Some(from) => {
+                    tally.next_available = Some(tally.next_available.map_or(from, |next| next.min(from)));
+                }
+                None => {}
+            }
+        }
+        (tally, strangers)
+    }
+
+    /// The moment from which a pod counts as available (ready for `min_ready_seconds`), if it is ready.
+    fn available_from(pod: &Pod, min_ready_seconds: i32) -> Option<Timestamp> {
+        let ready = meta::condition(pod.status.as_ref(), "Ready").filter(|ready| ready.status == "True")?;
+        if min_ready_seconds <= 0 {
+            return Some(Timestamp::MIN);
+        }
+        let since = ready.last_transition_time.as_ref()?.0;
+        Some(seconds_after(since, i64::from(min_ready_seconds)))
+    }
+
+    /// A pod without a name.
+    fn pod() -> impl Strategy<Value = Value> {
+        let owner = prop_oneof![4 => Just(json!("set")), 1 => Just(json!("other")), 1 => Just(Value::Null)];
+        let labels = (prop::bool::weighted(0.8), any::<bool>());
+        let phase = prop_oneof![6 => Just("Running"), 1 => Just("Failed")];
+        let ready = (any::<bool>(), prop::option::weighted(0.9, 20..32_u8));
+        (owner, labels, (phase, prop::bool::weighted(0.1)), ready, prop::option::of(0..3_u8)).prop_map(
+            |(owner, (selected, full), (phase, ending), (ready, since), node)| {
+                let owner = (owner != Value::Null).then(|| {
+                    json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": owner, "uid": owner, "controller": true}])
+                });
+                let mut labels = json!({"app": if selected { "web" } else { "old" }});
+                if full {
+                    labels["tier"] = "front".into();
+                }
+                let condition = json!({
+                    "type": "Ready", "status": if ready { "True" } else { "False" },
+                    "lastTransitionTime": since.map(|since| format!("2023-11-14T22:13:{since}Z")),
+                });
+                json!({
+                    "metadata": {
+                        "namespace": "default", "labels": labels, "ownerReferences": owner,
+                        "deletionTimestamp": ending.then_some(NOW),
+                    },
+                    "spec": {"containers": [], "nodeName": node.map(|node| format!("n{node}"))},
+                    "status": {"phase": phase, "conditions": [condition]},
+                })
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        /// Pods come, change in all that is counted, and go: no count may keep what has gone.
+        #[test]
+        fn replicas_counted_while_they_come_and_go_are_those_that_a_look_at_every_pod_finds(
+            deeds in prop::collection::vec((prop::option::weighted(0.85, pod()), 0..8_u8), 1..40),
+            min_ready in prop::sample::select(vec![0, 1, 5]),
+        ) {
+            let set = json!({
+                "metadata": {"namespace": "default", "name": "set", "uid": "set"},
+                "spec": {
+                    "minReadySeconds": min_ready, "selector": {"matchLabels": {"app": "web"}},
+                    "template": {"metadata": {"labels": {"app": "web", "tier": "front"}}},
+                },
+            });
+            let set: Arc<ReplicaSet> = Arc::new(serde_json::from_value(set).expect("a ReplicaSet"));
+            let now = NOW.parse().expect("a time");
+            let mut view = View::default();
+            for (pod, at) in deeds {
+                let key = format!("core/pods/default/p{at}");
+                let bytes = pod.map(|mut pod| {
+                    pod["metadata"]["name"] = format!("p{at}").into();
+                    pod.to_string()
+                });
+                view.apply(&key, bytes.as_ref().map(String::as_bytes), 1);
+                let found = Replicas::of(&view, &set, now);
+                prop_assert_eq!((found.tally, found.strangers), walk(&view, &set, now));
+                let orphans: BTreeSet<&Key> =
+                    view.orphans_like("default", &set.spec.selector).map(|(key, _)| key).collect();
+                let without = view.all::<Pod>().filter(|(_, pod)| meta::controller(&pod.metadata).is_none());
+                let without = without.filter(|(_, pod)| selects(&set, pod)).map(|(key, _)| key);
+                prop_assert_eq!(orphans, without.collect());
+                let mut on: BTreeMap<&str, usize> = BTreeMap::new();
+                let active = view.pods_controlled_by("set").filter(|(_, pod)| meta::is_active(pod));
+                active.filter_map(|(_, pod)| meta::node_of(pod)).for_each(|node| *on.entry(node).or_default() += 1);
+                let counted = view.siblings("set").into_iter().flat_map(Siblings::on);
+                prop_assert_eq!(counted.map(|(node, count)| (&**node, count)).collect::<BTreeMap<_, _>>(), on);
+                let dependents = view.all::<Pod>().filter(|(_, pod)| {
+                    meta::controller(&pod.metadata).is_some_and(|owner| owner.uid == "set")
+                });
+                prop_assert_eq!(view.dependents_count("set"), dependents.count());
+            }
+        }
+    }
 }

@@ -5,6 +5,7 @@
 
 mod company;
 mod filter;
+mod queue;
 mod score;
 
 #[cfg(test)]
@@ -13,16 +14,17 @@ mod tests;
 pub(crate) use company::apart;
 pub(crate) use filter::host_ports;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, PodCondition, PodSpec};
-use std::cmp::Reverse;
+use k8s_openapi::api::core::v1::{Node, Pod, PodCondition, PodSpec};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::draft::Draft;
 use crate::meta;
 use crate::resources::{Amounts, QosClass, asked_by, devices_asked_by};
-use crate::view::{Changed, Key, Kind, View};
+use crate::view::{Key, Siblings, View, told_to_wait_for};
 use company::Company;
+use filter::Reason;
+use queue::Queue;
 
 const WHO: &str = "default-scheduler";
 
@@ -32,6 +34,8 @@ struct Candidate {
     node: Arc<Node>,
     offered: Amounts,
     used: Amounts,
+    /// See [`filter::is_plain`].
+    is_plain: bool,
 }
 
 /// A pod that waits, with what it asks for.
@@ -62,57 +66,49 @@ impl<'p> Asking<'p> {
 /// How many pods of one owner each node has.
 type Spread = BTreeMap<String, BTreeMap<String, usize>>;
 
-/// Pods of which no node could take one, and why: by their owner the last of its pods.
-type Refused = BTreeMap<String, (Arc<Pod>, String)>;
-
 /// Writes a binding for each pod that fits somewhere, most urgent first, then oldest first; and the reasons
 /// for each that does not.
 ///
 /// A pod that has a node keeps it: a uid is bound once, ever.
 ///
-/// Cost: for each pod that is looked at, all nodes and the pods that its affinities name; replicas of one owner that
-/// fit nowhere are looked at once.
+/// Cost: all nodes and the pods that its affinities name, for each pod that finds a node, and after that for each kind
+/// of pods that wait for one in vain ([`Queue`]).
 pub(crate) fn plan(draft: &mut Draft<'_>) {
-    let mut waiting = waiting(draft.view(), draft.changed());
-    if waiting.is_empty() {
+    let before = draft.view().clone();
+    let mut queue = Queue::of(&before, draft.changed());
+    if queue.is_empty() {
         return;
     }
-    waiting.sort_by_cached_key(|(key, pod)| {
-        let priority = pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0);
-        (Reverse(priority), meta::created(&pod.metadata), key.clone())
-    });
-    let mut nodes = candidates(draft.view());
+    let mut nodes = candidates(&before);
     let mut spread = Spread::new();
-    let mut refused = Refused::new();
-    for (key, pod) in waiting {
+    while let Some((turn, refused)) = queue.next() {
         if draft.is_full() {
             return;
         }
-        let owner = meta::controller(&pod.metadata).map(|owner| owner.uid.clone());
-        if let Some((like, why)) = owner.as_ref().and_then(|owner| refused.get(owner))
-            && asks_alike(like, &pod)
-        {
-            refuse(draft, &key, &pod, why);
+        let key = turn.key();
+        let Some(pod) = before.get::<Pod>(key) else { continue };
+        if let Some(why) = refused {
+            refuse(draft, key, pod, &why);
+            queue.refuse(&turn, why);
             continue;
         }
-        let found = place(draft.view(), &nodes, &mut spread, &pod);
-        match found {
+        match place(draft.view(), &nodes, &mut spread, pod) {
             Ok(at) => {
-                if !bind(draft, &key, &pod, &nodes[at].name) {
+                if !bind(draft, key, pod, &nodes[at].name) {
+                    queue.pass(&turn);
                     continue;
                 }
                 // There is less room now, and other company.
-                refused.clear();
-                nodes[at].used = nodes[at].used.plus(asked_by(&pod));
-                if let Some(owner) = owner {
-                    *spread.entry(owner).or_default().entry(nodes[at].name.clone()).or_default() += 1;
+                queue.ask_anew(&turn);
+                nodes[at].used = nodes[at].used.plus(asked_by(pod));
+                if let Some(owner) = meta::controller(&pod.metadata) {
+                    let counts = spread.entry(owner.uid.clone()).or_default();
+                    *counts.entry(nodes[at].name.clone()).or_default() += 1;
                 }
             }
             Err(why) => {
-                refuse(draft, &key, &pod, &why);
-                if let Some(owner) = owner {
-                    refused.insert(owner, (pod, why));
-                }
+                refuse(draft, key, pod, &why);
+                queue.refuse(&turn, why.into());
             }
         }
     }
@@ -122,44 +118,29 @@ pub(crate) fn plan(draft: &mut Draft<'_>) {
 fn place(view: &View, nodes: &[Candidate], spread: &mut Spread, pod: &Pod) -> Result<usize, String> {
     let none = PodSpec::default();
     let asking = Asking::of(view, pod, pod.spec.as_ref().unwrap_or(&none));
-    let mut refusals: BTreeMap<String, usize> = BTreeMap::new();
+    let mut refusals: BTreeMap<Reason, usize> = BTreeMap::new();
     let mut fitting = Vec::new();
+    // Most pods ask for little of a node, and most nodes refuse for want of room: that is numbers alone.
+    let is_undemanding = filter::is_undemanding(&asking);
+    let mut lacking = [0_usize; 1 << filter::LACKS.len()];
     for (at, candidate) in nodes.iter().enumerate() {
+        if is_undemanding && candidate.is_plain {
+            let lacks = filter::lacks(candidate, asking.amounts);
+            if lacks != 0 {
+                lacking[lacks] += 1;
+                continue;
+            }
+        }
         match filter::refusals(view, candidate, &asking) {
             reasons if reasons.is_empty() => fitting.push(at),
             reasons => reasons.into_iter().for_each(|reason| *refusals.entry(reason).or_default() += 1),
         }
     }
+    for (lacks, count) in lacking.into_iter().enumerate().filter(|(_, count)| *count > 0) {
+        filter::named(lacks).for_each(|reason| *refusals.entry(reason).or_default() += count);
+    }
     let beside = beside(view, spread, pod);
     score::best(nodes, &fitting, &asking, beside).ok_or_else(|| explanation(nodes.len(), refusals))
-}
-
-/// Whether what keeps one of two pods from all nodes keeps the other from them, too.
-fn asks_alike(one: &Pod, other: &Pod) -> bool {
-    one.metadata.labels == other.metadata.labels
-        && one.metadata.namespace == other.metadata.namespace
-        && one.spec == other.spec
-}
-
-/// The pods to find a node for: all that wait if a node, or what it holds, is not what it was; else those that changed.
-fn waiting(view: &View, changed: &Changed) -> Vec<(Key, Arc<Pod>)> {
-    let is_ours = |pod: &Pod| {
-        let spec = pod.spec.as_ref();
-        let scheduler = spec.and_then(|spec| spec.scheduler_name.as_deref()).unwrap_or(WHO);
-        let gated = spec.is_some_and(|spec| spec.scheduling_gates.iter().flatten().next().is_some());
-        scheduler == WHO && !gated && !meta::is_ending(&pod.metadata)
-    };
-    let all = || view.unbound().filter(|(_, pod)| is_ours(pod)).map(|(key, pod)| (key.clone(), pod.clone()));
-    let Changed::Some { keys, moves, .. } = changed else { return all().collect() };
-    // Some affinities go by the labels of namespaces.
-    if *moves || changed.any_under(Node::PREFIX) || changed.any_under(Namespace::PREFIX) {
-        return all().collect();
-    }
-    let pods = keys.iter().filter(|key| key.starts_with(Pod::PREFIX));
-    let waits =
-        |key: &Key| view.get::<Pod>(key).filter(|pod| meta::node_of(pod).is_none() && meta::is_active(pod));
-    let touched = pods.filter_map(|key| Some((key.clone(), waits(key)?.clone())));
-    touched.filter(|(_, pod)| is_ours(pod)).collect()
 }
 
 fn candidates(view: &View) -> Vec<Candidate> {
@@ -169,6 +150,7 @@ fn candidates(view: &View) -> Vec<Candidate> {
             name: name.to_owned(),
             offered: view.offered_by(name),
             used: view.used_on(name),
+            is_plain: filter::is_plain(node),
             node: node.clone(),
         }
     };
@@ -179,12 +161,8 @@ fn candidates(view: &View) -> Vec<Candidate> {
 fn beside<'s>(view: &View, spread: &'s mut Spread, pod: &Pod) -> Option<&'s BTreeMap<String, usize>> {
     let owner = &meta::controller(&pod.metadata)?.uid;
     let counts = spread.entry(owner.clone()).or_insert_with(|| {
-        let mut counts = BTreeMap::new();
-        let active = view.pods_controlled_by(owner).filter(|(_, pod)| meta::is_active(pod));
-        for node in active.filter_map(|(_, pod)| meta::node_of(pod)) {
-            *counts.entry(node.to_owned()).or_default() += 1;
-        }
-        counts
+        let on = view.siblings(owner).into_iter().flat_map(Siblings::on);
+        on.map(|(node, count)| (node.to_string(), count)).collect()
     });
     Some(counts)
 }
@@ -210,8 +188,7 @@ fn bind(draft: &mut Draft<'_>, key: &Key, pod: &Pod, node: &str) -> bool {
 
 /// Says why a pod waits; says it again only when the reasons have changed.
 fn refuse(draft: &mut Draft<'_>, key: &Key, pod: &Pod, why: &str) {
-    let held = meta::condition(pod.status.as_ref(), "PodScheduled");
-    if held.is_some_and(|held| held.status == "False" && held.message.as_deref() == Some(why)) {
+    if told_to_wait_for(pod) == Some(why) {
         return;
     }
     let now = draft.now;
@@ -231,7 +208,7 @@ fn refuse(draft: &mut Draft<'_>, key: &Key, pod: &Pod, why: &str) {
 }
 
 /// `0/3 nodes are available: 1 node(s) were unschedulable, 2 Insufficient cpu.`
-fn explanation(nodes: usize, refusals: BTreeMap<String, usize>) -> String {
+fn explanation(nodes: usize, refusals: BTreeMap<Reason, usize>) -> String {
     if nodes == 0 {
         return "no nodes available to schedule pods".to_owned();
     }

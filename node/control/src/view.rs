@@ -4,6 +4,10 @@
 //! on; a clone costs a few pointers. What cannot be decoded is kept aside as a fault, so that one broken
 //! object never stops the planning of all others.
 
+mod siblings;
+
+pub(crate) use siblings::{Siblings, Standing};
+
 use imbl::{OrdMap, OrdSet};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
@@ -13,6 +17,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::event::{Notice, Told};
@@ -37,21 +42,25 @@ pub struct View {
     objects: OrdMap<Key, Stored>,
     by_uid: OrdMap<Uid, Key>,
     /// Any owner's uid -> its dependents.
-    by_owner: Index,
+    by_owner: OrdMap<Uid, OrdSet<Key>>,
     by_namespace: Index,
     /// Node name -> pods bound to it.
     by_node: OrdMap<Arc<str>, PodsOf>,
     /// Uid of a controller -> its pods.
     by_controller: OrdMap<Uid, PodsOf>,
+    /// The same pods, counted.
+    siblings: OrdMap<Uid, Siblings>,
     /// Label of a pod, as `namespace/key=value` -> the pods that have it.
     by_label: Index,
+    /// The same of the pods without a controller.
+    orphans_by_label: Index,
     /// Port of a machine, as `node/protocol/port` -> the pod that has it.
     by_host_port: Index,
     used: OrdMap<Arc<str>, Amounts>,
     /// What each node offers.
     offered: OrdMap<Arc<str>, Amounts>,
-    /// Pods without a node that have not ended.
-    unbound: OrdSet<Key>,
+    /// Pods without a node that have not ended, by what they ask for ([`like`]).
+    unbound: OrdMap<Arc<str>, Alike>,
     /// What bound pods keep away from themselves. Thousands of pods have few different such terms.
     apart: OrdMap<Arc<str>, Apart>,
     /// Pods and ReplicaSets without a controller: what may be adopted, or recreated under its own name.
@@ -75,6 +84,53 @@ impl PodsOf {
     /// In the order of their keys.
     pub fn iter(&self) -> impl Iterator<Item = (&Key, &Arc<Pod>)> {
         self.0.iter()
+    }
+}
+
+/// Pods that wait for a node and ask for the same, so that what keeps one of them from all nodes keeps all of them:
+/// thousands of pods wait for few different reasons.
+#[derive(Clone, Default)]
+pub(crate) struct Alike {
+    /// What each was last told to wait for; no words for one that was told nothing yet. Oldest first.
+    by_reason: OrdMap<Option<Arc<str>>, OrdSet<Waiting>>,
+}
+
+/// When a pod that waits was made, and its key: the older one comes first.
+pub(crate) type Waiting = (Timestamp, Key);
+
+impl Alike {
+    /// The first of them after `than`, or of all, without those that have heard `reason`.
+    pub(crate) fn next(&self, than: Option<&Waiting>, reason: Option<&str>) -> Option<&Waiting> {
+        let others =
+            self.by_reason.iter().filter(|(heard, _)| reason.is_none() || heard.as_deref() != reason);
+        let next = others.filter_map(|(_, pods)| match than {
+            Some(than) => {
+                let behind: (Bound<&Waiting>, Bound<&Waiting>) = (Bound::Excluded(than), Bound::Unbounded);
+                pods.range::<_, Waiting>(behind).next()
+            }
+            None => pods.get_min(),
+        });
+        next.min()
+    }
+
+    /// Adds a pod.
+    pub(crate) fn insert(&mut self, key: &Key, pod: &Pod) {
+        let heard = told_to_wait_for(pod).map(Arc::from);
+        self.by_reason.entry(heard).or_default().insert((crate::meta::created(&pod.metadata), key.clone()));
+    }
+
+    fn remove(&mut self, key: &Key, pod: &Pod) {
+        let heard = told_to_wait_for(pod).map(Arc::from);
+        if let Some(pods) = self.by_reason.get_mut(&heard) {
+            pods.remove(&(crate::meta::created(&pod.metadata), key.clone()));
+            if pods.is_empty() {
+                self.by_reason.remove(&heard);
+            }
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Key> {
+        self.by_reason.values().flatten().map(|(_, key)| key)
     }
 }
 
@@ -417,7 +473,12 @@ impl View {
 
     /// Keys of whatever names this uid as an owner.
     pub fn dependents(&self, owner: &str) -> impl Iterator<Item = &Key> {
-        of_index(&self.by_owner, owner)
+        self.by_owner.get(owner).into_iter().flatten()
+    }
+
+    /// How many of them there are. O(1).
+    pub(crate) fn dependents_count(&self, owner: &str) -> usize {
+        self.by_owner.get(owner).map_or(0, OrdSet::len)
     }
 
     /// Objects of a kind whose controller has this uid.
@@ -425,7 +486,7 @@ impl View {
         &'a self,
         controller: &'a str,
     ) -> impl Iterator<Item = (&'a Key, &'a Arc<K>)> {
-        of_index(&self.by_owner, controller).filter_map(move |key| {
+        self.dependents(controller).filter_map(move |key| {
             let object = self.get::<K>(key)?;
             (crate::meta::controller(object.metadata())?.uid == controller).then_some((key, object))
         })
@@ -451,6 +512,11 @@ impl View {
         self.by_controller.get(controller).into_iter().flat_map(PodsOf::iter)
     }
 
+    /// The same pods, counted.
+    pub(crate) fn siblings(&self, controller: &str) -> Option<&Siblings> {
+        self.siblings.get(controller)
+    }
+
     /// What the pods bound to a node ask for together; pods that have ended ask for nothing.
     pub fn used_on(&self, node: &str) -> Amounts {
         self.used.get(node).copied().unwrap_or_default()
@@ -458,7 +524,12 @@ impl View {
 
     /// Pods that wait for a node.
     pub fn unbound(&self) -> impl Iterator<Item = (&Key, &Arc<Pod>)> {
-        self.unbound.iter().filter_map(|key| Some((key, self.get::<Pod>(key)?)))
+        self.unbound.values().flat_map(Alike::iter).filter_map(|key| Some((key, self.get::<Pod>(key)?)))
+    }
+
+    /// The same, those together that ask for the same.
+    pub(crate) fn alike(&self) -> impl Iterator<Item = &Alike> {
+        self.unbound.values()
     }
 
     /// What a node offers to pods.
@@ -486,40 +557,29 @@ impl View {
         selector: &'a LabelSelector,
     ) -> impl Iterator<Item = (&'a Key, &'a Arc<Pod>)> + use<'a> {
         let pod = |key: &'a Key| Some((key, self.get::<Pod>(key)?));
-        let found = self.labelled(namespace, selector).into_iter().filter_map(pod);
+        let found = labelled(&self.by_label, namespace, selector);
+        let found =
+            found.unwrap_or_else(|| self.in_namespace::<Pod>(namespace).map(|(key, _)| key).collect());
+        let found = found.into_iter().filter_map(pod);
         found.filter(|(_, pod)| crate::meta::selects(selector, pod.metadata.labels.as_ref()))
     }
 
-    /// The pods that fulfil that requirement of the selector which fewest do.
-    fn labelled(&self, namespace: &str, selector: &LabelSelector) -> Vec<&Key> {
-        let with = |key: &str, value: &str| of_index(&self.by_label, &label(namespace, key, value));
-        let equal = selector.match_labels.iter().flatten();
-        let equal = equal.map(|(key, value)| Box::new(with(key, value)) as Box<dyn Iterator<Item = &Key>>);
-        let listed = selector.match_expressions.iter().flatten().filter_map(|wanted| {
-            let values: BTreeSet<&String> = wanted.values.iter().flatten().collect();
-            match wanted.operator.as_str() {
-                "In" => {
-                    Some(Box::new(values.into_iter().flat_map(|value| with(&wanted.key, value))) as Box<_>)
-                }
-                "Exists" => {
-                    Some(Box::new(under(&self.by_label, &label(namespace, &wanted.key, ""))) as Box<_>)
-                }
-                _ => None,
-            }
-        });
-        let mut ways: Vec<(_, Vec<&Key>)> = equal.chain(listed).map(|way| (way, Vec::new())).collect();
-        if ways.is_empty() {
-            return self.in_namespace::<Pod>(namespace).map(|(key, _)| key).collect();
-        }
-        // All of them at the same pace: the shortest ends first.
-        loop {
-            for (way, found) in &mut ways {
-                match way.next() {
-                    Some(key) => found.push(key),
-                    None => return std::mem::take(found),
-                }
-            }
-        }
+    /// The pods of a namespace that `selector` picks and that have no controller. Cost: as of [`View::pods_like`], among
+    /// these.
+    pub(crate) fn orphans_like(
+        &self,
+        namespace: &str,
+        selector: &LabelSelector,
+    ) -> impl Iterator<Item = (&Key, &Arc<Pod>)> {
+        let found = labelled(&self.orphans_by_label, namespace, selector);
+        let found = found.unwrap_or_else(|| self.orphans::<Pod>(namespace).map(|(key, _)| key).collect());
+        let found = found.into_iter().filter_map(|key| Some((key, self.get::<Pod>(key)?)));
+        found.filter(|(_, pod)| crate::meta::selects(selector, pod.metadata.labels.as_ref()))
+    }
+
+    /// Keys of all objects whose key begins so.
+    pub(crate) fn keys_under(&self, prefix: &str) -> impl Iterator<Item = &Key> {
+        self.under(prefix).map(|(key, _)| key)
     }
 
     /// Objects of a kind in `namespace` that have no controller.
@@ -563,8 +623,12 @@ impl View {
                 self.unindex(&key, before);
             }
             self.index(&key, &object);
-        } else if let Object::Pod(pod) = &object {
+        } else if let (Some(Object::Pod(before)), Object::Pod(pod)) = (&before, &object) {
             self.keep_pod(&key, pod);
+            if !siblings::count_alike(before, pod) {
+                self.count_no_more(&key, before);
+                self.count(&key, pod);
+            }
         }
         self.objects.insert(key, Stored { object, revision });
         touched
@@ -593,8 +657,12 @@ impl View {
         if is_orphan(object) {
             self.orphans.insert(key.clone());
         }
+        for owner in owner_uids(metadata) {
+            self.by_owner.entry(owner.into()).or_default().insert(key.clone());
+        }
         if let Object::Pod(pod) = object {
             self.keep_pod(key, pod);
+            self.count(key, pod);
         }
         match object {
             Object::Pod(pod) if crate::meta::has_ended(pod) => {}
@@ -603,7 +671,7 @@ impl View {
                     self.use_node(node, self.used_on(node).plus(resources::asked_by(pod)));
                     self.keep_apart(pod, node);
                 }
-                None => drop(self.unbound.insert(key.clone())),
+                None => self.unbound.entry(like(pod)).or_default().insert(key, pod),
             },
             Object::Node(node) => {
                 let name = crate::meta::name(&node.metadata);
@@ -624,8 +692,16 @@ impl View {
             self.by_uid.remove(&**uid);
         }
         self.orphans.remove(key);
+        for owner in owner_uids(object.metadata()) {
+            let Some(dependents) = self.by_owner.get_mut(owner) else { continue };
+            dependents.remove(key);
+            if dependents.is_empty() {
+                self.by_owner.remove(owner);
+            }
+        }
         if let Object::Pod(pod) = object {
             self.drop_pod(key, pod);
+            self.count_no_more(key, pod);
         }
         match object {
             Object::Pod(pod) if crate::meta::has_ended(pod) => {}
@@ -634,7 +710,7 @@ impl View {
                     self.use_node(node, self.used_on(node).minus(resources::asked_by(pod)));
                     self.keep_apart_no_more(pod, node);
                 }
-                None => drop(self.unbound.remove(key)),
+                None => self.waits_no_more(key, pod),
             },
             Object::Node(node) => drop(self.offered.remove(crate::meta::name(&node.metadata))),
             Object::Event(event) => drop(self.events.remove(&(event.written, key.clone()))),
@@ -667,11 +743,34 @@ impl View {
         }
     }
 
+    fn count(&mut self, key: &Key, pod: &Pod) {
+        let Some(owner) = crate::meta::controller(&pod.metadata) else { return };
+        self.siblings.entry(owner.uid.as_str().into()).or_default().add(key, pod);
+    }
+
+    fn count_no_more(&mut self, key: &Key, pod: &Pod) {
+        let owner = crate::meta::controller(&pod.metadata).map(|owner| owner.uid.as_str());
+        let Some(siblings) = owner.and_then(|owner| self.siblings.get_mut(owner)) else { return };
+        siblings.remove(key, pod);
+        if siblings.is_empty() {
+            owner.map(|owner| self.siblings.remove(owner));
+        }
+    }
+
     fn use_node(&mut self, node: &str, sum: Amounts) {
         if sum.pods == 0 {
             self.used.remove(node);
         } else {
             self.used.insert(node.into(), sum);
+        }
+    }
+
+    fn waits_no_more(&mut self, key: &Key, pod: &Pod) {
+        let like = like(pod);
+        let Some(alike) = self.unbound.get_mut(&like) else { return };
+        alike.remove(key, pod);
+        if alike.by_reason.is_empty() {
+            self.unbound.remove(&like);
         }
     }
 
@@ -703,9 +802,9 @@ impl View {
 
     fn of(&mut self, index: Which) -> &mut Index {
         match index {
-            Which::Owner => &mut self.by_owner,
             Which::Namespace => &mut self.by_namespace,
             Which::Label => &mut self.by_label,
+            Which::OrphanLabel => &mut self.orphans_by_label,
             Which::HostPort => &mut self.by_host_port,
         }
     }
@@ -719,25 +818,29 @@ pub fn key_of<K: Kind>(namespace: &str, name: &str) -> Key {
 /// The indices that are sets of words.
 #[derive(Clone, Copy)]
 enum Which {
-    Owner,
     Namespace,
     Label,
+    OrphanLabel,
     HostPort,
 }
 
 /// The index entries of an object.
 fn words(object: &Object) -> Vec<(Which, Arc<str>)> {
     let metadata = object.metadata();
-    let owners: BTreeSet<&str> = owners(metadata).map(|owner| owner.uid.as_str()).collect();
-    let mut words: Vec<(Which, Arc<str>)> =
-        owners.into_iter().map(|owner| (Which::Owner, owner.into())).collect();
+    let mut words: Vec<(Which, Arc<str>)> = Vec::new();
     let namespace = crate::meta::namespace(metadata);
     if !namespace.is_empty() {
         words.push((Which::Namespace, namespace.into()));
     }
     if let Object::Pod(pod) = object {
         let labels = metadata.labels.iter().flatten();
-        words.extend(labels.map(|(key, value)| (Which::Label, label(namespace, key, value))));
+        for (key, value) in labels {
+            let word = label(namespace, key, value);
+            if is_orphan(object) {
+                words.push((Which::OrphanLabel, word.clone()));
+            }
+            words.push((Which::Label, word));
+        }
         if let Some(node) = crate::meta::node_of(pod) {
             let spec = pod.spec.as_ref().filter(|_| !crate::meta::has_ended(pod));
             let ports: BTreeSet<(i32, &str)> = spec.map(host_ports).unwrap_or_default();
@@ -757,6 +860,19 @@ fn host_port(node: &str, port: i32, protocol: &str) -> Arc<str> {
     format!("{node}/{protocol}/{port}").into()
 }
 
+/// What keeps a pod from nodes, in words: those of two pods are the same where no node can tell them apart.
+pub(crate) fn like(pod: &Pod) -> Arc<str> {
+    let metadata = &pod.metadata;
+    let asked = (&metadata.namespace, crate::meta::is_ending(metadata), &metadata.labels, &pod.spec);
+    serde_json::to_string(&asked).expect("a pod is made of strings, lists and maps with string keys").into()
+}
+
+/// Why a pod has no node, as its status says.
+pub(crate) fn told_to_wait_for(pod: &Pod) -> Option<&str> {
+    let held = crate::meta::condition(pod.status.as_ref(), "PodScheduled");
+    held.filter(|held| held.status == "False")?.message.as_deref()
+}
+
 fn in_words(namespace: &str, term: &PodAffinityTerm) -> Arc<str> {
     let term =
         serde_json::to_string(term).expect("a term is made of strings, lists and maps with string keys");
@@ -773,12 +889,21 @@ fn is_indexed_alike(one: &Object, other: &Object) -> bool {
     alike
         && match (one, other) {
             (Object::Pod(one), Object::Pod(other)) => {
-                crate::meta::has_ended(one) == crate::meta::has_ended(other) && one.spec == other.spec
+                crate::meta::has_ended(one) == crate::meta::has_ended(other)
+                    && one.spec == other.spec
+                    && (crate::meta::node_of(one).is_some() || waits_alike(one, other))
             }
             (Object::Event(one), Object::Event(other)) => one.written == other.written,
             (Object::Node(_), _) => false,
             _ => true,
         }
+}
+
+/// Whether two pods that have no node stand at the same place among those that wait.
+fn waits_alike(one: &Pod, other: &Pod) -> bool {
+    told_to_wait_for(one) == told_to_wait_for(other)
+        && one.metadata.creation_timestamp == other.metadata.creation_timestamp
+        && crate::meta::is_ending(&one.metadata) == crate::meta::is_ending(&other.metadata)
 }
 
 /// Whether a node keeps room for it.
@@ -822,6 +947,10 @@ fn is_orphan(object: &Object) -> bool {
         && crate::meta::controller(object.metadata()).is_none()
 }
 
+fn owner_uids(metadata: &ObjectMeta) -> BTreeSet<&str> {
+    owners(metadata).map(|owner| owner.uid.as_str()).collect()
+}
+
 fn owners(metadata: &ObjectMeta) -> impl Iterator<Item = &OwnerReference> {
     metadata.owner_references.iter().flatten()
 }
@@ -838,6 +967,35 @@ fn under<'a>(index: &'a Index, prefix: &str) -> impl Iterator<Item = &'a Key> + 
         .range((prefix.clone(), Key::from(""))..)
         .take_while(move |(at, _)| at.starts_with(&*prefix))
         .map(|(_, key)| key)
+}
+
+/// Those in an index by labels that fulfil the requirement of the selector which fewest do; `None` if it only says which
+/// labels must not be there.
+fn labelled<'v>(index: &'v Index, namespace: &str, selector: &LabelSelector) -> Option<Vec<&'v Key>> {
+    let with = |key: &str, value: &str| of_index(index, &label(namespace, key, value));
+    let equal = selector.match_labels.iter().flatten();
+    let equal = equal.map(|(key, value)| Box::new(with(key, value)) as Box<dyn Iterator<Item = &Key>>);
+    let listed = selector.match_expressions.iter().flatten().filter_map(|wanted| {
+        let values: BTreeSet<&String> = wanted.values.iter().flatten().collect();
+        match wanted.operator.as_str() {
+            "In" => Some(Box::new(values.into_iter().flat_map(|value| with(&wanted.key, value))) as Box<_>),
+            "Exists" => Some(Box::new(under(index, &label(namespace, &wanted.key, ""))) as Box<_>),
+            _ => None,
+        }
+    });
+    let mut ways: Vec<(_, Vec<&Key>)> = equal.chain(listed).map(|way| (way, Vec::new())).collect();
+    if ways.is_empty() {
+        return None;
+    }
+    // All of them at the same pace: the shortest ends first.
+    loop {
+        for (way, found) in &mut ways {
+            match way.next() {
+                Some(key) => found.push(key),
+                None => return Some(std::mem::take(found)),
+            }
+        }
+    }
 }
 
 fn typed<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {

@@ -2,16 +2,20 @@
 
 use k8s_openapi::api::core::v1::{Node, PodSpec, Taint};
 use skein_api::scheduling::{MEMORY_PRESSURE, NOT_READY, UNREACHABLE, UNSCHEDULABLE, selects, tolerates};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use super::{Asking, Candidate};
 use crate::meta;
-use crate::resources::{QosClass, device_offered};
+use crate::resources::{Amounts, QosClass, device_offered};
 use crate::view::View;
 
+/// Why a node does not take a pod, in kubectl's words.
+pub(super) type Reason = Cow<'static, str>;
+
 /// Why the pod cannot run on this node: all reasons of the first filter that refuses; empty if it can.
-pub(super) fn refusals(view: &View, candidate: &Candidate, asking: &Asking<'_>) -> Vec<String> {
-    let one = |reason: &str| vec![reason.to_owned()];
+pub(super) fn refusals(view: &View, candidate: &Candidate, asking: &Asking<'_>) -> Vec<Reason> {
+    let one = |reason: &'static str| vec![Reason::from(reason)];
     let (node, spec) = (&*candidate.node, asking.spec);
     if asking.pod.spec.is_none() {
         return one("node(s) cannot run a pod without spec");
@@ -23,7 +27,7 @@ pub(super) fn refusals(view: &View, candidate: &Candidate, asking: &Asking<'_>) 
     }
     if let Some(taint) = untolerated(asking, node) {
         let value = taint.value.as_deref().unwrap_or_default();
-        return vec![format!("node(s) had untolerated taint {{{}: {value}}}", taint.key)];
+        return vec![format!("node(s) had untolerated taint {{{}: {value}}}", taint.key).into()];
     }
     if !selects(spec, node) {
         return one("node(s) didn't match Pod's node affinity/selector");
@@ -37,6 +41,26 @@ pub(super) fn refusals(view: &View, candidate: &Candidate, asking: &Asking<'_>) 
         return short;
     }
     asking.company.refusal(node).map(one).unwrap_or_default()
+}
+
+/// Whether only its resources and its pods keep others from a node.
+pub(super) fn is_plain(node: &Node) -> bool {
+    let spec = node.spec.as_ref();
+    let is_soft = |taint: &Taint| taint.effect != "NoSchedule" && taint.effect != "NoExecute";
+    spec.is_none_or(|spec| spec.unschedulable != Some(true) && spec.taints.iter().flatten().all(is_soft))
+        && meta::node_is(node, "Ready")
+}
+
+/// Whether a pod asks of a node for nothing but counted resources and company.
+pub(super) fn is_undemanding(asking: &Asking<'_>) -> bool {
+    let affinity = asking.spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let required =
+        affinity.and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
+    asking.pod.spec.is_some()
+        && asking.spec.node_selector.iter().flatten().next().is_none()
+        && required.is_none()
+        && asking.host_ports.is_empty()
+        && asking.devices.is_empty()
 }
 
 /// The first taint that keeps the pod away. A node that is not ready counts as tainted even before anybody
@@ -71,27 +95,30 @@ pub(crate) fn host_ports(spec: &PodSpec) -> BTreeSet<(i32, &str)> {
     held.filter(|(port, _)| *port > 0).collect()
 }
 
-fn shortages(candidate: &Candidate, asking: &Asking<'_>) -> Vec<String> {
-    let asked = asking.amounts;
+/// What each bit of [`lacks`] means.
+pub(super) const LACKS: [&str; 4] =
+    ["Too many pods", "Insufficient cpu", "Insufficient memory", "Insufficient ephemeral-storage"];
+
+/// What of the counted resources the node has too little of, one bit each.
+pub(super) fn lacks(candidate: &Candidate, asked: Amounts) -> usize {
     let free = candidate.offered.minus(candidate.used);
-    let mut short = Vec::new();
-    if asked.pods > free.pods {
-        short.push("Too many pods".to_owned());
-    }
-    let counted = [
-        ("cpu", asked.cpu_millis, free.cpu_millis),
-        ("memory", asked.memory_bytes, free.memory_bytes),
-        ("ephemeral-storage", asked.storage_bytes, free.storage_bytes),
-    ];
     // Who asks for nothing fits even on a node that is overcommitted already.
-    short.extend(
-        counted
-            .iter()
-            .filter(|(_, asked, free)| *asked > 0 && asked > free)
-            .map(|(name, ..)| format!("Insufficient {name}")),
-    );
+    let is_short = |asked: i64, free: i64| asked > 0 && asked > free;
+    usize::from(asked.pods > free.pods)
+        | usize::from(is_short(asked.cpu_millis, free.cpu_millis)) << 1
+        | usize::from(is_short(asked.memory_bytes, free.memory_bytes)) << 2
+        | usize::from(is_short(asked.storage_bytes, free.storage_bytes)) << 3
+}
+
+/// The names of these bits.
+pub(super) fn named(lacks: usize) -> impl Iterator<Item = Reason> {
+    let is_set = move |(bit, _): &(usize, &str)| lacks & 1 << *bit != 0;
+    LACKS.into_iter().enumerate().filter(is_set).map(|(_, name)| name.into())
+}
+
+fn shortages(candidate: &Candidate, asking: &Asking<'_>) -> Vec<Reason> {
     let is_missing = |(name, asked): &(&&str, &i64)| **asked > device_offered(&candidate.node, name);
     let missing = asking.devices.iter().filter(is_missing);
-    short.extend(missing.map(|(name, _)| format!("Insufficient {name}")));
-    short
+    let missing = missing.map(|(name, _)| Reason::from(format!("Insufficient {name}")));
+    named(lacks(candidate, asking.amounts)).chain(missing).collect()
 }
