@@ -487,7 +487,6 @@ impl Node {
         tasks.spawn(part_with_removed(
             store.clone(),
             members.clone(),
-            picture.clone(),
             endpoint.clone(),
             gossip.clone(),
             stopping.clone(),
@@ -779,12 +778,11 @@ async fn own_record(
 async fn part_with_removed(
     store: Handle<TokioRuntime>,
     members: Members,
-    picture: Picture,
     endpoint: Endpoint,
     gossip: gossip::service::Handle,
     stopping: CancellationToken,
 ) {
-    let mut revisions = picture.revisions();
+    let mut editions = members.editions();
     let mut parted = std::collections::BTreeSet::new();
     loop {
         for node in members.removed().into_keys() {
@@ -802,7 +800,7 @@ async fn part_with_removed(
         }
         tokio::select! {
             () = stopping.cancelled() => return,
-            changed = revisions.changed() => if changed.is_err() { return },
+            changed = editions.changed() => if changed.is_err() { return },
         }
     }
 }
