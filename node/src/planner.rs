@@ -533,6 +533,82 @@ mod tests {
         assert_eq!(table.lock().proposed[..2], ["plan", "nothing"]);
     }
 
+    fn put_node(table: &Table, number: usize) {
+        let name = format!("n{number}");
+        let record = json!({
+            "node": name, "store": "", "name": name, "addresses": [], "subnet": "", "joined_ms": 0, "fresh": false,
+        });
+        table.put(&format!("skein/members//{name}"), record);
+        let status = json!({
+            "allocatable": {"cpu": "4", "memory": "8Gi", "pods": "110"},
+            "conditions": [{"type": "Ready", "status": "True"}],
+        });
+        let metadata = json!({"name": name, "uid": format!("uid of {name}")});
+        table.put(
+            &format!("core/nodes//{name}"),
+            json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {}, "status": status}),
+        );
+    }
+
+    /// A pod that no node has room for, and for other reasons than any other.
+    fn put_greedy_pod(table: &Table, number: usize) {
+        let name = format!("greedy{number}");
+        let resources = json!({"requests": {"cpu": (10 + number).to_string()}});
+        let container = json!({"name": "c", "image": "x:1", "resources": resources});
+        table.put(
+            &format!("core/pods/default/{name}"),
+            json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"namespace": "default", "name": name, "uid": format!("uid of {name}")},
+                "spec": {"containers": [container]},
+            }),
+        );
+    }
+
+    /// Raft's timers are served by the workers of the runtime. Here there is only one: a plan that was made on it would
+    /// let none of them go off before it is done.
+    #[tokio::test]
+    async fn a_plan_of_a_second_delays_no_heartbeat() {
+        const HEARTBEAT: Duration = Duration::from_millis(20);
+        let table = Table::new();
+        (0..200).for_each(|number| put_greedy_pod(&table, number));
+        let (mut desk, _verdicts) = table.desk();
+        let mut nodes = 0;
+        // As many nodes as it takes here: machines and builds are differently fast.
+        loop {
+            let more = nodes.max(50);
+            (nodes..nodes + more).for_each(|number| put_node(&table, number));
+            nodes += more;
+            let beats = Arc::new(Mutex::new(vec![tokio::time::Instant::now()]));
+            let heart = tokio::spawn({
+                let beats = beats.clone();
+                async move {
+                    loop {
+                        tokio::time::sleep(HEARTBEAT).await;
+                        beats.lock().expect("nobody panics holding it").push(tokio::time::Instant::now());
+                    }
+                }
+            });
+            // It has begun to wait for its first beat.
+            tokio::task::yield_now().await;
+            table.picture.begin_noting();
+            let began = tokio::time::Instant::now();
+            let plan = desk.plan(&mut Agenda::default(), &table).await;
+            let ended = tokio::time::Instant::now();
+            heart.abort();
+            assert!(!plan.writes.is_empty(), "there is something to plan");
+            let mut beats = std::mem::take(&mut *beats.lock().expect("nobody panics holding it"));
+            beats.push(ended);
+            let longest = beats.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
+            let took = ended - began;
+            if took > 50 * HEARTBEAT {
+                // Other work on the machine delays it too, but not until the plan is made.
+                assert!(longest < took / 2, "{longest:?} without a heartbeat in a plan of {took:?}");
+                break;
+            }
+        }
+    }
+
     #[test]
     fn a_plan_is_never_larger_than_what_the_store_takes() {
         let most = Size { bytes: skein_raft_store::COMMAND_BYTES_MAX, ops: skein_raft_store::OPS_MAX };
