@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
-use skein_chaos::api::Api;
+use skein_chaos::api::{self, Api};
 use skein_chaos::cluster::{Cluster, Placed, lab_config};
 use skein_chaos::interrupted;
 
@@ -20,6 +20,13 @@ const NODES: [&str; 3] = ["one", "two", "three"];
 const REPLICAS: u64 = 6;
 /// How long an idle cluster is watched in one run.
 const IDLE_FOR: Duration = Duration::from_secs(30);
+/// As many pods as a node takes by default.
+const PODS_MAX: u64 = 110;
+/// Changes a second that are no concern of the pods of the node that is watched.
+const FOREIGN_RATE: u32 = 300;
+const FOREIGN_FOR: Duration = Duration::from_secs(20);
+/// Each is a client of its own, which waits for its answers.
+const FOREIGN_CLIENTS: u32 = 10;
 /// How long one run of writes lasts.
 const WRITE_FOR: Duration = Duration::from_secs(5);
 /// How long a leader's end is watched: several elections.
@@ -57,6 +64,7 @@ async fn measure(what: What, program: &Path, runs: usize, figures: &mut Figures)
         What::Deploy => deploy(program, runs, figures).await,
         What::Join => join(program, runs, figures).await,
         What::Idle => idle(program, runs, figures).await,
+        What::Foreign => foreign(program, runs, figures).await,
         What::Takeover => takeover(program, runs, figures).await,
         What::Abuse => abuse(program, runs, figures).await,
     }
@@ -233,6 +241,74 @@ async fn idle(program: &Path, runs: usize, figures: &mut Figures) -> Result<(), 
         note(&format!("run {}", run + 1));
     }
     Ok(())
+}
+
+/// Two nodes, so that the one that is watched neither leads nor votes: what it does, it does for its pods and its
+/// picture. Without pods it shows what the picture alone costs.
+async fn foreign(program: &Path, runs: usize, figures: &mut Figures) -> Result<(), Failure> {
+    let mut formed = formed(program, &NODES[..2]).await?;
+    let cluster = &mut formed.cluster;
+    let watched = cluster.lab().machine_mut(NODES[1]).daemon().ok_or("the node has no daemon")?.pid();
+    for pods in [0, PODS_MAX] {
+        if pods > 0 {
+            let mut deployment = skein_chaos::cluster::deployment("web", pods);
+            let pod = &mut deployment["spec"]["template"]["spec"];
+            pod["nodeSelector"] = json!({ "kubernetes.io/hostname": NODES[1] });
+            let api = cluster.api(NODES[0]);
+            api.post("/apis/apps/v1/namespaces/default/deployments", &deployment).await?;
+            cluster.until_running(NODES[0], "web", pods).await?;
+        }
+        // What the start left to do is not what is measured.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        for run in 0..runs {
+            let (idle, _) = share_of(watched, 0, &cluster.api(NODES[0])).await?;
+            let (busy, rate) = share_of(watched, FOREIGN_RATE, &cluster.api(NODES[0])).await?;
+            figures.add(&format!("{pods} pods, idle"), "% of a core", idle);
+            figures.add(&format!("{pods} pods, others write"), "% of a core", busy);
+            figures.add(&format!("{pods} pods, because they do"), "% of a core", busy - idle);
+            figures.add("others' writes", "1/s", rate);
+            note(&format!(
+                "run {}, {pods} pods: idle {idle:.1} %, at {rate:.0} writes/s {busy:.1} %",
+                run + 1
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Which share of a core, in percent, the process takes while so many objects a second are written through `api`; and
+/// how many were.
+async fn share_of(pid: i32, rate: u32, api: &Api) -> Result<(f64, f64), Failure> {
+    let ended = "the daemon that is watched has ended";
+    let (began, before) = (Instant::now(), Usage::of(pid).ok_or(ended)?);
+    let clients = (0..FOREIGN_CLIENTS).map(|client| write_at_pace(api, client, rate / FOREIGN_CLIENTS));
+    let written: u32 = futures::future::try_join_all(clients).await?.into_iter().sum();
+    let (took, after) = (began.elapsed().as_secs_f64(), Usage::of(pid).ok_or(ended)?);
+    Ok(((after.cpu - before.cpu).as_secs_f64() / took * 100.0, f64::from(written) / took))
+}
+
+/// Writes one object again and again, `rate` times a second or as fast as it is answered, and says how often.
+async fn write_at_pace(api: &Api, client: u32, rate: u32) -> Result<u32, Failure> {
+    let all = "/api/v1/namespaces/default/configmaps";
+    let (name, text) = (format!("foreign-{client}"), "x".repeat(512));
+    let (began, mut written) = (tokio::time::Instant::now(), 0);
+    for number in 0..rate * FOREIGN_FOR.as_secs() as u32 {
+        tokio::time::sleep_until(began + Duration::from_secs(1) / rate * number).await;
+        if began.elapsed() > FOREIGN_FOR {
+            break;
+        }
+        let data = json!({ "number": number.to_string(), "text": text });
+        let object = json!({ "metadata": { "name": name }, "data": data });
+        match api.merge(&format!("{all}/{name}"), &object).await {
+            Err(api::Error::Refused { status, .. }) if status.as_u16() == 404 => {
+                api.post(all, &object).await?;
+            }
+            answer => drop(answer?),
+        }
+        written += 1;
+    }
+    tokio::time::sleep_until(began + FOREIGN_FOR).await;
+    Ok(written)
 }
 
 async fn takeover(program: &Path, runs: usize, figures: &mut Figures) -> Result<(), Failure> {
