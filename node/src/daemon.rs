@@ -480,7 +480,6 @@ impl Node {
         ));
         let known = members.present().into_keys().chain(book.nodes()).filter(|node| *node != me);
         let known: Vec<NodeId> = known.collect();
-        store.introduce(known.iter().map(|node| node.0).collect());
         gossip.introduce(known).await;
         tasks.spawn(watch.run(stopping.clone()));
         tasks.spawn(clock_shell.run(stopping.clone()));
@@ -493,6 +492,7 @@ impl Node {
         ));
         let disk = disk::watch(&tasks, store.clone(), gossip.clone(), stopping.clone());
         let pressures = pressure::watch(&tasks, home.dir().to_owned(), stopping.clone());
+        tasks.spawn(introduce(store.clone(), members.clone(), book.clone(), stopping.clone()));
         tasks.spawn(keep_addresses(home.clone(), book, stopping.clone()));
         let (pem, ca_pem) = watch::channel(authority.public().members.to_pem().into());
         let desk = Desk {
@@ -827,6 +827,27 @@ async fn rename_voter(store: Handle<TokioRuntime>, node: NodeId, stopping: Cance
             Ok(answer) if all_done(&answer) => return,
             Ok(answer) => drop(store.wait_revision(answer.revision, RECORD_MAX).await),
             Err(error) => debug!(%error, "could not tell of the new store yet"),
+        }
+    }
+}
+
+/// Lets the store follow whomever this node knows, also by finding them since it started: a store that was lost may have
+/// been told only of members that have gone since.
+async fn introduce(
+    store: Handle<TokioRuntime>,
+    members: Members,
+    book: AddressBook,
+    stopping: CancellationToken,
+) {
+    let mut editions = book.editions();
+    loop {
+        let known = members.present().into_keys().chain(book.nodes());
+        store.introduce(
+            known.map(|node| node.0).collect::<std::collections::BTreeSet<_>>().into_iter().collect(),
+        );
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            changed = editions.changed() => if changed.is_err() { return },
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use skein_control::node::departure::{self, Electorate};
+use skein_control::node::departure::{self, Electorate, Quorum};
 use skein_control::node::roster::PREFIX;
 use skein_control::voters::{self, Logs, Member, Membership, Memory, Seen, Waiting};
 use skein_net::gossip::service::Members as Gossiped;
@@ -31,9 +31,8 @@ const SEE_EVERY: Duration = Duration::from_secs(2);
 const OFFICE_MAX: Duration = Duration::from_secs(5);
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
-/// Of each voter that the leader could not let go the names of those that would have to be up for it; nodes by
-/// their ids. `None` until a leader has looked.
-pub(crate) type Needs = Option<Arc<BTreeMap<String, BTreeSet<String>>>>;
+/// What hangs on each voter. `None` until a leader has looked.
+pub(crate) type Needs = Option<Arc<Quorum>>;
 
 /// What the leader knows of the log; nothing while another one leads, or before it has looked at the voters.
 pub(crate) fn electorate(store: &Handle<TokioRuntime>, needs: &Needs) -> Electorate {
@@ -46,7 +45,7 @@ pub(crate) fn electorate(store: &Handle<TokioRuntime>, needs: &Needs) -> Elector
         voters: metrics.voters.iter().map(id).collect(),
         in_log: in_log.map(|voter| id(&voter)).chain(metrics.voters.iter().map(id)).collect(),
         holders: keeping(&store.state()).iter().map(NodeId::to_string).collect(),
-        needs: (**needs).clone(),
+        quorum: (**needs).clone(),
     }
 }
 
@@ -115,7 +114,7 @@ impl Voters {
         }
     }
 
-    /// Notes which voters could not be let go now, and for want of whom.
+    /// Notes what hangs on each voter now.
     fn tell(&self, needs: Needs) {
         self.needs.send_if_modified(|known| {
             let is_new = *known != needs;
@@ -161,7 +160,10 @@ impl Voters {
             let names: BTreeSet<String> = needed.iter().filter_map(name).collect();
             (!needed.is_empty()).then(|| (NodeId(voter.node).to_string(), names))
         });
-        self.tell(Some(Arc::new(needs.collect())));
+        let is_healthy = |store: &VoterId| members.get(store).is_some_and(Member::is_healthy);
+        let critical = voters::critical(&self.store.voter_sets(), is_healthy);
+        let critical = critical.into_iter().map(|voter| NodeId(voter.node).to_string()).collect();
+        self.tell(Some(Arc::new(Quorum { needs: needs.collect(), critical })));
         let last_voluntary = memory.last_voluntary();
         self.say(&voters::waiting(now, me, &members, &membership, last_voluntary), &members, now);
         let change = voters::plan(now, me, &members, &membership, voters::LEARNERS_MAX, last_voluntary);

@@ -153,6 +153,12 @@ pub fn is_fresh_after<Id: Ord>(
     }
 }
 
+/// Voters without which one of `sets` had no majority left that is `up`.
+pub fn critical<Id: Copy + Ord>(sets: &[BTreeSet<Id>], up: impl Fn(&Id) -> bool) -> BTreeSet<Id> {
+    let is_tight = |set: &&BTreeSet<Id>| set.iter().filter(|id| up(id)).count() <= set.len() / 2 + 1;
+    sets.iter().filter(is_tight).flatten().filter(|id| up(id)).copied().collect()
+}
+
 /// The next change of the voters, if one is due.
 ///
 /// * `members`: the store of everybody admitted and not removed, the leader's included, and every store of `membership`.

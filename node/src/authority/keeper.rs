@@ -87,7 +87,10 @@ impl Authority {
     pub(crate) async fn run(self, gossiped: watch::Receiver<Arc<Gossiped>>, stopping: CancellationToken) {
         let store = self.inner.store.clone();
         let mut changes = store.on_change();
+        // Who is to keep them hangs on who stays a member as well.
+        let mut members = self.inner.members.editions();
         loop {
+            members.mark_unchanged();
             let mut records = match store.watch(PREFIX, store.state().revision()) {
                 Ok(records) => records,
                 Err(WatchError::Compacted { .. }) => continue,
@@ -104,6 +107,7 @@ impl Authority {
             tokio::select! {
                 () = stopping.cancelled() => return,
                 _ = records.next() => {}
+                changed = members.changed() => if changed.is_err() { return },
                 changed = changes.changed() => if !changed { return },
                 () = sleep(pause) => {}
             }

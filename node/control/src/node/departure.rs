@@ -9,7 +9,8 @@
 //! A wish is an entry in the member's record, so that it outlives daemons and leaders, and [`plan`] takes it on
 //! from wherever it stands. One is taken up at a time, whoever asked first goes first: so a majority is never asked
 //! to let itself go. Whoever is lost, or is to go `--now`, waits for nobody: its membership ends in one command,
-//! and its vote is replaced afterwards.
+//! and its vote is replaced afterwards. Only a living voter without which there is no majority gives its
+//! vote away first, drained of nothing.
 //!
 //! The command that ends a membership also deletes the Node; pods still bound there are replaced by the same plan.
 //! It is not made before a voter that stays holds the authorities, unless nobody could give them any more.
@@ -141,8 +142,17 @@ pub struct Electorate {
     pub in_log: BTreeSet<String>,
     /// Who has confirmed that it keeps the cluster's authorities.
     pub holders: BTreeSet<String>,
-    /// Of each voter that cannot be let go now the names of those that would have to be up for it.
+    /// What hangs on each of them.
+    pub quorum: Quorum,
+}
+
+/// What hangs on single voters now. Nodes by their ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Quorum {
+    /// Of each voter that cannot be let go the names of those that would have to be up for it.
     pub needs: BTreeMap<String, BTreeSet<String>>,
+    /// Without the answers of any of these there is no majority. While one of them has its vote it has to stay a member.
+    pub critical: BTreeSet<String>,
 }
 
 /// Why nobody is let go. Nothing was changed.
@@ -462,7 +472,12 @@ impl<'a> Picture<'a> {
     }
 
     fn needs(&self, record: &Record) -> Option<Obstacle> {
-        self.electorate.needs.get(&record.node).cloned().map(Obstacle::Majority)
+        self.electorate.quorum.needs.get(&record.node).cloned().map(Obstacle::Majority)
+    }
+
+    /// Whether nothing could be decided any more, not even who votes in its place, once nobody hears it.
+    fn is_critical(&self, record: &Record) -> bool {
+        self.electorate.quorum.critical.contains(&record.node)
     }
 
     /// The same of one that goes for `cause`: those of a stolen machine are worth nothing any more.
@@ -490,7 +505,9 @@ impl<'a> Picture<'a> {
         match (self.is_lost(record), self.strands(record, departure.cause)) {
             (true, true) => is_now,
             (true, false) => true,
-            (false, takes_them) => is_now && !takes_them && self.needs(record).is_none(),
+            (false, takes_them) => {
+                is_now && !takes_them && self.needs(record).is_none() && !self.is_critical(record)
+            }
         }
     }
 }

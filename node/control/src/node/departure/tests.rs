@@ -13,9 +13,21 @@ use crate::world::{World, bare_pod, deployment};
 fn cluster(names: &[&str]) -> World {
     let mut world = World::with_nodes(names);
     let all: BTreeSet<String> = names.iter().map(ToString::to_string).collect();
-    let (leader, needs) = (names[0].to_owned(), BTreeMap::new());
-    world.electorate = Electorate { leader, voters: all.clone(), in_log: all.clone(), holders: all, needs };
+    let (leader, quorum) = (names[0].to_owned(), Quorum::default());
+    world.electorate = Electorate { leader, voters: all.clone(), in_log: all.clone(), holders: all, quorum };
     world
+}
+
+/// Its answers count only while it is a member, and until its vote has gone nothing is decided without them.
+#[test]
+fn a_living_voter_that_makes_the_majority_gives_its_vote_away_before_it_is_removed_at_once() {
+    let mut world = cluster(&["a", "b", "c"]);
+    world.electorate.quorum.critical = down(&["a", "c"]);
+    wish(&mut world, "c", Cause::RemovalNow).unwrap();
+    world.live(|_| {});
+    assert!(world.member("c").leaving && !world.member("c").removed);
+    until_at_rest(&mut world);
+    assert!(world.member("c").removed);
 }
 
 fn hold(world: &mut World, name: &str, holds: bool) {
@@ -218,7 +230,7 @@ fn the_last_one_stays_also_if_its_wish_was_taken() {
 #[test]
 fn a_voter_without_which_no_majority_is_up_is_refused_with_the_names_of_those_that_are_off() {
     let mut world = cluster(&["a", "b"]);
-    world.electorate.needs = [("a".to_owned(), down(&["b"]))].into();
+    world.electorate.quorum.needs = [("a".to_owned(), down(&["b"]))].into();
     let obstacle = obstacle_of(wish(&mut world, "a", Cause::Leave));
     assert_eq!(obstacle, Obstacle::Majority(down(&["b"])));
     assert!(obstacle.to_string().contains(r#"while "b" does not answer"#), "{obstacle}");
@@ -239,7 +251,7 @@ fn what_was_done_to_a_node_is_undone_if_it_cannot_go_after_all() {
         world.settle();
         assert_eq!(stage(&world, "b"), Some(Stage::Leaving));
         // One of the others loses its power while the vote is on its way.
-        world.electorate.needs = [("b".to_owned(), down(&["c"]))].into();
+        world.electorate.quorum.needs = [("b".to_owned(), down(&["c"]))].into();
         world.changed = crate::view::Changed::All;
         let plan = world.round();
         assert_eq!(world.seconds_until(&plan), Some(30));
@@ -259,7 +271,7 @@ fn what_was_done_to_a_node_is_undone_if_it_cannot_go_after_all() {
         assert_eq!(is_cordoned(&world, "b"), was_cordoned, "only what this has cordoned");
         assert!(matches!(progress(&world.view, "b"), Progress::Kept(_)));
         // The next wish begins anew.
-        world.electorate.needs.clear();
+        world.electorate.quorum.needs.clear();
         wish(&mut world, "b", Cause::Leave).unwrap();
         until_at_rest(&mut world);
         assert!(world.member("b").removed);
@@ -270,12 +282,12 @@ fn what_was_done_to_a_node_is_undone_if_it_cannot_go_after_all() {
 fn an_obstacle_that_goes_away_was_none() {
     let mut world = cluster(&["a", "b", "c"]);
     wish(&mut world, "c", Cause::Leave).unwrap();
-    world.electorate.needs = [("c".to_owned(), down(&["b"]))].into();
+    world.electorate.quorum.needs = [("c".to_owned(), down(&["b"]))].into();
     world.round();
     assert_eq!(stage(&world, "c"), Some(Stage::Waiting));
     assert!(!is_cordoned(&world, "c"), "nothing is done before its turn");
     world.pass_seconds(29);
-    world.electorate.needs.clear();
+    world.electorate.quorum.needs.clear();
     until_at_rest(&mut world);
     assert!(world.member("c").removed);
 }
