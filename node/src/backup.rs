@@ -491,7 +491,9 @@ mod tests {
         let secret = secret.expose_secret();
         let file = format!("# kept since the founding\n\n  {secret}\n");
         assert!(matches!(Secret::parse(&file), Ok(Secret::Key(_))));
-        let typed = secret.replacen(secret.chars().nth(20).unwrap(), "!", 1);
+        // Behind the words that every key begins with.
+        let mut typed = secret.to_owned();
+        typed.replace_range(20..21, "!");
         assert!(Secret::parse(&typed).err().unwrap().contains("typing error"));
         assert!(matches!(Secret::parse(WORDS), Ok(Secret::Passphrase(_))));
         assert!(Secret::parse("\n# nothing\n").is_err());
