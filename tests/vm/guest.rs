@@ -171,6 +171,10 @@ fn a_node_runs_pods_within_their_limits() {
         let conditions = nodes["items"][0]["status"]["conditions"].as_array().cloned().unwrap_or_default();
         conditions.iter().any(|one| one["type"] == "Ready" && one["status"] == "True").then_some(())
     });
+    // The first plan of the first leader makes it, which may be a moment later.
+    until("the namespace is there", || {
+        get("/api/v1/namespaces/default")["metadata"].is_object().then_some(())
+    });
 
     let run = |name: &str, args: &[&str], limits: Value| {
         let container = json!({ "name": "main", "image": "skein.dev/tiny", "args": args, "resources": { "limits": limits } });
