@@ -8,6 +8,7 @@
 use std::fmt;
 use std::path::Path;
 
+use skein_net::identity::Identity;
 use skein_runtime::{CGROUP_MOUNT, Machine, Remains};
 use tracing::{debug, warn};
 
@@ -103,7 +104,7 @@ pub(crate) async fn end_known(home: &Home, cgroup: Option<&str>) {
         return;
     }
     let ending = async {
-        let node = skein_net::identity::Identity::node_in(home.dir())?;
+        let node = Identity::node_in(home.dir())?;
         // Without a name of its own there is no group to look in.
         let Some(cgroup) = daemon::cgroup_of(cgroup, node) else {
             return Ok(skein_runtime::unmount_below(&pods)?);

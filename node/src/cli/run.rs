@@ -22,7 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::verbs::confirm;
+use super::verbs::{confirm, lines};
 use super::{NodeArgs, advertise, networks};
 use crate::backup::{self, Recipient, restoration};
 use crate::clock::{self, ClusterTime};
@@ -46,12 +46,7 @@ pub(super) fn up(
     cluster: Option<&str>,
     new_cluster: bool,
 ) -> Result<(), Failure> {
-    log_to_stderr();
-    clock::set_machine_off(args.clock_offset.saturating_mul(1000));
-    let home = Home::new(dir);
-    check_words(&home, &args)?;
-    let claim = home.claim()?;
-    advertise::chosen(&home, &args.advertise, args.listen)?;
+    let (home, claim) = take(dir, &args)?;
     let asked = Asked { new_cluster, name: args.name.as_deref(), cluster };
     let Step { set_aside, then } = directory::up(&home.look()?, asked)?;
     match then {
@@ -63,7 +58,7 @@ pub(super) fn up(
             let former = Former::find(&home, own.as_deref())?;
             let ports = Ports::take(args.listen, args.api_listen)?;
             be_alone(&home, &membership, &args)?;
-            former.end().iter().for_each(|said| println!("{said}"));
+            lines(former.end())?;
             let identity = Identity::load_or_create(dir)?;
             run(Place { home, ports, _claim: claim }, identity, membership, chain, args, Greeting::Back)
         }
@@ -105,12 +100,7 @@ pub(super) fn restore(
     beside: bool,
     yes: bool,
 ) -> Result<(), Failure> {
-    log_to_stderr();
-    clock::set_machine_off(args.clock_offset.saturating_mul(1000));
-    let home = Home::new(dir);
-    check_words(&home, &args)?;
-    let claim = home.claim()?;
-    advertise::chosen(&home, &args.advertise, args.listen)?;
+    let (home, claim) = take(dir, &args)?;
     let set_aside = directory::restore(&home.look()?)?;
     let former = Former::find(&home, None)?;
     let name = node_name(args.name.as_deref())?;
@@ -133,14 +123,9 @@ pub(super) fn restore(
 }
 
 pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failure> {
-    log_to_stderr();
-    clock::set_machine_off(args.clock_offset.saturating_mul(1000));
     // A typing error is told before anything is made or asked.
     let token: Token = token.trim().parse()?;
-    let home = Home::new(dir);
-    check_words(&home, &args)?;
-    let claim = home.claim()?;
-    advertise::chosen(&home, &args.advertise, args.listen)?;
+    let (home, claim) = take(dir, &args)?;
     let (membership, joining) = (home.membership()?, home.joining()?);
     let own_cluster = match (&membership, &joining) {
         (Some(membership), _) => membership.public.members.contains(token.pin()),
@@ -155,7 +140,7 @@ pub(super) fn join(dir: &Path, args: NodeArgs, token: &str) -> Result<(), Failur
     let former = Former::find(&home, own.filter(|_| then == As::Member).as_deref())?;
     let ports = check_machine(&home, &args)?;
     match then {
-        As::Member => former.end().iter().for_each(|said| println!("{said}")),
+        As::Member => lines(former.end())?,
         As::Newcomer | As::Again => clear(&home, former, set_aside, &args)?,
     }
     let runtime = runtime()?;
@@ -270,7 +255,7 @@ fn look(args: &NodeArgs) -> Result<(), Failure> {
 
 /// Ends what still runs of whoever was here before, and moves everything of it away.
 fn clear(home: &Home, former: Former, past: Option<Past>, args: &NodeArgs) -> Result<(), Failure> {
-    former.end_all().iter().for_each(|said| println!("{said}"));
+    lines(former.end_all())?;
     let Some(past) = past else { return Ok(()) };
     runtime()?.block_on(former::end_known(home, args.cgroup.as_deref()));
     let (aside, what) = match past {
@@ -283,6 +268,17 @@ fn clear(home: &Home, former: Former, past: Option<Past>, args: &NodeArgs) -> Re
     home.set_aside(&aside)?;
     println!("What this machine had of {what} is in {} now; it gets a new key.", aside.display());
     Ok(())
+}
+
+/// Takes the data directory for a node, after all that can be known of the words alone.
+fn take(dir: &Path, args: &NodeArgs) -> Result<(Home, Claim), Failure> {
+    log_to_stderr();
+    clock::set_machine_off(args.clock_offset.saturating_mul(1000));
+    let home = Home::new(dir);
+    check_words(&home, args)?;
+    let claim = home.claim()?;
+    advertise::chosen(&home, &args.advertise, args.listen)?;
+    Ok((home, claim))
 }
 
 /// What can be known of the words alone.
@@ -447,25 +443,13 @@ impl Greet {
         };
         match self.greeting {
             Greeting::Founded { ref secret, .. } => {
-                println!(
-                    "Founded cluster {:?}, fingerprint {}",
-                    self.cluster.name,
-                    self.cluster.id.fingerprint()
-                );
-                self.say_what_comes_next(&dir).await;
+                self.say_new("Founded", &dir).await;
                 println!("Recovery key:          {}", secret.expose_secret());
                 println!(
                     "It opens every backup (skein backup{dir} FILE). It is shown this once and kept nowhere: write it down."
                 );
             }
-            Greeting::Restored => {
-                println!(
-                    "Restored cluster {:?}, fingerprint {}",
-                    self.cluster.name,
-                    self.cluster.id.fingerprint()
-                );
-                self.say_what_comes_next(&dir).await;
-            }
+            Greeting::Restored => self.say_new("Restored", &dir).await,
             Greeting::Joined => {
                 let me = self.store.voter();
                 let mut changes = self.store.on_change();
@@ -498,8 +482,9 @@ impl Greet {
         info!("up");
     }
 
-    /// For whoever has a cluster of one node.
-    async fn say_what_comes_next(&self, dir: &str) {
+    /// For whoever has a cluster of one node now, and what comes next.
+    async fn say_new(&self, done: &str, dir: &str) {
+        println!("{done} cluster {:?}, fingerprint {}", self.cluster.name, self.cluster.id.fingerprint());
         println!("This node is {}; the Kubernetes API is at https://{}", self.name, self.api);
         println!("kubeconfig:            skein kubeconfig{dir} > ~/.kube/config");
         match self.door.mint(&self.addresses, 1, Duration::from_secs(15 * 60), None).await {

@@ -280,18 +280,22 @@ pub(super) fn rotate(dir: &Path, now: bool, overlap: Duration, yes: bool) -> Res
     confirm(&meant, yes)?;
     let wanted = json!({ "now": now, "overlap_seconds": overlap.as_secs() });
     let rotated = talk(dir, Method::POST, "ca/rotate", Some(wanted))?;
+    lines(rotation(&rotated))
+}
+
+/// What has come of authorities that were made anew.
+fn rotation(rotated: &Value) -> [String; 3] {
     let tokens = rotated["tokensEnded"].as_u64().unwrap_or(0);
-    let mut out = vec![
+    [
         format!("All authorities are new (edition {}); nodes change over by themselves.", rotated["edition"]),
         format!("TOKENS OF BEFORE HAVE ENDED ({tokens}). Make new ones with: skein token create"),
-    ];
-    out.push(match rotated["oldUntil"].as_str() {
-        Some(until) => format!(
-            "KUBECONFIGS OF BEFORE END on {until}. Make new ones with: skein kubeconfig; end the old ones sooner with: skein ca rotate --now"
-        ),
-        None => "KUBECONFIGS OF BEFORE HAVE ENDED. Make new ones with: skein kubeconfig".to_owned(),
-    });
-    lines(out)
+        match rotated["oldUntil"].as_str() {
+            Some(until) => format!(
+                "KUBECONFIGS OF BEFORE END on {until}. Make new ones with: skein kubeconfig; end the old ones sooner with: skein ca rotate --now"
+            ),
+            None => "KUBECONFIGS OF BEFORE HAVE ENDED. Make new ones with: skein kubeconfig".to_owned(),
+        },
+    ]
 }
 
 /// Asks once on a terminal; a program says `--yes`.
@@ -381,21 +385,9 @@ pub(super) fn remove_stolen(dir: &Path, name: &str, yes: bool) -> Result<(), Fai
     );
     confirm(&meant, yes)?;
     let done = follow(dir, &format!("members/{name}?stolen=true"))?;
-    let rotated = &done["rotated"];
-    lines([
-        format!("{name} is no member any more: its key counts no more, and its name is free"),
-        format!(
-            "All authorities are new (edition {}); the other nodes change over by themselves.",
-            rotated["edition"]
-        ),
-        format!(
-            "TOKENS OF BEFORE HAVE ENDED ({}). Make new ones with: skein token create",
-            rotated["tokensEnded"]
-        ),
-        "KUBECONFIGS OF BEFORE HAVE ENDED. Make new ones with: skein kubeconfig".to_owned(),
-        "What Secrets held is on its disk as well: change those passwords and keys where they count."
-            .to_owned(),
-    ])
+    lines([format!("{name} is no member any more: its key counts no more, and its name is free")])?;
+    lines(rotation(&done["rotated"]))?;
+    lines(["What Secrets held is on its disk as well: change those passwords and keys where they count."])
 }
 
 pub(super) fn end_cluster(dir: &Path, force: bool) -> Result<(), Failure> {
