@@ -193,22 +193,15 @@ impl Admin {
             }
             _ => None,
         };
-        if (request.method(), verb) == (&Method::POST, "backup") {
-            let sealed = request.uri().query() != Some("passphrase=true");
-            return match self.backup(sealed).await {
-                Ok(frames) => answer(StatusCode::OK, frames),
-                Err((status, message)) => answer(status, full(json!({ "message": message }).to_string())),
-            };
-        }
         let reply = match asked {
-            Some((name, cause)) => match self.depart(name, cause).await {
-                Ok(lines) => return answer(StatusCode::OK, lines),
-                Err(refused) => Err(refused),
-            },
-            None => self.verb(verb, request).await,
+            Some((name, cause)) => self.depart(name, cause).await,
+            None if end && verb == "backup" => {
+                self.backup(request.uri().query() != Some("passphrase=true")).await
+            }
+            None => self.verb(verb, request).await.map(|value| full(value.to_string())),
         };
         match reply {
-            Ok(value) => answer(StatusCode::OK, full(value.to_string())),
+            Ok(body) => answer(StatusCode::OK, body),
             Err((status, message)) => answer(status, full(json!({ "message": message }).to_string())),
         }
     }

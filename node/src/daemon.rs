@@ -1,5 +1,6 @@
 //! A running node: every part started in order, and stopped in the reverse one.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -118,8 +119,7 @@ pub(crate) async fn open_store(
     tag: Tag,
     fresh: StoreId,
 ) -> Result<(DiskFiles, VoterId), Failure> {
-    let dir = home.part("store")?;
-    let files = tokio::task::spawn_blocking(move || DiskFiles::open(&dir)).await??;
+    let files = recover::open(&home.part("store")?).await?;
     let voter =
         skein_raft_store::store_id::load_or_create(&files, node.0, fresh.0, wire::store_tag(tag)).await?;
     Ok((files, voter))
@@ -730,7 +730,8 @@ async fn found(
     }
     let (own, name) = (StoreId(store.voter().store), membership.name.clone());
     let addresses = endpoint.reachable_addresses();
-    let record = Record::founder(endpoint.node(), own, name, addresses, first_subnet(), clock::now_ms());
+    let record =
+        Record::new(endpoint.node(), own, name, addresses, first_subnet(), clock::now_ms()).founder();
     door.found(&record, recipient).await?;
     home.set_membership(&Membership { founding: false, ..membership.clone() })?;
     Ok(())
@@ -783,7 +784,7 @@ async fn part_with_removed(
     stopping: CancellationToken,
 ) {
     let mut editions = members.editions();
-    let mut parted = std::collections::BTreeSet::new();
+    let mut parted = BTreeSet::new();
     loop {
         for node in members.removed().into_keys() {
             if !parted.insert(node) {
@@ -839,12 +840,11 @@ async fn introduce(
     book: AddressBook,
     stopping: CancellationToken,
 ) {
-    let mut editions = book.editions();
+    let (mut editions, me) = (book.editions(), store.voter().node);
     loop {
-        let known = members.present().into_keys().chain(book.nodes());
-        store.introduce(
-            known.map(|node| node.0).collect::<std::collections::BTreeSet<_>>().into_iter().collect(),
-        );
+        let known = members.present().into_keys().chain(book.nodes()).map(|node| node.0);
+        let known: BTreeSet<[u8; 16]> = known.filter(|node| *node != me).collect();
+        store.introduce(known.into_iter().collect());
         tokio::select! {
             () = stopping.cancelled() => return,
             changed = editions.changed() => if changed.is_err() { return },

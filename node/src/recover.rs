@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-pub(crate) use self::turn::{settle, turn};
+pub(crate) use self::turn::{Kept, open, settle, turn};
 use crate::authority::Authority;
 use crate::home::Membership;
 use crate::members::Members;

@@ -90,7 +90,7 @@ impl World {
     /// Its membership, under an id that is its name.
     fn add_member(&mut self, name: &str) {
         let none = String::new;
-        let record = Record::founder(name.to_owned(), none(), name.to_owned(), Vec::new(), none(), 0);
+        let record = Record::new(name.to_owned(), none(), name.to_owned(), Vec::new(), none(), 0).founder();
         self.store(&Record::<String>::key(name.to_owned()), Some(&record.to_bytes()));
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use skein_control::node::authority::{NotRotated, PREFIX, Trust, Wish};
-use skein_raft_store::Options;
+use skein_raft_store::{Options, State};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::warn;
 
@@ -58,9 +58,7 @@ impl Authority {
     /// * `overlap`: for how long kubeconfigs of before are good; with `None` they end at once.
     pub(crate) async fn rotate(&self, overlap: Option<Duration>) -> Result<Rotated, Error> {
         let overlap_ms = overlap.map(|overlap| u64::try_from(overlap.as_millis()).unwrap_or(u64::MAX));
-        let now = clock::system();
-        let tokens = tokens(&self.inner.store.state()).into_iter();
-        let tokens_ended = tokens.filter(|token| token.ended(now).is_none()).count();
+        let tokens_ended = good_tokens(&self.inner.store.state());
         let before = self.wish(Wish { since_ms: clock::now_ms(), overlap_ms }).await?;
         warn!(?overlap, "all authorities of the cluster are to be made anew");
         let after = self.until_rotated(&before).await.ok_or(Error::GoesOn)?;
@@ -93,10 +91,9 @@ impl Authority {
 
     /// What there is before all is made anew by a stolen machine's removal; see [`Authority::rotated_since`].
     pub(crate) fn before_theft(&self) -> BeforeTheft {
-        let (state, now) = (self.inner.store.state(), clock::system());
+        let state = self.inner.store.state();
         let number = trust_of(&state).map_or(0, |(_, trust)| trust.clients_number());
-        let good = tokens(&state).into_iter().filter(|token| token.ended(now).is_none()).count();
-        BeforeTheft { number, tokens: good }
+        BeforeTheft { number, tokens: good_tokens(&state) }
     }
 
     /// What has come of it, once other authorities are in force and nothing more is wished.
@@ -119,4 +116,10 @@ impl Authority {
             let _ = timeout_at(until, records.next()).await.ok()?;
         }
     }
+}
+
+/// How many tokens let machines in now.
+fn good_tokens(state: &State) -> usize {
+    let now = clock::system();
+    tokens(state).into_iter().filter(|token| token.ended(now).is_none()).count()
 }

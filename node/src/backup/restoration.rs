@@ -1,12 +1,10 @@
 //! What a backup becomes in an empty directory: the store of a cluster with one member.
 
-use serde_json::json;
-use skein_control::node::recovery::RECOVERIES;
 use skein_control::node::restoration::{self, INCARNATIONS};
 use skein_net::ca::{Chain, ClusterCa};
 use skein_net::identity::{Identity, StoreId};
 use skein_net::incarnation::Tag;
-use skein_raft_store::{Change, DiskFiles, Expect, Files as _, Op, VoterId, begin};
+use skein_raft_store::{Files as _, Op, VoterId, begin};
 
 use super::Backup;
 use crate::admission::first_of;
@@ -15,6 +13,7 @@ use crate::cluster::op;
 use crate::daemon::{Failure, first_subnet};
 use crate::home::{Home, Membership, Slot};
 use crate::members::Record;
+use crate::recover::{self, Kept};
 use crate::wire;
 
 /// What is restored, and what ends by that.
@@ -54,23 +53,20 @@ pub(crate) async fn begin_anew(
             .map(op)
             .collect();
     // Where it is the others hear from itself.
-    let record = Record::founder(node, store, name.clone(), Vec::new(), first_subnet(), clock::now_ms());
-    let kept = json!({
-        "id": incarnation.id.to_string(),
-        "at_ms": clock::machine_ms(),
-        "founder": name,
-        "revision": header.revision,
-        "restored_from_ms": header.taken_ms,
-        "followers": [],
-        "absent": header.members,
-        "off": [],
-    });
+    let record =
+        Record::new(node, store, name.clone(), Vec::new(), first_subnet(), clock::now_ms()).founder();
+    let kept = Kept {
+        id: incarnation.id.to_string(),
+        at_ms: clock::machine_ms(),
+        founder: name.clone(),
+        revision: header.revision,
+        restored_from_ms: Some(header.taken_ms),
+        followers: Vec::new(),
+        absent: header.members,
+        off: Vec::new(),
+    };
     ops.extend(first_of(&record));
-    ops.push(Op {
-        key: format!("{RECOVERIES}{}", incarnation.number).into(),
-        expect: Expect::Any,
-        change: Change::Put(kept.to_string().into_bytes().into()),
-    });
+    ops.push(kept.to_op(incarnation.number));
 
     let chain = certify(&authority, identity)?;
     let public = authority.public();
@@ -78,8 +74,7 @@ pub(crate) async fn begin_anew(
     home.set_membership(&membership)?;
     home.set_authority(identity, Slot::Current, &authority)?;
     home.set_certificate(&chain)?;
-    let dir = home.part("store")?;
-    let files = tokio::task::spawn_blocking(move || DiskFiles::open(&dir)).await??;
+    let files = recover::open(&home.part("store")?).await?;
     let voter = VoterId { node: node.0, store: store.0 };
     begin(&files, voter, wire::store_tag(tag), state.next_life(INCARNATIONS, ops)).await?;
     files.close().await?;

@@ -24,6 +24,7 @@ use skein_raft_store::{
 use tracing::info;
 
 use super::{Founding, Move};
+use crate::admission::json;
 use crate::clock;
 use crate::daemon::Failure;
 use crate::home::{Home, Membership, failed, sync};
@@ -35,21 +36,35 @@ const NEXT: &str = "store.next";
 
 /// What the map keeps of a recovery, under [`RECOVERIES`] and the number of the incarnation.
 #[derive(Debug, Serialize, Deserialize)]
-struct Kept {
+pub(crate) struct Kept {
     /// What tells this incarnation from another of the same number.
-    id: String,
+    pub(crate) id: String,
     /// By this node's clock, milliseconds since 1970.
-    at_ms: u64,
+    pub(crate) at_ms: u64,
     /// Its name.
-    founder: String,
+    pub(crate) founder: String,
     /// The last revision of the incarnation before that it had.
-    revision: u64,
+    pub(crate) revision: u64,
+    /// When the backup was made that it was restored from, milliseconds since 1970; `None` where it was recovered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) restored_from_ms: Option<u64>,
     /// Names of the members that followed at once.
-    followers: Vec<String>,
+    pub(crate) followers: Vec<String>,
     /// Of those that did not answer.
-    absent: Vec<String>,
+    pub(crate) absent: Vec<String>,
     /// Of those of them whose machines somebody knew to be off: nothing of them runs any more.
-    off: Vec<String>,
+    pub(crate) off: Vec<String>,
+}
+
+impl Kept {
+    /// Keeps it, under the number of the incarnation.
+    pub(crate) fn to_op(&self, number: u64) -> Op {
+        Op {
+            key: format!("{RECOVERIES}{number}").into(),
+            expect: Expect::Any,
+            change: Change::Put(json(self)),
+        }
+    }
 }
 
 /// Does what `next` says in the directory of a node whose store has been closed, and had `legacy`.
@@ -97,11 +112,6 @@ fn beginning(
         (Basis::Log, None) => return Err("the log could not be read any more; nothing was changed".into()),
         (Basis::Shown, _) => legacy.shown.clone(),
     };
-    let put = |key: String, value: Vec<u8>| Op {
-        key: key.into(),
-        expect: Expect::Any,
-        change: Change::Put(value.into()),
-    };
     let mut ops = Vec::new();
     for (key, object) in state.range(skein_control::node::roster::PREFIX, None) {
         let Ok(record) = serde_json::from_slice::<Record>(&object.value) else { continue };
@@ -112,7 +122,8 @@ fn beginning(
         if record.node.0 == voter.node {
             record.store = StoreId(voter.store);
         }
-        ops.push(put(key.to_string(), record.to_bytes()));
+        let change = Change::Put(record.to_bytes().into());
+        ops.push(Op { key: key.clone(), expect: Expect::Any, change });
     }
     let Founding { incarnation, followers, absent, off, .. } = founding;
     let kept = Kept {
@@ -120,11 +131,12 @@ fn beginning(
         at_ms: clock::machine_ms(),
         founder: membership.name.clone(),
         revision: state.revision(),
+        restored_from_ms: None,
         followers: followers.clone(),
         absent: absent.clone(),
         off: off.clone(),
     };
-    ops.push(put(format!("{RECOVERIES}{}", incarnation.number), serde_json::to_vec(&kept)?));
+    ops.push(kept.to_op(incarnation.number));
     Ok((state, ops))
 }
 
@@ -150,7 +162,8 @@ pub(crate) async fn settle(home: &Home, tag: Tag) -> Result<(), Failure> {
     Ok(sync(home.dir())?)
 }
 
-async fn open(dir: &Path) -> Result<DiskFiles, Failure> {
+/// The files of a store, for this process alone.
+pub(crate) async fn open(dir: &Path) -> Result<DiskFiles, Failure> {
     let dir = dir.to_owned();
     Ok(tokio::task::spawn_blocking(move || DiskFiles::open(&dir)).await??)
 }

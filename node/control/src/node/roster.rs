@@ -94,16 +94,9 @@ impl<N, S, P> Record<N, S, P> {
         }
     }
 
-    /// Of a cluster's first member: it votes from the beginning.
-    pub fn founder(
-        node: N,
-        store: S,
-        name: String,
-        addresses: Vec<SocketAddr>,
-        subnet: P,
-        joined_ms: u64,
-    ) -> Record<N, S, P> {
-        Record { fresh: false, ..Record::new(node, store, name, addresses, subnet, joined_ms) }
+    /// The same of a cluster's first member, which votes from the beginning.
+    pub fn founder(self) -> Record<N, S, P> {
+        Record { fresh: false, ..self }
     }
 
     /// The key of a node's record.
