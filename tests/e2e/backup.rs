@@ -1,8 +1,9 @@
 //! Everything is gone but a file: the cluster of a backup begins anew on a bare machine.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::house::{House, wait};
+use crate::recovery::{MAPS, revision, write, written};
 use crate::user::{User, kubectls};
 use crate::{Tests, tests};
 
@@ -11,22 +12,11 @@ pub(crate) const TESTS: Tests = tests![
     a_backup_that_cannot_be_made_or_opened_says_why_and_changes_nothing,
 ];
 
-const MAPS: &str = "/api/v1/namespaces/default/configmaps";
-
 /// The key that the founding printed.
 fn recovery_key(house: &House) -> String {
     let log = house.log("one");
     let key = log.split_whitespace().find(|word| word.starts_with("AGE-SECRET-KEY-"));
     key.unwrap_or_else(|| panic!("the founding prints it\n{log}")).to_owned()
-}
-
-fn write(house: &House, node: &str, name: &str) {
-    house.create(node, MAPS, &json!({ "metadata": { "name": name } }));
-}
-
-fn revision(list: &Value) -> u64 {
-    let revision = list["metadata"]["resourceVersion"].as_str().and_then(|text| text.parse().ok());
-    revision.expect("a list's revision")
 }
 
 fn a_backup_from_a_node_without_a_vote_becomes_the_cluster_again_on_a_bare_machine() {
@@ -72,14 +62,9 @@ fn a_backup_from_a_node_without_a_vote_becomes_the_cluster_again_on_a_bare_machi
     house.until_up("one");
 
     // What people wrote is there up to the backup, at revisions that nobody has seen, and runs here.
-    let maps = house.get("one", MAPS);
-    let names: Vec<&str> = maps["items"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|map| map["metadata"]["name"].as_str())
-        .collect();
-    assert!(names.contains(&"before") && !names.contains(&"after"), "{names:?}");
+    let (maps, names) = (house.get("one", MAPS), written(&house, "one"));
+    let holds = |name: &str| names.contains(&name.to_owned());
+    assert!(holds("before") && !holds("after"), "{names:?}");
     assert!(revision(&maps) > known + (1 << 32), "{known}");
     house.until("the pods", || {
         let pods = house.get("one", "/api/v1/pods");

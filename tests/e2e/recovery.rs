@@ -10,14 +10,14 @@ pub(crate) const TESTS: Tests = tests![
     a_node_without_a_vote_has_the_voter_that_is_left_go_on,
 ];
 
-const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+pub(crate) const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
-fn write(house: &House, node: &str, name: &str) {
+pub(crate) fn write(house: &House, node: &str, name: &str) {
     house.create(node, MAPS, &json!({ "metadata": { "name": name } }));
 }
 
 /// The names of what was written, as this node shows it.
-fn written(house: &House, node: &str) -> Vec<String> {
+pub(crate) fn written(house: &House, node: &str) -> Vec<String> {
     let maps = house.get(node, MAPS);
     let names = maps["items"].as_array().into_iter().flatten().map(|map| &map["metadata"]["name"]);
     names.map(|name| name.as_str().expect("a name").to_owned()).collect()
@@ -51,7 +51,7 @@ fn incarnation(house: &House, node: &str) -> Value {
     house.status(node)["incarnation"]["number"].clone()
 }
 
-fn revision(list: &Value) -> u64 {
+pub(crate) fn revision(list: &Value) -> u64 {
     list["metadata"]["resourceVersion"]
         .as_str()
         .and_then(|text| text.parse().ok())
