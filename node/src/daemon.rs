@@ -424,10 +424,12 @@ impl Node {
             picture: picture.clone(),
             verdicts: verdicts.clone(),
             needs: needs_seen.clone(),
+            leaves: Arc::default(),
         };
         let out = watch::Sender::new(None);
         tasks.spawn({
-            let (out, until_out) = (out.clone(), until_out(endpoint.clone(), members.clone()));
+            let until_out = until_out(endpoint.clone(), members.clone(), departures.leaves.clone());
+            let out = out.clone();
             let (stopping, home) = (stopping.clone(), home.clone());
             async move {
                 let why = tokio::select! {

@@ -2,6 +2,8 @@
 //!
 //! What a wish leads to is decided by [`departure`]; the leader's planner writes it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use skein_control::node::departure::{self, Cause, Progress, Refusal};
@@ -47,11 +49,28 @@ pub(crate) struct Departures {
     pub(crate) picture: Picture,
     pub(crate) verdicts: watch::Receiver<Verdicts>,
     pub(crate) needs: watch::Receiver<Needs>,
+    /// That this node has been asked to leave, from before anybody else knows it until its replica shows it: the others may
+    /// let an empty node go before that.
+    pub(crate) leaves: Arc<AtomicBool>,
 }
 
 impl Departures {
     /// Asks the leader to let the member `name` go. Refused is what would fail; nothing was done then.
     pub(crate) async fn ask(&self, name: &str, cause: Cause) -> Result<(), String> {
+        if cause != Cause::Leave {
+            return self.ask_leader(name, cause).await;
+        }
+        // Only a node itself is asked to leave.
+        self.leaves.store(true, Ordering::Release);
+        let asked = tokio::select! {
+            asked = self.ask_leader(name, cause) => asked,
+            () = self.endpoint.dismissed() => return Ok(()),
+        };
+        self.leaves.store(false, Ordering::Release);
+        asked
+    }
+
+    async fn ask_leader(&self, name: &str, cause: Cause) -> Result<(), String> {
         let until = Instant::now() + LEADER_MAX;
         loop {
             let answer = match self.store.metrics().leader.map(|leader| NodeId(leader.node)) {
@@ -161,7 +180,7 @@ impl Departures {
 }
 
 /// Waits until this node is no member any more: by its own replica, or by the word of a member that refuses it.
-pub(crate) async fn until_out(endpoint: Endpoint, members: Members) -> Out {
+pub(crate) async fn until_out(endpoint: Endpoint, members: Members, leaves: Arc<AtomicBool>) -> Out {
     let me = endpoint.node();
     let mut editions = members.editions();
     let mut dismissed = std::pin::pin!(endpoint.dismissed());
@@ -172,10 +191,11 @@ pub(crate) async fn until_out(endpoint: Endpoint, members: Members) -> Out {
         }
         tokio::select! {
             () = &mut dismissed => {
-                // Its replica stands still from then on; what it last read tells whether that was asked for.
+                // Its replica stands still from then on; what it last read tells whether that was asked for, unless it
+                // was asked a moment ago.
                 let asked = record.and_then(|record: Record<_, _, _>| record.departure);
                 let left = asked.is_some_and(|departure| departure.cause == Cause::Leave);
-                return if left { Out::Left } else { Out::Removed };
+                return if left || leaves.load(Ordering::Acquire) { Out::Left } else { Out::Removed };
             }
             _ = editions.changed() => {}
         }

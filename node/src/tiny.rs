@@ -128,8 +128,10 @@ fn fill(mebibytes: usize) {
     }
 }
 
+/// Whoever waits for the file sees it whole.
 fn write_file(file: &str, text: &str) -> ExitCode {
-    match std::fs::write(file, text) {
+    let unfinished = format!("{file}.unfinished");
+    match std::fs::write(&unfinished, text).and_then(|()| std::fs::rename(&unfinished, file)) {
         Ok(()) => loop {
             std::thread::park();
         },

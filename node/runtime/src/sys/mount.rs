@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::check;
 
@@ -27,8 +27,9 @@ impl Attributes {
     }
 }
 
-/// How often a path is looked up whose steps the kernel could not follow for sure.
-const LOOKUPS_MAX: usize = 256;
+/// For how long a path is looked up again whose steps the kernel could not follow for sure. A pod that renames files all
+/// the time makes most lookups of a long path fail; ten thousand tries in a row do not.
+const LOOKUPS_MAX: Duration = Duration::from_secs(2);
 const LOOKUPS_PAUSE: Duration = Duration::from_micros(20);
 
 /// `openat2`: opens `path` below `dir`, following links as `resolve` (`RESOLVE_*`) says.
@@ -52,13 +53,13 @@ pub(crate) fn open_at(dir: BorrowedFd<'_>, path: &Path, flags: i32, resolve: u64
         opened.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EAGAIN))
     };
     let mut opened = look();
-    for _ in 1..LOOKUPS_MAX {
-        if !unsure(&opened) {
-            break;
+    if unsure(&opened) {
+        let until = Instant::now() + LOOKUPS_MAX;
+        while unsure(&opened) && Instant::now() < until {
+            // Whoever renames all the time has the processor to itself for some milliseconds at most.
+            std::thread::sleep(LOOKUPS_PAUSE);
+            opened = look();
         }
-        // Whoever renames all the time has the processor to itself for some milliseconds at most.
-        std::thread::sleep(LOOKUPS_PAUSE);
-        opened = look();
     }
     opened
 }
