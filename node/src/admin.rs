@@ -31,7 +31,7 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::admission::{Door, all_done};
 use crate::agent::ClusterImages;
@@ -259,6 +259,10 @@ impl Admin {
         let gossiped = self.gossip.members().borrow().clone();
         let me = self.endpoint.node();
         let name_of = |node: [u8; 16]| self.members.get(NodeId(node)).map(|record| record.name);
+        // The log knows a leader until another one is elected.
+        let is_down = |node: [u8; 16]| {
+            NodeId(node) != me && gossiped.get(&NodeId(node)).is_some_and(|member| !member.state.is_active())
+        };
         // Whose membership has ended is there until its vote is another's.
         let votes = |record: &Record| metrics.voters.iter().any(|voter| voter.node == record.node.0);
         let removed = self.members.removed().into_values().filter(votes);
@@ -286,7 +290,8 @@ impl Admin {
                 let addresses = addresses.unwrap_or(record.addresses.clone());
                 let node = view.named::<k8s_openapi::api::core::v1::Node>("", &record.name);
                 let ready = node.and_then(|node| node.status.as_ref()).and_then(|status| status.conditions.as_ref());
-                let ready = ready.is_some_and(|conditions| {
+                // What is down is not ready, also while nobody has replaced it yet.
+                let ready = state != "down" && ready.is_some_and(|conditions| {
                     conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
                 });
                 let running = view.pods_on(&record.name).count();
@@ -337,7 +342,7 @@ impl Admin {
             "id": me.to_string(),
             "version": env!("CARGO_PKG_VERSION"),
             "quorum": quorum::is_there(&self.store, &self.gossip),
-            "leader": metrics.leader.and_then(|leader| name_of(leader.node)),
+            "leader": metrics.leader.filter(|leader| !is_down(leader.node)).and_then(|leader| name_of(leader.node)),
             "term": metrics.term,
             "revision": metrics.revision,
             "voters": voters,
@@ -438,6 +443,17 @@ impl Admin {
         }))
     }
 
+    /// A new certificate for `user`, on record.
+    async fn certify(&self, user: String) -> Result<Client, String> {
+        // By the authorities that are in force now: what ended with a change of them must not be given out after it.
+        self.store.read_index(READ_MAX).await.map_err(|error| error.to_string())?;
+        let here = |authority: &Authority, me: NodeId| authority.answer_client(me, &user);
+        let client: Client = self.authority.ask(&Ask::CertifyClient(user.clone()), here).await?;
+        // Known before it is given out, so that it can be taken back.
+        self.clients.note(&self.store, &client.chain, &self.membership.name, self.endpoint.node()).await?;
+        Ok(client)
+    }
+
     /// A kubeconfig with a certificate of its own, and one context per node. `query` may name the user.
     async fn kubeconfig(&self, query: Option<&str>) -> Reply {
         let named = query.and_then(|query| query.strip_prefix("user="));
@@ -448,16 +464,33 @@ impl Admin {
             return Err((StatusCode::UNPROCESSABLE_ENTITY, message));
         }
         let user = named.map_or_else(|| format!("admin@{}", self.membership.name), str::to_owned);
-        // By the authorities that are in force now: what ended with a change of them must not be given out after it.
-        self.store.read_index(READ_MAX).await.map_err(|error| unavailable(error.to_string()))?;
-        let here = |authority: &Authority, me: NodeId| authority.answer_client(me, &user);
-        let client: Client =
-            self.authority.ask(&Ask::CertifyClient(user.clone()), here).await.map_err(unavailable)?;
-        // Known before it is given out, so that it can be taken back.
-        self.clients
-            .note(&self.store, &client.chain, &self.membership.name, self.endpoint.node())
-            .await
-            .map_err(unavailable)?;
+        // Whoever reads this node's disk is administrator anyway; of others nothing is kept.
+        let kept = named.is_none().then(|| self.home.client().ok().flatten()).flatten();
+        let kept = kept.filter(|client| self.clients.is_good(&client.chain));
+        let made = match kept.is_some() && !quorum::is_there(&self.store, &self.gossip) {
+            true => Err("no majority of the voters is up".to_owned()),
+            false => self.certify(user).await,
+        };
+        let (client, warning) = match (made, kept) {
+            (Ok(client), _) => {
+                if named.is_none()
+                    && let Err(error) = self.home.set_client(&client)
+                {
+                    warn!(error = %crate::report::Chain(&error), "could not keep the administrator's certificate");
+                }
+                (client, None)
+            }
+            (Err(error), Some(kept)) => {
+                let until = seconds(kept.chain.validity().until);
+                (
+                    kept,
+                    Some(format!(
+                        "no new certificate can be made ({error}); this is the one of before, good until {until}"
+                    )),
+                )
+            }
+            (Err(error), None) => return Err(unavailable(error)),
+        };
         let cluster = &self.membership.public.cluster.name;
         let entry = format!("{cluster}-{}", named.unwrap_or("admin"));
         let encode = |text: String| base64::engine::general_purpose::STANDARD.encode(text);
@@ -477,7 +510,8 @@ impl Admin {
         let context =
             |name: &String| if servers.len() == 1 { cluster.clone() } else { format!("{cluster}-{name}") };
         let current = self.members.get(me).map(|record| context(&record.name));
-        Ok(json!({
+        let fingerprint = self.membership.public.cluster.id.fingerprint();
+        let kubeconfig = json!({
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": servers.iter().map(|(name, server)| json!({
@@ -486,6 +520,8 @@ impl Admin {
                     "server": server,
                     "certificate-authority-data": authority,
                     "tls-server-name": format!("{cluster}.skein"),
+                    // Which cluster of this name it is, for whoever merges this with others.
+                    "extensions": [{ "name": "skein.dev", "extension": { "fingerprint": fingerprint } }],
                 },
             })).collect::<Vec<_>>(),
             "users": [{
@@ -500,7 +536,8 @@ impl Admin {
                 "context": { "cluster": context(name), "user": entry },
             })).collect::<Vec<_>>(),
             "current-context": current,
-        }))
+        });
+        Ok(json!({ "kubeconfig": kubeconfig, "warning": warning }))
     }
 
     async fn load_image(&self, request: Request<Incoming>) -> Reply {
@@ -629,7 +666,7 @@ impl Admin {
             };
             (StatusCode::CONFLICT, refusal)
         })?;
-        info!(name, ?cause, "a node is to go");
+        info!(name, %cause, "a node is to go");
         let record = record.or_else(|| self.members.by_name(&name));
         let node =
             record.map(|record| record.node).ok_or_else(|| unavailable(format!("{name:?} has just gone")))?;

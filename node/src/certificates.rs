@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use itertools::Itertools as _;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::sign::CertifiedKey;
 use skein_apiserver::tls::{ApiTls, SwappableCertificate};
@@ -84,7 +85,7 @@ impl ApiCertificates {
                 let renewed = self.issue(&names).await;
                 match renewed.and_then(|kept| certified(&kept).map_err(|error| error.to_string())) {
                     Ok(certificate) => {
-                        info!(addresses = ?names.addresses, "renewed the API's certificate");
+                        info!(addresses = %names.addresses.iter().format(", "), "renewed the API's certificate");
                         resolver.replace(certificate);
                     }
                     Err(error) => {

@@ -118,6 +118,12 @@ impl Default for Clients {
 }
 
 impl Clients {
+    /// Whether this certificate is on record, in date, and not taken back, as far as it is known here.
+    pub(crate) fn is_good(&self, chain: &Chain) -> bool {
+        let standing = shown_by(chain).map(|(_, shown)| self.book.borrow().standing(&shown));
+        standing == Ok(Standing::Good) && chain.validity().until > clock::system()
+    }
+
     /// Takes over everything in `state`.
     pub(crate) fn load(&self, state: &State) {
         let records =
@@ -341,13 +347,18 @@ impl Which {
     }
 }
 
+/// What a client shows of this certificate.
+fn shown_by(chain: &Chain) -> Result<(Identity, Shown), String> {
+    let shown = Identity::of_certificate(chain.leaf());
+    shown.ok_or_else(|| "the authority's certificate cannot be read".to_owned())
+}
+
 fn is_expelled(member: &[u8]) -> bool {
     serde_json::from_slice::<members::Record>(member).is_ok_and(|record| record.expelled)
 }
 
 fn record_of(chain: &Chain, authority: u64, node: &str, node_id: NodeId) -> Result<Record, String> {
-    let unreadable = "the authority's certificate cannot be read";
-    let (identity, shown) = Identity::of_certificate(chain.leaf()).ok_or(unreadable)?;
+    let (identity, shown) = shown_by(chain)?;
     let validity = chain.validity();
     Ok(Record {
         serial: serial_of(&shown.serial),

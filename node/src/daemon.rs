@@ -158,7 +158,7 @@ pub(crate) async fn run(
     let (home, me) = (node.home.clone(), node.endpoint.node());
     let cluster = node.membership.public.cluster.name.clone();
     if let Ok(Some(out)) = ended {
-        info!(?out, "this node is no member any more");
+        info!("{out}");
     }
     node.stop().await;
     let aside = home.left()?;
@@ -662,7 +662,7 @@ impl Node {
     /// Ends this life, and has the next one begin in another incarnation. Whatever cannot be done leaves the node
     /// where it was, and it goes on there.
     async fn turn(self, next: recover::Move, identity: &Identity) -> Result<End, Failure> {
-        info!(?next, "goes over to another incarnation of the cluster");
+        info!("{next}");
         let (store, home) = (self.store.clone(), self.home.clone());
         let legacy = store.legacy().await;
         self.stopping.cancel();

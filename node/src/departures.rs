@@ -2,6 +2,7 @@
 //!
 //! What a wish leads to is decided by [`departure`]; the leader's planner writes it.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -37,6 +38,15 @@ pub(crate) enum Out {
     Left,
     /// Others ended its membership.
     Removed,
+}
+
+impl fmt::Display for Out {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Out::Left => "this node has left its cluster",
+            Out::Removed => "others have removed this node from its cluster",
+        })
+    }
 }
 
 /// See the module. Cheap to clone.

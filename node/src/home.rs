@@ -5,6 +5,7 @@
 //! cluster.json         which cluster it belongs to; absent on a machine that never joined
 //! member.json          its certificate
 //! api.json             its API server's certificate and key
+//! client.json          the last certificate and key of its administrator, for when no new one can be made
 //! authority.sealed     the cluster's authorities, on voters, sealed to this node's key
 //! authority.next.sealed  those that may follow them
 //! addresses.json       where other nodes were seen
@@ -36,6 +37,8 @@ use skein_net::ca::{Chain, ClusterCa, Pin, Public};
 use skein_net::identity::{Identity, StoreId};
 use skein_net::incarnation::{Incarnation, Tag};
 use skein_net::token::Token;
+
+use crate::wire::Client;
 
 pub(crate) use claim::Claim;
 
@@ -264,6 +267,15 @@ impl Home {
 
     pub(crate) fn set_api_certificate(&self, certificate: &ApiCertificate) -> Result<(), Error> {
         self.save("api.json", certificate)
+    }
+
+    /// What the last kubeconfig of this node's administrator held.
+    pub(crate) fn client(&self) -> Result<Option<Client>, Error> {
+        self.load("client.json")
+    }
+
+    pub(crate) fn set_client(&self, client: &Client) -> Result<(), Error> {
+        self.save("client.json", client)
     }
 
     pub(crate) fn addresses(&self) -> Result<skein_net::address_book::Pages, Error> {

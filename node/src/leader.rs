@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use itertools::Itertools as _;
 use skein_control::node::departure::{self, Electorate, Quorum};
 use skein_control::node::roster::PREFIX;
 use skein_control::voters::{self, Logs, Member, Membership, Memory, Seen, Waiting};
@@ -46,6 +47,16 @@ pub(crate) fn electorate(store: &Handle<TokioRuntime>, needs: &Needs) -> Elector
         in_log: in_log.map(|voter| id(&voter)).chain(metrics.voters.iter().map(id)).collect(),
         holders: keeping(&store.state()).iter().map(NodeId::to_string).collect(),
         quorum: (**needs).clone(),
+    }
+}
+
+/// A change for the log.
+fn words(change: &voters::Change<VoterId>, name: impl Fn(&VoterId) -> Option<String>) -> String {
+    let name = |store: &VoterId| name(store).unwrap_or_else(|| NodeId(store.node).short());
+    match change {
+        voters::Change::AddLearner(store) => format!("{} copies the log, to vote later", name(store)),
+        voters::Change::RemoveLearner(store) => format!("{} copies the log no more", name(store)),
+        voters::Change::Voters { voters, .. } => format!("voters: {}", voters.iter().map(name).format(", ")),
     }
 }
 
@@ -183,7 +194,7 @@ impl Voters {
         };
         match result {
             Ok(()) => {
-                info!(?change, term = metrics.term, "changed who votes");
+                info!(term = metrics.term, "{}", words(&change, name));
                 if let voters::Change::Voters { voters, voluntary, replaced } = &change {
                     if *voluntary {
                         memory.changed_voluntarily(now);
@@ -191,7 +202,7 @@ impl Voters {
                     self.note(&membership.voters, voters, replaced).await;
                 }
             }
-            Err(error) => warn!(?change, %error, "could not change who votes"),
+            Err(error) => warn!(%error, "tried in vain to change who votes: {}", words(&change, name)),
         }
     }
 

@@ -8,6 +8,7 @@
 mod turn;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -48,6 +49,17 @@ pub(crate) enum Move {
     Found(Box<Founding>),
     /// It goes over to one that is there.
     Follow(Incarnation),
+}
+
+impl fmt::Display for Move {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Move::Found(founding) => {
+                write!(f, "founds incarnation {} of its cluster", founding.incarnation.number)
+            }
+            Move::Follow(next) => write!(f, "goes over to incarnation {} of its cluster", next.number),
+        }
+    }
 }
 
 /// What the founder of an incarnation is told.

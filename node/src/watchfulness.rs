@@ -278,7 +278,7 @@ impl Watch {
             }
             Effect::Lost { node, cause, silent_for } => {
                 let silent_ms = silent_for.as_millis() as u64;
-                warn!(peer = %node, name = self.name_of(node), ?cause, silent_ms, "a node is lost");
+                warn!(peer = %node, name = self.name_of(node), %cause, silent_ms, "a node is lost");
                 self.publish();
             }
             Effect::HandOver(node) => self.hand_over(node),

@@ -26,6 +26,7 @@ mod remains;
 mod user;
 mod voters;
 mod watching;
+mod words;
 
 use std::process::ExitCode;
 
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         images::TESTS,
         failover::TESTS,
         finding::TESTS,
+        words::TESTS,
         members::TESTS,
         remains::TESTS,
         addresses::TESTS,

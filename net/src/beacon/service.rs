@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use itertools::Itertools as _;
 use tokio::{
     task::JoinHandle,
     time::{Instant, timeout},
@@ -188,7 +189,7 @@ impl Beacon {
     /// A member said where it is. `addresses`: from where it spoke, then what it said.
     fn learn(&self, node: NodeId, addresses: &[SocketAddr], is_missing: bool) {
         if is_missing {
-            tracing::info!(peer = %node, ?addresses, "a missing member says where it is");
+            tracing::info!(peer = %node, addresses = %addresses.iter().format(", "), "a missing member says where it is");
         }
         self.endpoint.book().learn(node, "", addresses);
         if is_missing {

@@ -123,3 +123,18 @@ pub enum Change {
     /// Down or gone for so long that it is no longer spoken of.
     Forgotten,
 }
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Change::Alive => "is alive",
+            Change::Suspect => "is suspected to be down",
+            Change::Down => "is down",
+            Change::Left => "says goodbye",
+            Change::Restarted => "was started anew",
+            Change::Rejoined => "is back, after others had taken it for down",
+            Change::Described => "says something new about itself",
+            Change::Forgotten => "is no longer spoken of",
+        })
+    }
+}

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use itertools::Itertools as _;
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
     time::{Instant, timeout},
@@ -229,7 +230,7 @@ impl Gossip {
     fn tell(&mut self, member: Member, change: Change) {
         let node = member.node();
         if node != self.endpoint.node() {
-            tracing::info!(peer = %node, name = member.name(), incarnation = member.incarnation, ?change, "member");
+            tracing::info!(peer = %node, name = member.name(), incarnation = member.incarnation, "{change}");
             if let Some(metadata) = &member.metadata {
                 self.endpoint.book().learn(node, &metadata.name, &metadata.addresses);
             }
@@ -272,7 +273,7 @@ impl Gossip {
         if addresses == self.metadata.addresses || addresses.iter().all(|at| at.ip().is_loopback()) {
             return;
         }
-        tracing::info!(?addresses, "this machine's addresses changed");
+        tracing::info!(addresses = %addresses.iter().format(", "), "this machine's addresses changed");
         let api_address = self.metadata.api_address.map(|api| match self.api_follows {
             true => SocketAddr::new(self.endpoint.host_address(), api.port()),
             false => api,

@@ -218,7 +218,7 @@ impl Server {
         let served = tokio::select! {
             served = connection.as_mut() => served,
             overdue = overdue.as_mut() => {
-                debug!(peer = ?address, overdue, "closing a connection");
+                debug!(peer = address.map(display), overdue, "closing a connection");
                 connection.as_mut().graceful_shutdown();
                 timeout(self.limits.overdue_time_max, connection).await.unwrap_or(Ok(()))
             }
@@ -227,19 +227,19 @@ impl Server {
                 timeout(self.limits.stop_time_max, connection).await.unwrap_or(Ok(()))
             }
             () = expired => {
-                debug!(user, peer = ?address, "the certificate of an open connection has expired, closing it");
+                debug!(user, peer = address.map(display), "the certificate of an open connection has expired, closing it");
                 connection.as_mut().graceful_shutdown();
                 timeout(self.limits.revoked_time_max, connection).await.unwrap_or(Ok(()))
             }
             () = ended => {
-                info!(user, peer = ?address, "the certificate of an open connection counts no more, closing it");
+                info!(user, peer = address.map(display), "the certificate of an open connection counts no more, closing it");
                 connection.as_mut().graceful_shutdown();
                 // An answer on its way may come to its end; a watch does not.
                 timeout(self.limits.revoked_time_max, connection).await.unwrap_or(Ok(()))
             }
         };
         if let Err(error) = served {
-            debug!(peer = ?address, %error, "connection ended");
+            debug!(peer = address.map(display), %error, "connection ended");
         }
     }
 

@@ -12,6 +12,7 @@
 //! Source: SWIM §4.2 (suspicion); Gray & Cheriton 1989 (leases). The arithmetic stands at the constants.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Duration;
 
 use crate::own_link::OwnLink;
@@ -136,6 +137,19 @@ pub enum Cause {
     NeverHeard,
     /// It fell silent, and too few could probe it to say why.
     Unwitnessed,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Cause::NoAnswer => "its machine does not answer",
+            Cause::DaemonGone => "its daemon has ended, and did not come back",
+            Cause::Stuck => "its machine answers, its daemon does nothing",
+            Cause::GossipDown => "others say that it is down",
+            Cause::NeverHeard => "it did not come back, and nobody knows where it is",
+            Cause::Unwitnessed => "it is silent, and too few could look why",
+        })
+    }
 }
 
 /// All that [`verdict`] looks at: one node's silence and what is around it.

@@ -265,7 +265,7 @@ impl Worker {
                         None => Err("the pod has no such container".to_owned()),
                     };
                     if let Err(reason) = &result {
-                        warn!(container, ?hook, reason, "a hook failed");
+                        warn!(container, %hook, reason, "a hook failed");
                     }
                     Some(Input::Hooked { container, attempt, hook, result })
                 });

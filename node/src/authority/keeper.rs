@@ -293,7 +293,11 @@ impl Authority {
         // On the disk first: what the map says is made must not be lost with this process.
         self.keep(Slot::Next, authority).await?;
         self.propose(vec![scene.write(&trust.with_next(made, change, scene.now_ms()))]).await?;
-        info!(edition, ?change, "made the next edition of the cluster's authorities");
+        let what = match change {
+            Plan::Renewal => "renewed the cluster's authorities",
+            Plan::Rotation(_) => "made all authorities of the cluster anew",
+        };
+        info!(edition, "{what}");
         Ok(())
     }
 

@@ -60,7 +60,8 @@ impl Authority {
         let overlap_ms = overlap.map(|overlap| u64::try_from(overlap.as_millis()).unwrap_or(u64::MAX));
         let tokens_ended = good_tokens(&self.inner.store.state());
         let before = self.wish(Wish { since_ms: clock::now_ms(), overlap_ms }).await?;
-        warn!(?overlap, "all authorities of the cluster are to be made anew");
+        let overlap_s = overlap.unwrap_or_default().as_secs();
+        warn!(overlap_s, "all authorities of the cluster are to be made anew");
         let after = self.until_rotated(&before).await.ok_or(Error::GoesOn)?;
         let old_until = after.overlap_until().map(timestamp);
         Ok(Rotated { edition: after.number, tokens_ended, old_until })

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use age::secrecy::SecretString;
 use http::Method;
 
+use super::secret;
 use super::talk::{talk, talk_in_pieces};
 use super::verbs::{confirm, lines, text};
 use crate::backup::{self, Header, Secret};
@@ -82,19 +83,7 @@ pub(super) fn backup(dir: &Path, file: &Path, passphrase: &Passphrase) -> Result
         write(dir, passphrase, std::io::stdout().lock())?;
         return Ok(());
     }
-    let unwritable = |error: std::io::Error| {
-        format!("cannot write {}: {error}; check that the directory is there and has room", file.display())
-    };
-    let within = match file.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    // Only its owner may read it, and nobody finds half of one.
-    let mut unfinished = tempfile::NamedTempFile::new_in(within).map_err(unwritable)?;
-    let header = write(dir, passphrase, &mut unfinished)?;
-    unfinished.as_file().sync_all().map_err(unwritable)?;
-    unfinished.persist(file).map_err(|error| unwritable(error.error))?;
-    std::fs::File::open(within).and_then(|within| within.sync_all()).map_err(unwritable)?;
+    let header = secret::write_file(file, |unfinished| write(dir, passphrase, unfinished))?;
     let opens = match header.recipient.filter(|_| !by_passphrase) {
         Some(recipient) => format!("the recovery key of {}", recipient.recipient),
         None => "the passphrase".to_owned(),

@@ -1,5 +1,6 @@
 //! `skein demo`: three real nodes on this machine, a Deployment, two power cuts, told as it happens.
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -7,6 +8,7 @@ use serde_json::{Value, json};
 use skein_chaos::cluster::{Cluster, Failover, lab_config};
 use skein_chaos::{interrupted, lab};
 
+use super::secret;
 use crate::daemon::Failure;
 
 const NODES: [&str; 3] = ["one", "two", "three"];
@@ -139,7 +141,8 @@ async fn lose_and_return(story: &Story, cluster: &mut Cluster, victim: &str) -> 
 async fn keep(story: &Story, cluster: &mut Cluster, dir: &std::path::Path) -> Result<(), Failure> {
     let config = cluster.api(NODES[0]).get("/skein/v1/kubeconfig").await?;
     let path = dir.join("kubeconfig");
-    std::fs::write(&path, serde_norway::to_string(&config)?)?;
+    let config = serde_norway::to_string(&config["kubeconfig"])?;
+    secret::write_file(&path, |file| Ok(file.write_all(config.as_bytes())?))?;
     let line =
         format!("{} kubectl --kubeconfig {} get pods -o wide", cluster.lab().entrance(), path.display());
     story.tell(

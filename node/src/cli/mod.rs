@@ -3,6 +3,7 @@
 mod advertise;
 mod backup;
 mod demo;
+mod kubeconfig;
 mod networks;
 mod recover;
 mod run;
@@ -87,6 +88,9 @@ enum Verb {
         /// For whom it is; the name stands in the certificate and in the cluster's logs.
         #[arg(long, value_name = "NAME")]
         user: Option<String>,
+        /// Put it into FILE instead, beside the clusters that are there; the file that kubectl reads unless given.
+        #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+        merge: Option<Option<PathBuf>>,
         #[command(subcommand)]
         verb: Option<KubeconfigVerb>,
     },
@@ -156,6 +160,12 @@ enum Verb {
         #[command(flatten)]
         node: NodeArgs,
     },
+    /// Not there yet; says what to do instead.
+    #[command(hide = true)]
+    Upgrade {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Three real nodes on this one machine: a Deployment, a killed node, the pods back elsewhere.
     Demo(demo::Demo),
 }
@@ -186,6 +196,10 @@ struct NodeArgs {
     /// carry no multicast. May be given up to 16 times; who answers proves to be a member.
     #[arg(long = "peer", value_name = "HOST[:PORT]")]
     peers: Vec<PeerName>,
+    /// How much the log on standard error tells: error, warn, info, debug, trace; or more exactly, as
+    /// info,skein_net=debug. Unless given: warn on a terminal, info elsewhere.
+    #[arg(long, env = "SKEIN_LOG", value_parser = run::log_filter, value_name = "LEVEL")]
+    log_level: Option<String>,
     /// For labs: the cgroup of this node's pods, below each hierarchy's root.
     #[arg(long, hide = true, env = "SKEIN_CGROUP")]
     cgroup: Option<String>,
@@ -347,7 +361,10 @@ pub(crate) fn main() -> ExitCode {
         Verb::Kubeconfig { verb: Some(KubeconfigVerb::Revoke { serial, user }), .. } => {
             verbs::revoke_clients(&dir, serial.as_deref(), user.as_deref())
         }
-        Verb::Kubeconfig { user, verb: None } => verbs::kubeconfig(&dir, user.as_deref()),
+        Verb::Kubeconfig { user, merge: None, verb: None } => kubeconfig::print(&dir, user.as_deref()),
+        Verb::Kubeconfig { user, merge: Some(file), verb: None } => {
+            kubeconfig::merge_into(&dir, user.as_deref(), file.as_deref())
+        }
         Verb::Ca(CaVerb::Rotate { now, overlap, yes }) => verbs::rotate(&dir, now, overlap, yes),
         Verb::Ca(CaVerb::RecoveryKey { yes }) => backup::recovery_key(&dir, yes),
         Verb::Leave { cancel: true, .. } => verbs::stay(&dir, None),
@@ -361,6 +378,9 @@ pub(crate) fn main() -> ExitCode {
         Verb::Restore { file, key_file, beside, yes, node } => {
             run::restore(&dir, node, &file, key_file.as_deref(), beside, yes)
         }
+        Verb::Upgrade { .. } => Err("skein cannot upgrade a node by itself yet: put the new program in the old one's place, then \
+                                     stop `skein up` and start it again, on one node after another; pods go on meanwhile"
+            .into()),
         Verb::Demo(demo) => demo::run(demo),
     };
     match done {
@@ -418,6 +438,17 @@ mod tests {
         for line in ["skein --data-dir /x status", "skein status --data-dir /x"] {
             let cli = Cli::try_parse_from(line.split(' ')).unwrap();
             assert_eq!(cli.global.data_dir, PathBuf::from("/x"));
+        }
+    }
+
+    #[test]
+    fn a_log_level_is_a_level_or_says_of_which_part() {
+        for good in ["warn", "off", "info,skein_net=debug", "trace, openraft=error"] {
+            assert_eq!(run::log_filter(good), Ok(good.replace(' ', "")));
+        }
+        for wrong in ["", "loud", "skein_net", "skein_net=loud", "info,,warn"] {
+            let said = run::log_filter(wrong).unwrap_err();
+            assert!(said.contains("debug, trace"), "{wrong:?}: {said}");
         }
     }
 

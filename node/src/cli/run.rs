@@ -233,7 +233,7 @@ fn be_alone(home: &Home, membership: &Membership, args: &NodeArgs) -> Result<(),
                 return Err(InUse { at }.into());
             }
             if seen.replace(generation).is_none() {
-                warn!(%at, wait = ?args.twin_wait, "another process runs as this node; waiting for its end");
+                warn!(%at, wait_s = args.twin_wait.as_secs(), "another process runs as this node; waiting for its end");
             }
             tokio::time::sleep(TWIN_EVERY).await;
         }
@@ -272,7 +272,7 @@ fn clear(home: &Home, former: Former, past: Option<Past>, args: &NodeArgs) -> Re
 
 /// Takes the data directory for a node, after all that can be known of the words alone.
 fn take(dir: &Path, args: &NodeArgs) -> Result<(Home, Claim), Failure> {
-    log_to_stderr();
+    log_to_stderr(args.log_level.as_deref());
     clock::set_machine_off(args.clock_offset.saturating_mul(1000));
     let home = Home::new(dir);
     check_words(&home, args)?;
@@ -369,16 +369,20 @@ fn run(
         },
     };
     let runtime = runtime()?;
+    // By a signal; `stopping` has other reasons as well.
+    let interrupted = CancellationToken::new();
+    let signalled = interrupted.clone();
     let done = runtime.block_on(async {
-        let stopping = CancellationToken::new();
         let (mut terminate, mut interrupt) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let stopping = CancellationToken::new();
         let asked = stopping.clone();
         tokio::spawn(async move {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
+            signalled.cancel();
             asked.cancel();
         });
         let greet = |node: &Node| {
@@ -389,6 +393,10 @@ fn run(
     });
     runtime.shutdown_timeout(Duration::from_secs(2));
     match done? {
+        End::Stopped if interrupted.is_cancelled() => lines([
+            "Stopped. The pods of this node go on; where there are other nodes these replace them after 30 s, unless `skein up` \
+             is back by then. To take this machine out instead: skein leave",
+        ]),
         End::Stopped => Ok(()),
         End::Turned => Err(live_again().into()),
     }
@@ -479,6 +487,9 @@ impl Greet {
                 self.name, self.cluster.name, self.api
             ),
         }
+        if std::io::stdout().is_terminal() {
+            println!("It runs here in the foreground: Ctrl-C stops this program, not the pods.");
+        }
         info!("up");
     }
 
@@ -486,7 +497,7 @@ impl Greet {
     async fn say_new(&self, done: &str, dir: &str) {
         println!("{done} cluster {:?}, fingerprint {}", self.cluster.name, self.cluster.id.fingerprint());
         println!("This node is {}; the Kubernetes API is at https://{}", self.name, self.api);
-        println!("kubeconfig:            skein kubeconfig{dir} > ~/.kube/config");
+        println!("For kubectl:           skein kubeconfig{dir} --merge");
         match self.door.mint(&self.addresses, 1, Duration::from_secs(15 * 60), None).await {
             Ok(token) => println!("On the next machine:   skein join {token}"),
             Err(error) => println!("For the next machine:  skein token create{dir}   ({error})"),
@@ -525,14 +536,35 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
         .build()
 }
 
-fn log_to_stderr() {
-    // Openraft warns of each heartbeat that a dead node misses, ten a second; that it is dead is told once.
-    let filter = tracing_subscriber::EnvFilter::try_from_env("SKEIN_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=error,quinn=warn,foca=warn"));
+/// What `--log-level` may be: a level, or more exactly what of which part.
+pub(super) fn log_filter(text: &str) -> Result<String, String> {
+    let words: Vec<&str> = text.split(',').map(str::trim).collect();
+    let filter = words.join(",");
+    let parsed = tracing_subscriber::EnvFilter::builder().parse(&filter).map_err(|error| error.to_string());
+    // A word that is no level would mean a part of the program, and all else would be silent.
+    let of_part =
+        |word: &str| word.contains(['=', '[']) || word == "off" || word.parse::<tracing::Level>().is_ok();
+    let strange = words.into_iter().find(|word| !of_part(word)).map(|word| format!("{word:?} is no level"));
+    match parsed.err().or(strange) {
+        Some(why) => Err(format!(
+            "{why}; give one of error, warn, info, debug, trace, or say more exactly what of which part: info,skein_net=debug"
+        )),
+        None => Ok(filter),
+    }
+}
+
+fn log_to_stderr(level: Option<&str>) {
+    let on_terminal = std::io::stderr().is_terminal();
+    let level = level.unwrap_or(if on_terminal { "warn" } else { "info" });
+    let filter = match level.parse::<tracing::Level>() {
+        // Openraft warns of each heartbeat that a dead node misses, ten a second; that it is dead is told once.
+        Ok(level) => format!("{level},openraft=error,quinn=warn,foca=warn"),
+        Err(_) => level.to_owned(),
+    };
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(on_terminal)
         .with_target(false)
         .init();
     // Both TLS stacks use this one; a second provider in the tree would make the default ambiguous.

@@ -1,9 +1,11 @@
-//! The word that lets a machine in, kept from whoever can list processes.
+//! The word that lets a machine in, kept from whoever can list processes; and files that only their owner may read.
 
 use std::fs;
 use std::io::{self, BufRead as _, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+
+use tempfile::NamedTempFile;
 
 use crate::daemon::Failure;
 
@@ -55,6 +57,26 @@ impl<'a> Source<'a> {
             word => Ok(word.to_owned()),
         }
     }
+}
+
+/// Writes a file that only its owner may read, whole or not at all, in the place of one that is there.
+pub(super) fn write_file<T>(
+    path: &Path,
+    write: impl FnOnce(&mut NamedTempFile) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let unwritable = |error: io::Error| {
+        format!("cannot write {}: {error}; check that the directory is there and has room", path.display())
+    };
+    let within = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let mut unfinished = NamedTempFile::new_in(within).map_err(unwritable)?;
+    let written = write(&mut unfinished)?;
+    unfinished.as_file().sync_all().map_err(unwritable)?;
+    unfinished.persist(path).map_err(|error| unwritable(error.error))?;
+    fs::File::open(within).and_then(|within| within.sync_all()).map_err(unwritable)?;
+    Ok(written)
 }
 
 /// Writes over an argument of this process where the kernel shows it to others.

@@ -22,7 +22,12 @@ use crate::home::Home;
 /// How long a daemon that has left may take to end.
 const ENDING_MAX: Duration = Duration::from_secs(20);
 /// Where certificates are listed.
-const CLIENTS: &str = "skein kubeconfig list";
+pub(super) const CLIENTS: &str = "skein kubeconfig list";
+/// What a table of 80 columns has room for; `-o json` has all of it. So much of a serial is enough to revoke it by.
+const SERIAL_CHARS: usize = 16;
+const DIGEST_CHARS: usize = "sha256:".len() + 12;
+/// A day of a time like `2023-11-14T22:13:20Z`.
+const DAY_CHARS: usize = 10;
 /// Pieces in which an archive goes to the daemon.
 const PIECE_BYTES: usize = 1 << 20;
 
@@ -220,7 +225,7 @@ pub(super) fn list_images(dir: &Path, output: Output) -> Result<(), Failure> {
     let images = listed["images"].as_array().cloned().unwrap_or_default();
     match output {
         Output::Table => {
-            let rows = images.iter().map(|image| vec![text(&image["name"]), text(&image["digest"])]);
+            let rows = images.iter().map(|image| vec![text(&image["name"]), short_digest(&image["digest"])]);
             lines(table(&["NAME", "DIGEST"], rows))
         }
         Output::Name => lines(images.iter().map(|image| text(&image["name"]))),
@@ -228,12 +233,8 @@ pub(super) fn list_images(dir: &Path, output: Output) -> Result<(), Failure> {
     }
 }
 
-pub(super) fn kubeconfig(dir: &Path, user: Option<&str>) -> Result<(), Failure> {
-    let verb = match user {
-        Some(user) => format!("kubeconfig?user={}", in_path("user's name", user, CLIENTS)?),
-        None => "kubeconfig".to_owned(),
-    };
-    print(&talk(dir, Method::GET, &verb, None)?, Output::Yaml)
+fn short_digest(digest: &Value) -> String {
+    text(digest).chars().take(DIGEST_CHARS).collect()
 }
 
 pub(super) fn list_clients(dir: &Path, output: Output) -> Result<(), Failure> {
@@ -242,10 +243,10 @@ pub(super) fn list_clients(dir: &Path, output: Output) -> Result<(), Failure> {
     match output {
         Output::Table => {
             let rows = clients.iter().map(|client| {
-                ["serial", "user", "state", "issued", "expires", "node"]
-                    .iter()
-                    .map(|field| text(&client[*field]))
-                    .collect()
+                let word = |field: &str| text(&client[field]);
+                let day = |field: &str| word(field).chars().take(DAY_CHARS).collect();
+                let serial = word("serial").chars().take(SERIAL_CHARS).collect();
+                vec![serial, word("user"), word("state"), day("issued"), day("expires"), word("node")]
             });
             lines(table(&["SERIAL", "USER", "STATE", "ISSUED", "EXPIRES", "NODE"], rows))
         }
@@ -324,7 +325,7 @@ fn in_days(time: Duration) -> String {
 }
 
 /// A word that can stand in the path of a request to the daemon as it is.
-fn in_path<'w>(what: &str, word: &'w str, see: &str) -> Result<&'w str, Failure> {
+pub(super) fn in_path<'w>(what: &str, word: &'w str, see: &str) -> Result<&'w str, Failure> {
     let harmless = |c: char| c.is_ascii_alphanumeric() || ".:@_-".contains(c);
     if word.is_empty() || !word.chars().all(harmless) {
         return Err(format!("{word:?} is no {what}; see: {see}").into());
@@ -451,7 +452,7 @@ fn follow(dir: &Path, verb: &str) -> Result<Value, Failure> {
     }
 }
 
-fn print(value: &Value, output: Output) -> Result<(), Failure> {
+pub(super) fn print(value: &Value, output: Output) -> Result<(), Failure> {
     match output {
         Output::Json => lines([serde_json::to_string_pretty(value)?]),
         _ => lines([serde_norway::to_string(value)?.trim_end().to_owned()]),

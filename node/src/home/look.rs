@@ -22,7 +22,7 @@ const BELONGING: [&str; 6] =
 /// Who the node is.
 const IDENTITY: [&str; 2] = ["node.key", "node.json"];
 /// What a running node makes beside them.
-const TRACES: [&str; 6] = ["addresses.json", "api.json", "images", "logs", "network", "pods"];
+const TRACES: [&str; 7] = ["addresses.json", "api.json", "client.json", "images", "logs", "network", "pods"];
 /// What decides nothing: a setting of the machine, the daemon's socket, the past, and what makers of file systems
 /// and what was cut off (a trial, a recovery) leave.
 const NOTHING: [&str; 6] = ["advertise.json", "skein.sock", "store.next", "trial.tmp", FORMER, "lost+found"];

@@ -76,6 +76,17 @@ pub enum Cause {
     Stolen,
 }
 
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Cause::Leave => "it leaves",
+            Cause::Removal => "it is removed",
+            Cause::RemovalNow => "it is removed at once",
+            Cause::Stolen => "it was stolen",
+        })
+    }
+}
+
 impl Cause {
     /// Whether nothing is waited for that only its own good needs.
     pub fn is_now(self) -> bool {

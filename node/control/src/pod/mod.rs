@@ -22,6 +22,7 @@ pub use life::PodLife;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{LifecycleHandler, Pod, PodStatus, Probe};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -207,6 +208,15 @@ pub enum Hook {
     PostStart,
     /// Before it is asked to stop, within its grace.
     PreStop,
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Hook::PostStart => "postStart",
+            Hook::PreStop => "preStop",
+        })
+    }
 }
 
 /// What the shell must do. Nothing here waits: answers come back as inputs.
