@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use skein_api::write::Write;
 use skein_control::node::admission::{self, Newcomer, Place, SUBNETS, TOKENS, is_haunted};
 use skein_control::node::authority::TRUST;
 use skein_control::node::roster;
@@ -214,10 +215,16 @@ impl Door {
         if known.is_empty() { otherwise } else { known }
     }
 
-    /// The founder's own record: nobody let it in.
-    pub(crate) async fn found(&self, record: &Record, recipient: Option<&Recipient>) -> Result<(), String> {
+    /// The founder's own record, which nobody let in, and what a cluster begins with.
+    pub(crate) async fn found(
+        &self,
+        record: &Record,
+        recipient: Option<&Recipient>,
+        first: Vec<Write>,
+    ) -> Result<(), String> {
         let mut ops = first_of(record);
         ops.extend(recipient.map(Recipient::to_op));
+        ops.extend(first.into_iter().map(op));
         self.store.propose(ops, Options::default()).await.map(drop).map_err(|error| error.to_string())
     }
 

@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use jiff::Timestamp;
 use skein_apiserver as apiserver;
 use skein_apiserver::tls::{ApiTls, SwappableCertificate};
+use skein_control::chance::Chance;
+use skein_control::plan;
 use skein_net::address_book::AddressBook;
 use skein_net::beacon::{self, Beacon, PeerName};
 use skein_net::ca::Chain;
@@ -734,7 +737,10 @@ async fn found(
     let addresses = endpoint.reachable_addresses();
     let record =
         Record::new(endpoint.node(), own, name, addresses, first_subnet(), clock::now_ms()).founder();
-    door.found(&record, recipient).await?;
+    let now = Timestamp::from_millisecond(store.stamp_ms() as i64).unwrap_or_default();
+    let ca_pem = membership.public.members.to_pem();
+    let first = plan::first(now, Chance(rand::random()), &ca_pem, KUBERNETES_IP);
+    door.found(&record, recipient, first).await?;
     home.set_membership(&Membership { founding: false, ..membership.clone() })?;
     Ok(())
 }

@@ -118,6 +118,14 @@ pub fn plan(view: &View, changed: &Changed, round: &Round<'_>, bounds: &Bounds) 
     draft.finish(came_to_rest)
 }
 
+/// What a cluster begins with, at the moment of its founding: the planners' own answer to an empty map, so that whoever
+/// finds the first node ready finds namespace `default` as well.
+pub fn first(now: Timestamp, chance: Chance, ca_pem: &str, kubernetes_ip: &str) -> Vec<Write> {
+    let (verdicts, electorate) = (BTreeMap::new(), Electorate::default());
+    let round = Round { now, chance, verdicts: &verdicts, electorate: &electorate, ca_pem, kubernetes_ip };
+    plan(&View::default(), &Changed::All, &round, &Bounds::default()).writes
+}
+
 fn one_pass(draft: &mut Draft<'_>, round: &Round<'_>, is_first: bool) {
     draft.fill_half();
     // Who is there comes first, then what should be, then where.

@@ -5,12 +5,15 @@ use k8s_openapi::api::core::v1::{Namespace, Node, NodeCondition, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use skein_api::write::{Change, Expect};
 
-use super::Bounds;
+use super::{Bounds, Round, first, plan};
+use crate::chance::Chance;
 use crate::meta;
 use crate::node::roster::Member;
 use crate::node_health::Verdict;
 use crate::size::Size;
+use crate::view::{Changed, View};
 use crate::world::{World, asking, bare_pod, deployment};
 
 const WEB: &str = "apps/deployments/default/web";
@@ -620,4 +623,22 @@ proptest! {
             prop_assert!(world.sets().is_empty());
         }
     }
+}
+
+/// A node was Ready a moment before there was a namespace for anything.
+#[test]
+fn a_cluster_begins_with_all_that_planners_would_make_of_nothing() {
+    let (now, mut view) = (World::new().now, View::default());
+    for (at, write) in first(now, Chance(7), "pem", "10.43.0.1").into_iter().enumerate() {
+        assert_eq!(write.expect, Expect::Absent);
+        let Change::Put(bytes) = &write.change else { panic!("nothing is there to be deleted") };
+        view.apply(&write.key, Some(bytes), at as u64 + 1);
+    }
+    assert!(view.named::<Namespace>("", "default").is_some());
+    let (verdicts, electorate) = (Default::default(), Default::default());
+    let (ca_pem, kubernetes_ip) = ("pem", "10.43.0.1");
+    let round =
+        Round { now, chance: Chance(8), verdicts: &verdicts, electorate: &electorate, ca_pem, kubernetes_ip };
+    let again = plan(&view, &Changed::All, &round, &Bounds::default());
+    assert_eq!(again.writes, [], "nothing is left to do");
 }
