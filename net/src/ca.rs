@@ -63,6 +63,8 @@ const LATEST: Duration = Duration::from_secs(253_402_214_400);
 pub const CSR_BYTES_MAX: usize = 4 << 10;
 
 const FORMAT: u8 = 1;
+/// The same with data keys of editions before.
+const FORMAT_WITH_FORMER: u8 = 2;
 
 /// A moment as certificates write it. A macro, because the type belongs to a crate that is not ours to name.
 macro_rules! at {
@@ -199,6 +201,46 @@ pub struct ClusterCa {
     root: Authority,
     issuing: Authority,
     clients: Authority,
+    /// Data keys of editions before this one, newest first: there may be something that only they open.
+    former: Vec<DataKey>,
+}
+
+/// A key that data at rest is sealed with, below every root of members one.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataKey {
+    id: DataKeyId,
+    bytes: [u8; 32],
+}
+
+/// What a [`DataKey`] is called: a hash of it, which says nothing about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct DataKeyId(pub [u8; 8]);
+
+impl DataKey {
+    fn new(bytes: [u8; 32]) -> DataKey {
+        let mut hash = Sha256::new();
+        hash.update(b"skein data key id v1\0");
+        hash.update(bytes);
+        let hash: [u8; 32] = hash.finalize().into();
+        DataKey { id: DataKeyId(hash[..8].try_into().expect("8 of 32 bytes")), bytes }
+    }
+
+    /// What it is called.
+    pub fn id(&self) -> DataKeyId {
+        self.id
+    }
+
+    /// The key itself.
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.bytes
+    }
+}
+
+impl fmt::Debug for DataKey {
+    /// Without the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DataKey({:?})", self.id)
+    }
 }
 
 impl ClusterCa {
@@ -282,7 +324,30 @@ impl ClusterCa {
         now: SystemTime,
     ) -> Result<ClusterCa, Error> {
         let issuing = Authority::issued_by(&root, &cluster.authority("issuing"), now)?;
-        Ok(ClusterCa { cluster, root, issuing, clients })
+        Ok(ClusterCa { cluster, root, issuing, clients, former: Vec::new() })
+    }
+
+    /// The key that data is sealed with while this edition is in force. It follows from the private key of the
+    /// members' root: a renewal keeps it, a rotation brings another, and editions of before there were any have one.
+    pub fn data_key(&self) -> DataKey {
+        let mut hash = Sha256::new();
+        hash.update(b"skein data key v1\0");
+        hash.update(self.root.key.serialized_der());
+        DataKey::new(hash.finalize().into())
+    }
+
+    /// All data keys that come with this edition, its own first.
+    pub fn data_keys(&self) -> Vec<DataKey> {
+        std::iter::once(self.data_key()).chain(self.former.iter().cloned()).collect()
+    }
+
+    /// This edition with what opens data sealed before it: the key in force until now, of `before`, and those
+    /// older ones that are `needed` still.
+    pub fn following(mut self, before: &ClusterCa, needed: impl Fn(DataKeyId) -> bool) -> ClusterCa {
+        let (own, newest) = (self.data_key().id(), before.data_key().id());
+        self.former = before.data_keys();
+        self.former.retain(|key| key.id() != own && (key.id() == newest || needed(key.id())));
+        self
     }
 
     /// The members' root of a newer edition, signed by the root of this one: for
@@ -384,14 +449,23 @@ impl ClusterCa {
             issuing: self.issuing.to_stored(),
             clients: self.clients.to_stored(),
         };
-        encoding::encode(FORMAT, &stored)
+        // Older builds read what holds no key of before.
+        match self.former.is_empty() {
+            true => encoding::encode(FORMAT, &stored),
+            false => encoding::encode(FORMAT_WITH_FORMER, &(stored, &self.former)),
+        }
     }
 
     /// What `to_bytes` gave.
     pub fn from_bytes(bytes: &[u8]) -> Result<ClusterCa, Error> {
-        let stored: Stored =
-            encoding::decode(FORMAT, bytes).map_err(|e| Error::Damaged(encoding::chain_of(&e)))?;
+        let decoded = match bytes.first() {
+            Some(&FORMAT_WITH_FORMER) => encoding::decode(FORMAT_WITH_FORMER, bytes),
+            _ => encoding::decode(FORMAT, bytes).map(|stored| (stored, Vec::new())),
+        };
+        let (stored, former): (Stored, Vec<DataKey>) =
+            decoded.map_err(|e| Error::Damaged(encoding::chain_of(&e)))?;
         Ok(ClusterCa {
+            former,
             cluster: stored.cluster,
             root: Authority::from_stored(stored.root)?,
             issuing: Authority::from_stored(stored.issuing)?,

@@ -19,18 +19,23 @@ use serde_json::{Value, json};
 use skein_control::node::authority::{
     Edition, Fingerprint, HOLDERS, Holder, Kept, Span, TRUST, Trust, keepers,
 };
-use skein_net::ca::{ApiNames, Chain, ClusterCa, Public, TrustBundle, Validity};
+use skein_net::ca::{ApiNames, Chain, ClusterCa, DataKey, Public, TrustBundle, Validity};
 use skein_net::endpoint::Endpoint;
 use skein_net::identity::{Identity, NodeId};
 use skein_raft_store::{Handle, State, TokioRuntime};
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tracing::info;
 
 use crate::backup::{NO_RECOVERY_KEY, Recipient};
 use crate::clock;
 use crate::home::{Home, Slot};
 use crate::members::{Members, Record};
+use crate::secrets::{self, NewKey, ObjectKey, Wrapped};
 use crate::wire::{self, Answer, Ask, Client, Sealed};
+
+/// After this the next voter is asked as well.
+const NEXT_AFTER: Duration = Duration::from_millis(300);
 
 /// See the module. Cheap to clone; all clones are one.
 #[derive(Clone)]
@@ -245,6 +250,64 @@ impl Authority {
             }
         }
         Err(refusal)
+    }
+
+    /// The same, of all voters soon: one that is down or cut off delays the others' answers only for a moment.
+    pub(crate) async fn ask_any<T: DeserializeOwned>(
+        &self,
+        ask: &Ask,
+        here: impl FnOnce(&Authority, NodeId) -> Answer<T>,
+    ) -> Answer<T> {
+        let me = self.inner.identity.node();
+        let refusal = match here(self, me) {
+            Ok(answer) => return Ok(answer),
+            Err(refusal) => refusal,
+        };
+        let metrics = self.inner.store.metrics();
+        let mut voters: Vec<NodeId> = Vec::new();
+        for voter in metrics.leader.iter().chain(&metrics.voters).map(|voter| NodeId(voter.node)) {
+            if voter != me && !voters.contains(&voter) {
+                voters.push(voter);
+            }
+        }
+        let asked = voters.into_iter().zip(0u32..).map(|(voter, place)| {
+            Box::pin(async move {
+                sleep(NEXT_AFTER * place).await;
+                wire::ask::<Answer<T>>(&self.inner.endpoint, voter, ask).await.and_then(|answer| answer)
+            })
+        });
+        let asked: Vec<_> = asked.collect();
+        if asked.is_empty() {
+            return Err(refusal);
+        }
+        futures::future::select_ok(asked).await.map(|(answer, _)| answer)
+    }
+
+    /// The keys of sealed objects, for a member's API or pods.
+    pub(crate) fn answer_open(&self, asker: NodeId, wrapped: &[Wrapped]) -> Answer<Vec<ObjectKey>> {
+        let Shelf { current, next } = self.shelf().clone();
+        let kept = current.iter().chain(&next);
+        let keys: Vec<DataKey> = kept.flat_map(|authority| authority.data_keys()).collect();
+        if self.member(asker).is_none() {
+            return Err("only members open what is sealed".into());
+        }
+        secrets::unwrap_all(&keys, wrapped)
+    }
+
+    /// New keys for what a member's API is about to write.
+    pub(crate) fn answer_new_keys(&self, asker: NodeId, places: &[String]) -> Answer<Vec<NewKey>> {
+        // While others come into force, what was in force still seals: the leader seals it anew.
+        let current = self.held().or_else(|| self.shelf().current.clone());
+        let current = current.ok_or("this node does not hold the cluster's authorities (yet)")?;
+        if self.member(asker).is_none() {
+            return Err("only members seal".into());
+        }
+        secrets::wrap_all(&current.data_key(), places)
+    }
+
+    /// What everything is to be sealed with, where this node keeps the authorities in force.
+    pub(crate) fn data_key_in_force(&self) -> Option<DataKey> {
+        self.held().map(|authority| authority.data_key())
     }
 
     /// For `skein status`.

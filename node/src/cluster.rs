@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use rand::seq::IndexedRandom;
+use serde_json::Value;
 use skein_api::write::{self, NodeDeletion, Write, Written};
 use skein_apiserver::cluster::{
     AT_LEAST_WAIT, Batch, Cluster, Event, Events, Freshness, LogError, LogRequest, LogStream, Snapshot,
@@ -25,6 +26,7 @@ use skein_raft_store::{
 
 use crate::clock;
 use crate::members::Members;
+use crate::secrets::Vault;
 use crate::wire::{self, Answer, Ask, LogQuestion};
 
 /// How long a read waits for the leader.
@@ -37,6 +39,7 @@ const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 /// See the module.
 pub(crate) struct Here {
     pub(crate) store: Handle<TokioRuntime>,
+    pub(crate) vault: Vault,
     pub(crate) endpoint: Endpoint,
     pub(crate) members: Members,
     pub(crate) agent: crate::agent::Logs,
@@ -62,13 +65,14 @@ pub(crate) fn op(write: Write) -> Op {
 
 #[async_trait]
 impl Cluster for Here {
-    async fn propose(&self, writes: Vec<Write>) -> Result<Vec<Written>, Unavailable> {
+    async fn propose(&self, mut writes: Vec<Write>) -> Result<Vec<Written>, Unavailable> {
         if self.in_doubt.load(Ordering::Relaxed) {
             // Of a write that is not sent everybody knows that it did not happen.
             self.confirm()
                 .await
                 .map_err(|error| Unavailable::NoQuorum(format!("nothing was written: {error}")))?;
         }
+        self.vault.seal(&mut writes).await?;
         let ops = writes.into_iter().map(op).collect();
         let proposed = self.store.propose(ops, Options::default()).await;
         if let Err(ProposeError::Unknown(_) | ProposeError::NoQuorum(_)) = proposed {
@@ -98,6 +102,10 @@ impl Cluster for Here {
             }
         }
         Ok(Arc::new(Picture(self.store.state())))
+    }
+
+    async fn open(&self, objects: &mut [Value]) -> Result<(), Unavailable> {
+        self.vault.open(objects).await.map_err(Unavailable::NoQuorum)
     }
 
     async fn watch(&self, prefix: &str, after: u64) -> Result<Box<dyn Events>, WatchError> {

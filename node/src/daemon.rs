@@ -57,6 +57,7 @@ use crate::pressure;
 use crate::quorum;
 use crate::recover::{self, Recovery};
 use crate::report::Chain as ErrorChain;
+use crate::secrets::Vault;
 use crate::surroundings::Surroundings;
 use crate::voting::Voting;
 use crate::watchfulness::{self, WATCH_DATAGRAM, Watch};
@@ -348,6 +349,8 @@ impl Node {
             endpoint.clone(),
         )?;
 
+        let vault = Vault::new(authority.clone(), home.clone(), identity.clone());
+
         let picture = Picture::new();
         let door = Door {
             store: store.clone(),
@@ -519,6 +522,7 @@ impl Node {
         };
         tasks.spawn(voters.run(stopping.clone()));
         tasks.spawn(authority.clone().run(gossip.members(), stopping.clone()));
+        tasks.spawn(vault.clone().run(store.clone(), stopping.clone()));
 
         // What follows needs this node's own record: a machine that was just let in waits for its replica.
         let record = own_record(&members, &picture, me, &stopping).await?;
@@ -550,6 +554,7 @@ impl Node {
             network,
             picture: picture.clone(),
             store: store.clone(),
+            vault: vault.clone(),
             endpoint: endpoint.clone(),
             members: members.clone(),
             gossiped: gossip.members(),
@@ -573,6 +578,7 @@ impl Node {
         let cluster = Arc::new(Here {
             in_doubt: Default::default(),
             store: store.clone(),
+            vault: vault.clone(),
             endpoint: endpoint.clone(),
             members: members.clone(),
             agent: Logs(engine.clone()),
@@ -971,6 +977,8 @@ impl Answering {
             Ask::CertifyClient(user) => wire::encode(&self.authority.answer_client(peer, &user)),
             Ask::Authority => wire::encode(&self.authority.answer_edition(peer, None)),
             Ask::SealedAuthorities => wire::encode(&self.authority.answer_sealed(peer)),
+            Ask::OpenKeys(wrapped) => wire::encode(&self.authority.answer_open(peer, &wrapped)),
+            Ask::NewKeys(places) => wire::encode(&self.authority.answer_new_keys(peer, &places)),
             Ask::Edition(edition) => wire::encode(&self.authority.answer_edition(peer, Some(&edition))),
             Ask::Blobs(digest) => wire::encode(&self.images.answer_blobs(&digest).await),
             Ask::Survivor => wire::encode(&self.recovery.answer_report(peer).await),

@@ -8,6 +8,7 @@
 //! client.json          the last certificate and key of its administrator, for when no new one can be made
 //! authority.sealed     the cluster's authorities, on voters, sealed to this node's key
 //! authority.next.sealed  those that may follow them
+//! secrets.sealed       what opens the Secrets that pods here use, sealed to this node's key
 //! addresses.json       where other nodes were seen
 //! advertise.json       what others are told of where this node is, if that was given by hand
 //! store/               log and snapshots (skein-raft-store)
@@ -41,6 +42,10 @@ use skein_net::token::Token;
 use crate::wire::Client;
 
 pub(crate) use claim::Claim;
+
+/// What this node's keys for its own files are derived for.
+const AUTHORITIES: &str = "seal the cluster's authorities";
+const PODS_KEYS: &str = "seal the keys of pods' Secrets";
 
 /// Where a command looks for the daemon unless told otherwise.
 pub(crate) const DEFAULT: &str = "/var/lib/skein";
@@ -297,15 +302,12 @@ impl Home {
 
     /// The cluster's authorities in one place, if this node keeps any there.
     pub(crate) fn authority(&self, identity: &Identity, slot: Slot) -> Result<Option<ClusterCa>, Error> {
-        let path = self.dir.join(slot.file());
-        let Some(mut sealed) = self.read(&path)? else { return Ok(None) };
-        let damaged = |reason: &str| self.damaged(&path, reason);
-        let (nonce, bytes) =
-            sealed.split_at_mut_checked(NONCE_LEN).ok_or_else(|| damaged("it is too short"))?;
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| damaged("it is too short"))?;
-        let opened = seal_key(identity).open_in_place(nonce, Aad::empty(), bytes);
-        let opened = opened.map_err(|_| damaged("it is not sealed to this node's key"))?;
-        ClusterCa::from_bytes(opened).map(Some).map_err(|error| damaged(&error.to_string()))
+        let Some(opened) = self.read_sealed(&seal_key(identity, AUTHORITIES), slot.file())? else {
+            return Ok(None);
+        };
+        let damaged =
+            |error: skein_net::ca::Error| self.damaged(&self.dir.join(slot.file()), &error.to_string());
+        ClusterCa::from_bytes(&opened).map(Some).map_err(damaged)
     }
 
     /// Keeps the authorities, readable with this node's key only.
@@ -315,13 +317,36 @@ impl Home {
         slot: Slot,
         authority: &ClusterCa,
     ) -> Result<(), Error> {
+        self.write_sealed(&seal_key(identity, AUTHORITIES), slot.file(), authority.to_bytes())
+    }
+
+    /// What opens the Secrets that pods here use, if any was kept.
+    pub(crate) fn pods_keys(&self, identity: &Identity) -> Result<Option<Vec<u8>>, Error> {
+        self.read_sealed(&seal_key(identity, PODS_KEYS), "secrets.sealed")
+    }
+
+    /// Keeps what opens the Secrets that pods here use, readable with this node's key only.
+    pub(crate) fn set_pods_keys(&self, identity: &Identity, keys: &[u8]) -> Result<(), Error> {
+        self.write_sealed(&seal_key(identity, PODS_KEYS), "secrets.sealed", keys.to_vec())
+    }
+
+    fn read_sealed(&self, key: &LessSafeKey, name: &str) -> Result<Option<Vec<u8>>, Error> {
+        let path = self.dir.join(name);
+        let Some(mut sealed) = self.read(&path)? else { return Ok(None) };
+        let damaged = |reason: &str| self.damaged(&path, reason);
+        let (nonce, bytes) =
+            sealed.split_at_mut_checked(NONCE_LEN).ok_or_else(|| damaged("it is too short"))?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| damaged("it is too short"))?;
+        let opened = key.open_in_place(nonce, Aad::empty(), bytes);
+        Ok(Some(opened.map_err(|_| damaged("it is not sealed to this node's key"))?.to_vec()))
+    }
+
+    fn write_sealed(&self, key: &LessSafeKey, name: &str, mut bytes: Vec<u8>) -> Result<(), Error> {
         // A fresh nonce each time: the key stays the same.
         let nonce: [u8; NONCE_LEN] = rand::random();
-        let mut bytes = authority.to_bytes();
-        seal_key(identity)
-            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut bytes)
+        key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut bytes)
             .expect("far below the length that AES-GCM can seal");
-        self.write(slot.file(), &[nonce.as_slice(), &bytes].concat())
+        self.write(name, &[nonce.as_slice(), &bytes].concat())
     }
 
     /// What was to follow is in force; what was before goes.
@@ -394,8 +419,8 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn seal_key(identity: &Identity) -> LessSafeKey {
-    let key = identity.derive("seal the cluster's authorities");
+fn seal_key(identity: &Identity, purpose: &str) -> LessSafeKey {
+    let key = identity.derive(purpose);
     LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key[..32]).expect("32 bytes are a key of AES-256"))
 }
 
@@ -426,6 +451,19 @@ mod tests {
         home.forget_authority(Slot::Next).unwrap();
         home.forget_authority(Slot::Current).unwrap();
         assert_eq!(fingerprint(Slot::Current), None);
+    }
+
+    #[test]
+    fn what_opens_pods_secrets_lies_sealed_to_this_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::new(dir.path());
+        let (mine, other) = (Identity::ephemeral().unwrap(), Identity::ephemeral().unwrap());
+        assert!(home.pods_keys(&mine).unwrap().is_none());
+        home.set_pods_keys(&mine, b"open sesame").unwrap();
+        assert_eq!(home.pods_keys(&mine).unwrap().as_deref(), Some(&b"open sesame"[..]));
+        assert!(home.pods_keys(&other).is_err());
+        let bytes = fs::read(dir.path().join("secrets.sealed")).unwrap();
+        assert!(!bytes.windows(11).any(|window| window == b"open sesame"));
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod prober;
 mod quorum;
 mod recover;
 mod report;
+mod secrets;
 mod surroundings;
 mod tiny;
 mod voting;

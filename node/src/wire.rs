@@ -62,6 +62,10 @@ pub(crate) enum Ask {
     Recover(Box<crate::recover::Word>),
     /// The authorities in force, sealed to the cluster's recovery key: for a backup. To a voter.
     SealedAuthorities,
+    /// The keys of sealed objects. To a voter, by a member.
+    OpenKeys(Vec<crate::secrets::Wrapped>),
+    /// A new key for each of these places in the map, to seal what is written there. To a voter, by a member.
+    NewKeys(Vec<String>),
 }
 
 /// Which output of which container.

@@ -1,6 +1,6 @@
 //! Everything is gone but a file: the cluster of a backup begins anew on a bare machine.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::house::{House, wait};
 use crate::recovery::{MAPS, revision, write, written};
@@ -11,6 +11,8 @@ pub(crate) const TESTS: Tests = tests![
     a_backup_from_a_node_without_a_vote_becomes_the_cluster_again_on_a_bare_machine,
     a_backup_that_cannot_be_made_or_opened_says_why_and_changes_nothing,
 ];
+
+const SECRETS: &str = "/api/v1/namespaces/default/secrets";
 
 /// The key that the founding printed.
 fn recovery_key(house: &House) -> String {
@@ -29,6 +31,8 @@ fn a_backup_from_a_node_without_a_vote_becomes_the_cluster_again_on_a_bare_machi
     house.until_running("one", 2);
     house.run_pod("one");
     write(&house, "one", "before");
+    let secret = json!({ "metadata": { "name": "db" }, "stringData": { "word": "hunter2" } });
+    house.create("two", SECRETS, &secret);
     let [kubectl, _] = kubectls();
     let config = house.skein_ok("one", &["kubeconfig"]);
     let unspent = wait(house.cluster.token(1)).expect("a token");
@@ -66,6 +70,7 @@ fn a_backup_from_a_node_without_a_vote_becomes_the_cluster_again_on_a_bare_machi
     let holds = |name: &str| names.contains(&name.to_owned());
     assert!(holds("before") && !holds("after"), "{names:?}");
     assert!(revision(&maps) > known + (1 << 32), "{known}");
+    assert_eq!(house.get("one", &format!("{SECRETS}/db"))["data"]["word"], "aHVudGVyMg==", "it opens");
     house.until("the pods", || {
         let pods = house.get("one", "/api/v1/pods");
         let pods = pods["items"].as_array()?;

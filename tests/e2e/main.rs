@@ -23,6 +23,7 @@ mod neighbours;
 mod pods;
 mod recovery;
 mod remains;
+mod secrets;
 mod user;
 mod voters;
 mod watching;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         authorities::TESTS,
         pods::TESTS,
         hooks::TESTS,
+        secrets::TESTS,
         images::TESTS,
         failover::TESTS,
         finding::TESTS,

@@ -275,8 +275,10 @@ fn stored_authorities_come_back_as_they_were_and_damage_is_noticed() {
     }
     let mut newer = bytes;
     newer[0] = 2;
+    ClusterCa::from_bytes(&newer).expect_err("it says that keys of before follow");
+    newer[0] = 3;
     let error = ClusterCa::from_bytes(&newer).expect_err("newer");
-    assert!(error.to_string().contains("version 2"), "{error}");
+    assert!(error.to_string().contains("version 3"), "{error}");
 }
 
 #[test]
@@ -325,4 +327,26 @@ proptest::proptest! {
         let root = CertificateDer::from(root);
         let _ = (client_subject(&root), Chain::new(vec![root.clone()]), TrustBundle::new(vec![root]));
     }
+}
+
+#[test]
+fn a_data_key_lasts_as_long_as_its_root_and_what_it_sealed_opens_after_a_rotation() {
+    let ca = founded();
+    let renewed = ca.renewed(start() + HOUR).expect("renewed").following(&ca, |_| false);
+    assert_eq!(renewed.data_keys(), [ca.data_key()]);
+    let rotated = ClusterCa::anew(ca.cluster(), start() + HOUR).expect("made").following(&renewed, |_| false);
+    assert_eq!(rotated.data_keys()[1..], [ca.data_key()]);
+    assert_ne!(rotated.data_key(), ca.data_key());
+    let stored = ClusterCa::from_bytes(&rotated.to_bytes()).expect("what was stored");
+    assert_eq!(stored.data_keys(), rotated.data_keys());
+    assert_eq!(ClusterCa::from_bytes(&ca.to_bytes()).expect("what was stored").data_keys(), [ca.data_key()]);
+
+    // The oldest goes with the next rotation, unless something is still sealed by it.
+    let again = |needed: bool| {
+        let anew = ClusterCa::anew(ca.cluster(), start() + 2 * HOUR).expect("made");
+        anew.following(&rotated, |id| needed && id == ca.data_key().id()).data_keys()
+    };
+    assert_eq!(again(true)[1..], [rotated.data_key(), ca.data_key()]);
+    assert_eq!(again(false)[1..], [rotated.data_key()]);
+    assert!(!format!("{:?}", ca.data_key()).contains(&format!("{:?}", ca.data_key().bytes())));
 }

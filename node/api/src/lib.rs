@@ -22,6 +22,7 @@ pub mod decode;
 pub mod object;
 pub mod patch;
 pub mod scale;
+pub mod sealed;
 pub mod selector;
 pub mod table;
 

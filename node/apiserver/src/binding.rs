@@ -21,7 +21,7 @@ impl Api {
         let key = kind.key(call.resource.key_namespace(), name).to_string();
         let now = self.cluster.now();
         let dry_run = query::dry_run(call.query.all("dryRun"))?;
-        self.commit(dry_run, Status::modified(kind, name), |snapshot: &dyn Snapshot| {
+        self.commit(dry_run, Status::modified(kind, name), None, |snapshot: &dyn Snapshot| {
             let (bytes, revision) = snapshot.get(&key).ok_or_else(|| Status::not_found(kind, name))?;
             let bound = binding::bind(&object::read(&bytes)?, &asked, now)?;
             let write = Write::replace(&key, revision, object::encode(&bound));

@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use serde_json::Value;
 use skein_api::write::{NodeDeletion, Write, Written};
 
 /// The cluster as the API sees it. Any node can be asked; each of its methods ends in bounded time.
@@ -13,7 +14,7 @@ use skein_api::write::{NodeDeletion, Write, Written};
 pub trait Cluster: Send + Sync + 'static {
     /// Changes the map, all or nothing, as one command of the log.
     ///
-    /// The outcomes are in the order of `writes`. If one of them is `Refused`, nothing has happened.
+    /// What is to be sealed is sealed here, before anybody else has it. The outcomes are in the order of `writes`. If one of them is `Refused`, nothing has happened.
     async fn propose(&self, writes: Vec<Write>) -> Result<Vec<Written>, Unavailable>;
 
     /// A consistent picture of the map, as fresh as asked for.
@@ -22,6 +23,10 @@ pub trait Cluster: Send + Sync + 'static {
     /// The changes after revision `after` whose key starts with `prefix`. An `after` that lies in the
     /// future is waited for.
     async fn watch(&self, prefix: &str, after: u64) -> Result<Box<dyn Events>, WatchError>;
+
+    /// Opens objects that lie sealed in the map, as [`propose`](Self::propose) sealed them
+    /// ([`skein_api::sealed`]); others stay as they are. If one cannot be opened now, none is to be shown.
+    async fn open(&self, objects: &mut [Value]) -> Result<(), Unavailable>;
 
     /// What a container printed, from the node that runs it.
     async fn logs(&self, node: &str, request: LogRequest) -> Result<LogStream, LogError>;

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde_json::Value;
 use skein_api::object;
+use skein_api::sealed;
 use skein_api::status::{Reason, Status};
 use skein_api::write::{Expect, Refusal, Write, Written};
 
@@ -44,11 +46,12 @@ impl Api {
     /// The first picture is whatever this node has, which costs no round to the leader: a write holds
     /// only if the picture was right. What cannot be checked by writing (an error, no change at all, a
     /// dry run) is decided on the newest picture instead. `taken` is the answer when somebody else was
-    /// faster each time.
+    /// faster each time. `changed` is the key of the object that `decide` changes: it is shown opened.
     pub(crate) async fn commit<D>(
         &self,
         dry_run: bool,
         taken: Status,
+        changed: Option<&str>,
         mut decide: D,
     ) -> Result<Committed, Status>
     where
@@ -58,7 +61,8 @@ impl Api {
             let checked_by_writing = attempt == 0 && !dry_run;
             let at = if checked_by_writing { Freshness::Any } else { Freshness::Latest };
             let snapshot: Arc<dyn Snapshot> = self.cluster.read(at).await.map_err(unavailable)?;
-            match decide(&*snapshot) {
+            let opened = self.opened(snapshot, changed).await?;
+            match decide(&opened) {
                 Ok(Step::Write { writes, mut object }) if dry_run => {
                     // The version that it was computed from: what differs is what the change would change.
                     if let Some(Expect::Revision(revision)) = writes.first().map(|write| &write.expect) {
@@ -83,6 +87,19 @@ impl Api {
         Err(taken)
     }
 
+    /// `snapshot`, in which the object at `key` is opened if it is sealed.
+    async fn opened(&self, snapshot: Arc<dyn Snapshot>, key: Option<&str>) -> Result<Opened, Status> {
+        let sealed = key.filter(|key| sealed::is_due(key)).and_then(|key| Some((key, snapshot.get(key)?)));
+        let Some((key, (bytes, revision))) = sealed else {
+            return Ok(Opened { snapshot, object: None });
+        };
+        let mut object = [object::read(&bytes)?];
+        self.cluster.open(&mut object).await.map_err(unavailable)?;
+        let [object] = &object;
+        let object = Some((key.to_owned(), object::encode(object).into(), revision));
+        Ok(Opened { snapshot, object })
+    }
+
     /// The revision of the first write; `None` if an expectation did not hold.
     async fn write(&self, writes: Vec<Write>) -> Result<Option<u64>, Status> {
         let outcomes = self.cluster.propose(writes).await.map_err(unavailable)?;
@@ -99,6 +116,29 @@ impl Api {
             Some(Written::Done { revision } | Written::Unchanged { revision }) => Ok(Some(*revision)),
             _ => Err(Status::internal("the store answered a command without saying what became of it")),
         }
+    }
+}
+
+/// A picture in which one object is as its owner wrote it.
+struct Opened {
+    snapshot: Arc<dyn Snapshot>,
+    object: Option<(String, Bytes, u64)>,
+}
+
+impl Snapshot for Opened {
+    fn revision(&self) -> u64 {
+        self.snapshot.revision()
+    }
+
+    fn get(&self, key: &str) -> Option<(Bytes, u64)> {
+        match &self.object {
+            Some((known, bytes, revision)) if known == key => Some((bytes.clone(), *revision)),
+            _ => self.snapshot.get(key),
+        }
+    }
+
+    fn range(&self, prefix: &str, after_key: Option<&str>, limit: usize) -> Vec<(Arc<str>, Bytes, u64)> {
+        self.snapshot.range(prefix, after_key, limit)
     }
 }
 

@@ -23,7 +23,9 @@ impl Api {
         let dry_run = query::dry_run(call.query.all("dryRun"))?;
         let taken = Status::already_exists(kind, object::name(&sent.object));
         let committed = self
-            .commit(dry_run, taken, |snapshot: &dyn Snapshot| self.new_object(call, &sent.object, snapshot))
+            .commit(dry_run, taken, None, |snapshot: &dyn Snapshot| {
+                self.new_object(call, &sent.object, snapshot)
+            })
             .await?;
         let mut warnings = sent.warnings;
         warnings.extend(object::warnings_on_create(kind, &committed.object));

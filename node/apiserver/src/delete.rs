@@ -5,6 +5,7 @@ use http::{Response, StatusCode};
 use serde_json::{Value, json};
 use skein_api::kinds::Kind;
 use skein_api::object::{self, DeleteOptions, Deletion, Propagation};
+use skein_api::sealed;
 use skein_api::status::{self, Status};
 use skein_api::write::{NodeDeletion, Write};
 
@@ -27,7 +28,12 @@ impl Api {
         let options = delete_options(call)?;
         let removed = self.delete_object(call.kind(), call.resource.key_namespace(), name, &options).await?;
         match removed {
-            Removal::Under(object) => self.answer_object(call, StatusCode::OK, object, &[]),
+            Removal::Under(object) => {
+                let mut object = [object];
+                self.open_or_empty(call.kind(), &mut object).await;
+                let [object] = object;
+                self.answer_object(call, StatusCode::OK, object, &[])
+            }
             Removal::Done { uid } => Ok(removed_answer(call.kind(), name, &uid)),
         }
     }
@@ -60,8 +66,16 @@ impl Api {
                 _ => break,
             }
         }
+        self.open_or_empty(kind, &mut shown).await;
         let metadata = json!({ "resourceVersion": snapshot.revision().to_string() });
         self.answer_list(call, shown, metadata, &[])
+    }
+
+    /// Opens objects that are sealed; what is deleted needs nobody who can, and is shown without its values then.
+    async fn open_or_empty(&self, kind: &Kind, objects: &mut [Value]) {
+        if self.open(kind, objects).await.is_err() {
+            objects.iter_mut().for_each(sealed::remove_data);
+        }
     }
 
     /// Deletes one object as `options` say.
@@ -79,7 +93,7 @@ impl Api {
         let mut gone = None;
         let now = self.cluster.now();
         let committed = self
-            .commit(options.dry_run, Status::modified(kind, name), |snapshot: &dyn Snapshot| {
+            .commit(options.dry_run, Status::modified(kind, name), None, |snapshot: &dyn Snapshot| {
                 let (bytes, revision) = snapshot.get(&key).ok_or_else(|| Status::not_found(kind, name))?;
                 let old = object::read(&bytes)?;
                 if options.resource_version.as_deref().is_some_and(|asked| asked != revision.to_string()) {

@@ -6,12 +6,13 @@ use http::StatusCode;
 use serde_json::{Map, Value};
 use skein_api::kinds::Kind;
 use skein_api::object;
+use skein_api::sealed;
 use skein_api::selector::{FieldSelector, Selector};
 use skein_api::status::Status;
 use tokio::time::Instant;
 
 use crate::api::{Answer, Api, Call};
-use crate::cluster::{Freshness, Snapshot, Unavailable};
+use crate::cluster::{Cluster, Freshness, Snapshot, Unavailable};
 use crate::commit::unavailable;
 use crate::pages::{self, Token};
 use crate::query::{self, ListOptions, Match, Version};
@@ -27,7 +28,10 @@ impl Api {
         let (snapshot, warnings) = self.picture(at).await?;
         let key = kind.key(call.resource.key_namespace(), name).to_string();
         let (bytes, revision) = snapshot.get(&key).ok_or_else(|| Status::not_found(kind, name))?;
-        self.answer_object(call, StatusCode::OK, stored(&bytes, revision)?, &warnings)
+        let mut object = [stored(&bytes, revision)?];
+        self.open(kind, &mut object).await?;
+        let [object] = object;
+        self.answer_object(call, StatusCode::OK, object, &warnings)
     }
 
     /// GET of a collection.
@@ -35,7 +39,8 @@ impl Api {
         let filter = Filter::parse(call.kind(), options)?;
         let prefix = call.kind().prefix(call.resource.namespace.as_deref());
         let begin = self.beginning(&prefix, options).await?;
-        let page = page(&*begin.snapshot, &prefix, begin.after, options.limit, &filter)?;
+        let mut page = page(&*begin.snapshot, &prefix, begin.after, options.limit, &filter)?;
+        self.open(call.kind(), &mut page.objects).await?;
 
         let mut metadata = Map::new();
         metadata.insert("resourceVersion".into(), begin.revision.to_string().into());
@@ -49,6 +54,11 @@ impl Api {
             }
         }
         self.answer_list(call, page.objects, Value::Object(metadata), &begin.warnings)
+    }
+
+    /// Opens objects that are sealed.
+    pub(crate) async fn open(&self, kind: &Kind, objects: &mut [Value]) -> Result<(), Status> {
+        open(&*self.cluster, kind, objects).await
     }
 
     /// A picture as fresh as asked for. Where no majority confirms that this node's own is the latest, it is that
@@ -148,7 +158,15 @@ fn page(
     }
 }
 
-/// A stored object as clients see it.
+/// Opens objects of one kind, if they are sealed.
+pub(crate) async fn open(cluster: &dyn Cluster, kind: &Kind, objects: &mut [Value]) -> Result<(), Status> {
+    match sealed::is_due(&kind.prefix(None)) && !objects.is_empty() {
+        true => cluster.open(objects).await.map_err(unavailable),
+        false => Ok(()),
+    }
+}
+
+/// A stored object as clients see it, sealed if it is.
 pub(crate) fn stored(bytes: &[u8], revision: u64) -> Result<Value, Status> {
     let mut object = object::read(bytes)?;
     object::put_resource_version(&mut object, revision);

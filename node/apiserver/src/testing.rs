@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
+use serde_json::Value;
+use skein_api::sealed;
 use skein_api::write::{Change, Expect, Refusal, Write, Written};
 use tokio::sync::watch;
 
@@ -26,6 +28,8 @@ struct Shared {
     chance: AtomicU64,
     /// Why nothing is answered, if so.
     broken: Mutex<Option<Unavailable>>,
+    /// Why nothing sealed is opened, if so.
+    sealed: Mutex<Option<Unavailable>>,
     /// Called with each command before it is decided.
     before_propose: Mutex<Option<Hook>>,
     logs: Mutex<HashMap<String, watch::Receiver<LogText>>>,
@@ -58,6 +62,7 @@ impl Default for Shared {
             revision: watch::channel(0).0,
             chance: AtomicU64::new(0),
             broken: Mutex::default(),
+            sealed: Mutex::default(),
             before_propose: Mutex::default(),
             logs: Mutex::default(),
         }
@@ -122,6 +127,11 @@ impl MemoryCluster {
     /// The output of the container `<namespace>/<pod>/<container>` comes from here.
     pub fn set_logs(&self, container: &str, logs: watch::Receiver<LogText>) {
         lock(&self.0.logs).insert(container.to_owned(), logs);
+    }
+
+    /// Opens nothing that is sealed any more; `None`: it does again.
+    pub fn keep_sealed(&self, why: Option<Unavailable>) {
+        *lock(&self.0.sealed) = why;
     }
 
     fn check(&self) -> Result<(), Unavailable> {
@@ -205,7 +215,7 @@ impl Cluster for MemoryCluster {
             hook(self, &writes);
             lock(&self.0.before_propose).get_or_insert(hook);
         }
-        Ok(self.apply(&writes))
+        Ok(self.apply(&writes.into_iter().map(sealed_write).collect::<Vec<_>>()))
     }
 
     async fn read(&self, at: Freshness) -> Result<Arc<dyn Snapshot>, Unavailable> {
@@ -221,6 +231,16 @@ impl Cluster for MemoryCluster {
             }
         }
         Ok(self.snapshot())
+    }
+
+    async fn open(&self, objects: &mut [Value]) -> Result<(), Unavailable> {
+        for object in objects {
+            if let Some(envelope) = sealed::envelope(object) {
+                lock(&self.0.sealed).clone().map_or(Ok(()), Err)?;
+                sealed::restore(object, &turned(envelope)).expect("what was sealed here");
+            }
+        }
+        Ok(())
     }
 
     async fn watch(&self, prefix: &str, after: u64) -> Result<Box<dyn Events>, WatchError> {
@@ -290,6 +310,24 @@ impl Cluster for MemoryCluster {
             })
             .collect()
     }
+}
+
+/// A cipher for tests: it only makes bytes look otherwise.
+fn turned(bytes: Vec<u8>) -> Vec<u8> {
+    bytes.into_iter().map(|byte| byte ^ 0x55).collect()
+}
+
+/// The write as it goes into the map: sealed if it is to be.
+fn sealed_write(mut write: Write) -> Write {
+    if let (true, Change::Put(bytes)) = (sealed::is_due(&write.key), &mut write.change) {
+        let mut object = serde_json::from_slice(bytes).expect("an object");
+        if sealed::envelope(&object).is_none() {
+            let taken = sealed::take(&mut object);
+            sealed::put_envelope(&mut object, &turned(taken));
+            *bytes = object.to_string().into_bytes();
+        }
+    }
+    write
 }
 
 struct Picture {

@@ -77,7 +77,8 @@ impl Api {
             namespace: call.resource.namespace.as_deref(),
             user: &call.caller.user,
         };
-        let committed = self.commit(dry_run, Status::modified(kind, name), |snapshot: &dyn Snapshot| {
+        let taken = Status::modified(kind, name);
+        let committed = self.commit(dry_run, taken, Some(&key), |snapshot: &dyn Snapshot| {
             warnings.clear();
             let (bytes, revision) = snapshot.get(&key).ok_or_else(|| Status::not_found(kind, name))?;
             let old = object::read(&bytes)?;

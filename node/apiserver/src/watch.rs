@@ -22,7 +22,7 @@ use crate::cluster::{Cluster, Event, Events, Freshness, Snapshot, WatchError};
 use crate::commit::unavailable;
 use crate::negotiate::Form;
 use crate::query::{ListOptions, Version};
-use crate::read::{Filter, stored};
+use crate::read::{Filter, open, stored};
 use crate::respond::{self, Body, BodyError};
 use crate::view::View;
 
@@ -158,7 +158,7 @@ impl Watching {
 
     async fn step(&mut self) -> Result<Vec<u8>, Status> {
         if let Some((snapshot, after)) = self.initial.take() {
-            return self.initial_lines(snapshot, after);
+            return self.initial_lines(snapshot, after).await;
         }
         if let Some(revision) = self.end_of_initial.take() {
             return Ok(self.bookmark(revision, true));
@@ -172,9 +172,17 @@ impl Watching {
         };
         match woken {
             Woken::Batch(Ok(batch)) => {
-                let mut lines = Vec::new();
+                let (mut changes, mut objects) = (Vec::new(), Vec::new());
                 for event in &batch.events {
-                    self.line(event, &mut lines)?;
+                    if let Some((change, object)) = self.seen(event)? {
+                        changes.push(change);
+                        objects.push(object);
+                    }
+                }
+                open(&*self.cluster, self.kind, &mut objects).await?;
+                let mut lines = Vec::new();
+                for (change, object) in changes.into_iter().zip(objects) {
+                    self.push(change, object, &mut lines);
                 }
                 Ok(lines)
             }
@@ -188,18 +196,23 @@ impl Watching {
         }
     }
 
-    fn initial_lines(
+    async fn initial_lines(
         &mut self,
         snapshot: Arc<dyn Snapshot>,
         after: Option<String>,
     ) -> Result<Vec<u8>, Status> {
         let chunk = snapshot.range(&self.prefix, after.as_deref(), CHUNK);
-        let mut lines = Vec::new();
+        let mut objects = Vec::new();
         for (_, bytes, revision) in &chunk {
             let object = stored(bytes, *revision)?;
             if self.filter.matches(&object) {
-                self.push("ADDED", object, &mut lines);
+                objects.push(object);
             }
+        }
+        open(&*self.cluster, self.kind, &mut objects).await?;
+        let mut lines = Vec::new();
+        for object in objects {
+            self.push("ADDED", object, &mut lines);
         }
         if let (Some((key, ..)), CHUNK) = (chunk.last(), chunk.len()) {
             self.initial = Some((snapshot, Some(key.to_string())));
@@ -208,19 +221,18 @@ impl Watching {
     }
 
     /// What a change means to somebody who sees only the objects that match.
-    fn line(&mut self, event: &Event, lines: &mut Vec<u8>) -> Result<(), Status> {
+    fn seen(&mut self, event: &Event) -> Result<Option<(&'static str, Value)>, Status> {
         self.said = event.revision;
         let read =
             |bytes: &Option<Bytes>| bytes.as_ref().map(|bytes| stored(bytes, event.revision)).transpose();
         let seen = |object: Option<Value>| object.filter(|object| self.filter.matches(object));
         let (before, now) = (seen(read(&event.previous)?), seen(read(&event.value)?));
-        match (before, now) {
-            (None, Some(object)) => self.push("ADDED", object, lines),
-            (Some(_), Some(object)) => self.push("MODIFIED", object, lines),
-            (Some(object), None) => self.push("DELETED", object, lines),
-            (None, None) => {}
-        }
-        Ok(())
+        Ok(match (before, now) {
+            (None, Some(object)) => Some(("ADDED", object)),
+            (Some(_), Some(object)) => Some(("MODIFIED", object)),
+            (Some(object), None) => Some(("DELETED", object)),
+            (None, None) => None,
+        })
     }
 
     fn push(&mut self, event: &str, object: Value, lines: &mut Vec<u8>) {

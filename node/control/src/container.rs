@@ -20,7 +20,7 @@ pub use security::{Seccomp, Security};
 
 use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec, Volume, VolumeMount};
 use skein_api::pod::sysctl_name;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::meta;
 use crate::pod::StartError;
@@ -61,8 +61,6 @@ pub struct ContainerPlan {
     pub stdin_once: bool,
     /// Where the container may leave its last words.
     pub termination_message_path: String,
-    /// The end of its log stands in for them if it failed without any.
-    pub termination_message_from_log: bool,
     /// Replaces the signal by which the image wants to be stopped.
     pub stop_signal: Option<String>,
 }
@@ -309,11 +307,35 @@ pub fn plan(view: &View, pod: &Pod, name: &str, facts: &Facts) -> Result<Contain
             .termination_message_path
             .clone()
             .unwrap_or_else(|| "/dev/termination-log".to_owned()),
-        termination_message_from_log: container.termination_message_policy.as_deref()
-            == Some("FallbackToLogsOnError"),
         stop_signal: container.lifecycle.as_ref().and_then(|hooks| hooks.stop_signal.clone()),
         env,
     })
+}
+
+/// Whether the end of the log of container `name` stands in for its last words if it failed without any.
+pub fn takes_last_words_from_log(pod: &Pod, name: &str) -> bool {
+    let container = pod.spec.as_ref().and_then(|spec| find(spec, name));
+    container.is_some_and(|container| {
+        container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError")
+    })
+}
+
+/// The names of the Secrets that running `pod` takes: for its images, its volumes, its containers' environment.
+pub fn secrets(view: &View, pod: &Pod) -> BTreeSet<String> {
+    let Some(spec) = &pod.spec else { return BTreeSet::new() };
+    let mut names = pull::secrets(view, pod);
+    for volume in spec.volumes.iter().flatten() {
+        names.extend(volume.secret.iter().filter_map(|secret| secret.secret_name.clone()));
+        let sources = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+        names.extend(sources.filter_map(|source| Some(source.secret.as_ref()?.name.clone())));
+    }
+    for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
+        let all = container.env_from.iter().flatten();
+        names.extend(all.filter_map(|source| Some(source.secret_ref.as_ref()?.name.clone())));
+        let single = container.env.iter().flatten().filter_map(|variable| variable.value_from.as_ref());
+        names.extend(single.filter_map(|source| Some(source.secret_key_ref.as_ref()?.name.clone())));
+    }
+    names
 }
 
 /// The volumes of `pod`. Make all of them before the first container starts.

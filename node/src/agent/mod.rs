@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use skein_api::sealed;
 use skein_control::event::Notice;
 use skein_control::homecoming::{self, Homecoming};
 use skein_control::pod::is_given_up;
@@ -32,16 +33,17 @@ use skein_net::gossip::service::Members as Gossiped;
 use skein_net::interfaces::Interfaces;
 use skein_podnet::{Network, Peer, Subnet};
 use skein_raft_store::log::Health;
-use skein_raft_store::{Handle, TokioRuntime};
+use skein_raft_store::{Handle, TokioRuntime, WatchError};
 use skein_runtime::{Engine, PodUid, Sandbox};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::clock;
 use crate::members::Members;
 use crate::picture::Picture;
+use crate::secrets::Vault;
 use crate::surroundings;
 
 pub(crate) use images::ClusterImages;
@@ -50,6 +52,8 @@ pub(crate) use node::Offer;
 
 /// Between tries to end a pod that is not bound here any more.
 const RETRY: Duration = Duration::from_secs(1);
+/// Between tries to have the Secrets of pods opened.
+const LEARN_AGAIN: Duration = Duration::from_secs(30);
 /// How long the picture may lag behind the map at start before what is not bound here is stopped: a
 /// rebooted node must not kill pods it merely has not read about yet.
 const SETTLE_MAX: Duration = Duration::from_secs(30);
@@ -62,6 +66,7 @@ pub(crate) struct Tools {
     pub(crate) images: ClusterImages,
     pub(crate) network: Arc<std::sync::Mutex<Network>>,
     pub(crate) picture: Picture,
+    pub(crate) vault: Vault,
     pub(crate) status: status::Outbox,
     pub(crate) endpoint: Endpoint,
     pub(crate) events: events::Sender,
@@ -75,6 +80,7 @@ pub(crate) struct Agent {
     pub(crate) network: Network,
     pub(crate) picture: Picture,
     pub(crate) store: Handle<TokioRuntime>,
+    pub(crate) vault: Vault,
     pub(crate) endpoint: Endpoint,
     pub(crate) members: Members,
     pub(crate) gossiped: watch::Receiver<Arc<Gossiped>>,
@@ -102,11 +108,13 @@ impl Agent {
             images: self.images,
             network: Arc::new(std::sync::Mutex::new(self.network)),
             picture: self.picture.clone(),
+            vault: self.vault,
             status: status.clone(),
             endpoint: self.endpoint.clone(),
             events,
         };
         tasks.spawn(events::write(self.store.clone(), notices, stopping.clone()));
+        tasks.spawn(learn_secrets(tools.clone(), self.store.clone(), stopping.clone()));
         tasks.spawn(status::write(self.store.clone(), self.picture.clone(), status, stopping.clone()));
         let (home, is_home) = watch::channel(false);
         tasks.spawn(node::keep(
@@ -344,6 +352,43 @@ async fn remove_stray(tools: &Tools, uid: &PodUid, stopping: &CancellationToken)
         tokio::task::spawn_blocking(move || network.lock().expect("nobody panics holding it").detach(&pod));
     if let Ok(Err(error)) = detached.await {
         warn!(%uid, %error, "could not take a pod off the network");
+    }
+}
+
+/// Keeps what opens the Secrets of this node's pods as it changes, for when a pod starts and no voter answers.
+async fn learn_secrets(tools: Tools, store: Handle<TokioRuntime>, stopping: CancellationToken) {
+    let mut shown = tools.picture.revisions();
+    loop {
+        let revision = store.state().revision();
+        let mut changes = match store.watch(sealed::PREFIX, revision) {
+            Ok(changes) => changes,
+            Err(WatchError::Compacted { .. }) => continue,
+            Err(WatchError::Stopped) => return,
+        };
+        let learn = async {
+            if shown.wait_for(|shown| *shown >= revision).await.is_err() {
+                // The picture is gone, and with it all news.
+                std::future::pending::<()>().await;
+            }
+            let view = tools.picture.view();
+            tools.vault.learn(&view, &view.pods_of(&tools.node)).await
+        };
+        let learned = tokio::select! {
+            () = stopping.cancelled() => return,
+            learned = learn => learned,
+        };
+        let again = match &learned {
+            Ok(()) => Duration::MAX,
+            Err(error) => {
+                debug!(error, "the Secrets of pods here cannot be opened now");
+                LEARN_AGAIN
+            }
+        };
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            _ = changes.next() => {}
+            () = tokio::time::sleep(again) => {}
+        }
     }
 }
 

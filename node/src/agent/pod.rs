@@ -14,6 +14,7 @@ use skein_control::pod::{
     Attempt, ContainerState, Effect, Exit, Found, FoundContainer, Image, ImageError, Input, PodLife,
     PullPolicy, SandboxAttempt, StartError,
 };
+use skein_control::view::View;
 use skein_runtime::images::{self, Images};
 use skein_runtime::{ContainerId, End, Network, PodUid};
 use tokio::sync::{mpsc, watch};
@@ -304,9 +305,7 @@ impl Worker {
 
     /// The end of a container in the words of the life.
     async fn ended(&self, id: ContainerId, exit: skein_runtime::Exit) -> Input {
-        let wants_output =
-            container::plan(&self.tools.picture.view(), &self.pod, &id.name, &Facts::default())
-                .is_ok_and(|plan| plan.termination_message_from_log);
+        let wants_output = container::takes_last_words_from_log(&self.pod, &id.name);
         let failed = !matches!(exit.end, End::Exited { code: 0, .. });
         let output = match wants_output && failed && exit.message.is_none() {
             true => last_words(&self.tools, &id).await,
@@ -379,6 +378,13 @@ impl Scene {
         notice.host = Some(self.tools.node.to_string());
         notice.warning = warning;
         self.tools.events.tell(notice);
+    }
+
+    /// What the pod's references lead to, its Secrets opened.
+    async fn view(&self) -> Result<View, String> {
+        let mut view = self.tools.picture.view();
+        self.tools.vault.open_for(&mut view, &self.pod).await?;
+        Ok(view)
     }
 
     fn facts(&self) -> Facts {
@@ -463,7 +469,7 @@ async fn have_image(
             Err(error) => Err(error),
         },
         policy => {
-            let view = scene.tools.picture.view();
+            let view = scene.view().await.map_err(ImageError::Pull)?;
             let credentials: Vec<_> = container::pull_credentials(&view, &scene.pod, image)
                 .into_iter()
                 .map(|held| images::Credentials { user: held.user, password: held.password })
@@ -484,7 +490,7 @@ async fn have_image(
 
 async fn start(scene: &Scene, name: &str, attempt: Attempt, image: &Image) -> Result<Timestamp, StartError> {
     let refused = |reason: &str, message: String| StartError { reason: reason.to_owned(), message };
-    let view = scene.tools.picture.view();
+    let view = scene.view().await.map_err(|error| refused("CreateContainerConfigError", error))?;
     let facts = scene.facts();
     for volume in
         container::volumes(&view, &scene.pod, &facts).map_err(container::Error::into_volume_error)?

@@ -24,6 +24,7 @@ use crate::admission::{all_done, json};
 use crate::clock;
 use crate::home::Slot;
 use crate::report;
+use crate::secrets;
 use crate::wire::{self, Answer, Ask};
 
 /// Time alone changes little here: it only has to be noticed some day.
@@ -275,6 +276,11 @@ impl Authority {
         let (_, trust) = scene.trust.as_ref().ok_or("there is no record any more")?;
         let (now, current) = (moment(scene.now_ms()), scene.shelf.current.as_deref());
         let made_anew = |error: skein_net::ca::Error| error.to_string();
+        let in_force = current.filter(|current| current.fingerprint() == trust.current.0);
+        if in_force.is_none() && scene.holders.values().any(|holder| holder.holds.contains(&trust.current)) {
+            // An edition without what opens the Secrets of before would lose them.
+            return Err("the edition in force is not kept here yet".into());
+        }
         let (authority, cross) = match change {
             Plan::Renewal => {
                 let current = current.ok_or("it is not kept any more")?;
@@ -287,6 +293,15 @@ impl Authority {
                 let cross = cross.map(|current| current.cross_sign(&next, now)).transpose();
                 (next, cross.map_err(made_anew)?)
             }
+        };
+        let authority = match in_force {
+            Some(before) => {
+                let state = self.inner.store.state();
+                let needed = tokio::task::spawn_blocking(move || secrets::data_keys_in_use(&state)).await;
+                let needed = needed.map_err(|error| error.to_string())?;
+                authority.following(before, |key| needed.contains(&key))
+            }
+            None => authority,
         };
         let made = made(&authority, cross.as_deref());
         let edition = authority.fingerprint();

@@ -14,5 +14,6 @@ mod patches;
 mod questions;
 mod recorded;
 mod refusals;
+mod secrets;
 mod services;
 mod watches;

@@ -6,7 +6,7 @@
 use k8s_openapi::api::core::v1::{LocalObjectReference, Pod, Secret, ServiceAccount};
 use serde::Deserialize;
 use skein_api::base64::of_credentials;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::meta;
 use crate::view::View;
@@ -33,13 +33,8 @@ impl std::fmt::Debug for Credentials {
 /// or damaged are passed over, as Kubernetes does: the registry has the last word.
 pub fn pull_credentials(view: &View, pod: &Pod, image: &str) -> Vec<Credentials> {
     let namespace = meta::namespace(&pod.metadata);
-    let Some(spec) = &pod.spec else { return Vec::new() };
-    let own = spec.image_pull_secrets.as_deref().unwrap_or_default();
-    let account = spec.service_account_name.as_deref().unwrap_or("default");
-    let account = view.named::<ServiceAccount>(namespace, account).filter(|_| own.is_empty());
-    let of_account = account.iter().flat_map(|account| account.image_pull_secrets.iter().flatten());
     let mut found: Vec<(usize, Credentials)> = Vec::new();
-    for LocalObjectReference { name } in own.iter().chain(of_account) {
+    for name in in_order(view, pod) {
         let Some(secret) = view.named::<Secret>(namespace, name) else { continue };
         for (place, entry) in entries(secret) {
             if let Some(credentials) = entry.credentials().filter(|_| covers(&place, image)) {
@@ -56,6 +51,21 @@ pub fn pull_credentials(view: &View, pod: &Pod, image: &str) -> Vec<Credentials>
         }
     }
     credentials
+}
+
+/// The names of all secrets that are looked at for a pod's images.
+pub(super) fn secrets(view: &View, pod: &Pod) -> BTreeSet<String> {
+    in_order(view, pod).into_iter().map(str::to_owned).collect()
+}
+
+fn in_order<'a>(view: &'a View, pod: &'a Pod) -> Vec<&'a str> {
+    let Some(spec) = &pod.spec else { return Vec::new() };
+    let own = spec.image_pull_secrets.as_deref().unwrap_or_default();
+    let account = spec.service_account_name.as_deref().unwrap_or("default");
+    let account =
+        view.named::<ServiceAccount>(meta::namespace(&pod.metadata), account).filter(|_| own.is_empty());
+    let of_account = account.into_iter().flat_map(|account| account.image_pull_secrets.iter().flatten());
+    own.iter().chain(of_account).map(|LocalObjectReference { name }| name.as_str()).collect()
 }
 
 #[derive(Deserialize)]

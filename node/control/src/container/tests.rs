@@ -366,3 +366,25 @@ fn a_pod_finds_others_as_its_node_does_and_as_it_says_itself() {
     );
     assert!(!dns(json!({"dnsPolicy": "Default", "dnsConfig": config})).only);
 }
+
+#[test]
+fn all_secrets_that_a_pod_takes_are_named_once() {
+    let mut view = view();
+    let account = json!({"metadata": {"name": "default", "namespace": "default"}, "imagePullSecrets": [{"name": "of-account"}]});
+    view.apply("core/serviceaccounts/default/default", Some(account.to_string().as_bytes()), 2);
+    let main = json!({
+        "name": "c",
+        "env": [{"name": "A", "value": "1"}, {"name": "B", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "B"}}}],
+        "envFrom": [{"secretRef": {"name": "all"}}, {"configMapRef": {"name": "settings"}}],
+    });
+    let first = json!({"name": "i", "envFrom": [{"secretRef": {"name": "early"}}]});
+    let volumes = json!([
+        {"name": "a", "secret": {"secretName": "files"}}, {"name": "b", "secret": {"secretName": "keys"}},
+        {"name": "c", "projected": {"sources": [{"secret": {"name": "part"}}, {"configMap": {"name": "settings"}}]}},
+    ]);
+    let mut spec = json!({"containers": [main], "initContainers": [first], "volumes": volumes});
+    let names = |view: &View, spec: &Value| secrets(view, &pod(spec.clone())).into_iter().collect::<Vec<_>>();
+    assert_eq!(names(&view, &spec), ["all", "early", "files", "keys", "of-account", "part"]);
+    spec["imagePullSecrets"] = json!([{"name": "own"}]);
+    assert_eq!(names(&view, &spec), ["all", "early", "files", "keys", "own", "part"]);
+}
