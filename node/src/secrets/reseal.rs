@@ -155,3 +155,73 @@ fn due(state: &State, since: u64, key: DataKeyId, left_out: &BTreeSet<(String, u
     }
     batch
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use serde_json::json;
+    use skein_net::ca::ClusterCa;
+
+    use super::*;
+
+    const OTHER: &str = "core/configmaps/default/other";
+
+    fn data_key() -> DataKey {
+        ClusterCa::create("home", SystemTime::now()).unwrap().data_key()
+    }
+
+    fn secret(name: &str, sealed_by: Option<&DataKey>) -> (String, Bytes) {
+        let place = format!("{}default/{name}", sealed::PREFIX);
+        let metadata = json!({ "name": name, "namespace": "default" });
+        let mut object = json!({ "metadata": metadata, "data": { "word": "aHVudGVyMg==" } });
+        if let Some(key) = sealed_by {
+            seal_object(&place, &mut object, &wrap_all(key, &[place.clone()]).unwrap()[0]);
+        }
+        (place, object.to_string().into())
+    }
+
+    fn state(objects: impl IntoIterator<Item = (String, Bytes)>) -> State {
+        let put = |(key, value): (String, Bytes)| Op {
+            key: key.as_str().into(),
+            expect: Expect::Any,
+            change: Change::Put(value),
+        };
+        State::default().next_life(1, objects.into_iter().map(put).collect())
+    }
+
+    fn places(batch: &[Due]) -> Vec<&str> {
+        batch.iter().map(|(place, ..)| place.rsplit('/').next().unwrap()).collect()
+    }
+
+    #[test]
+    fn what_is_clear_or_under_another_key_is_due_until_it_is_looked_at_or_left_out() {
+        let (before, key) = (data_key(), data_key());
+        let all = [secret("clear", None), secret("old", Some(&before)), secret("right", Some(&key))];
+        let state = state(all.into_iter().chain([(OTHER.to_owned(), Bytes::from_static(b"{}"))]));
+        let none = BTreeSet::new();
+        let batch = due(&state, 0, key.id(), &none);
+        assert_eq!(places(&batch), ["clear", "old"]);
+        assert_eq!(places(&due(&state, 0, before.id(), &none)), ["clear", "right"]);
+        assert!(due(&state, state.revision(), key.id(), &none).is_empty());
+        let (place, revision, _) = &batch[0];
+        let left_out = |revision| BTreeSet::from([(place.clone(), revision)]);
+        assert_eq!(places(&due(&state, 0, key.id(), &left_out(*revision))), ["old"]);
+        // Written again, it is another value.
+        assert_eq!(places(&due(&state, 0, key.id(), &left_out(revision + 1))), ["clear", "old"]);
+    }
+
+    #[test]
+    fn one_command_takes_so_many_and_at_least_one() {
+        let key = data_key();
+        let many = state((0..BATCH_OBJECTS + 1).map(|number| secret(&format!("s{number:03}"), None)));
+        assert_eq!(due(&many, 0, key.id(), &BTreeSet::new()).len(), BATCH_OBJECTS);
+        let large = |name: &str| {
+            let (place, value) = secret(name, None);
+            let padded = [&value[..], &vec![b' '; BATCH_BYTES]].concat();
+            (place, Bytes::from(padded))
+        };
+        let large = state([large("a"), large("b")]);
+        assert_eq!(places(&due(&large, 0, key.id(), &BTreeSet::new())), ["a"]);
+    }
+}
