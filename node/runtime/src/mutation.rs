@@ -70,6 +70,16 @@ pub enum Mutation {
     NewPrivileges,
     /// All system calls are let through.
     AllSystemCalls,
+    /// What unpacks images sees all files of the machine.
+    UnpackerSeesMachine,
+    /// What unpacks images is on the machine's network.
+    UnpackerOnTheNetwork,
+    /// What unpacks images keeps its daemon's capabilities.
+    UnpackerKeepsCapabilities,
+    /// What unpacks images may make every system call.
+    UnpackerMakesAnyCall,
+    /// What unpacks images may take all memory.
+    UnpackerUnlimited,
 }
 
 impl Mutation {

@@ -104,7 +104,7 @@ pub(crate) fn directory(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Makes `root` the root of this process and lets go of the machine's.
-fn pivot(root: &OwnedFd) -> io::Result<()> {
+pub(crate) fn pivot(root: &OwnedFd) -> io::Result<()> {
     // Both may be the same directory: the old root then lies on top of the new one until it is detached.
     nix::unistd::fchdir(root)?;
     nix::unistd::pivot_root(".", ".")?;

@@ -18,6 +18,7 @@ use seccompiler::{
 use crate::capability;
 use crate::oci;
 
+mod files;
 mod table;
 
 /// Flags of `clone` that make namespaces.
@@ -47,6 +48,16 @@ impl Filters {
     /// The default filters for a container with these capabilities (a mask).
     pub(crate) fn runtime_default(capabilities: u64) -> Self {
         Self(vec![encode(&allow_list(capabilities)), encode(&not_implemented())])
+    }
+
+    /// The filter for a process that does nothing but read and write files; the rest gets EPERM.
+    pub(crate) fn for_files() -> Self {
+        Self(vec![encode(&compile(files::CALLS.iter().map(|call| (*call, Vec::new())).collect()))])
+    }
+
+    /// Loads them for this thread, which must have given up new privileges, and for all it will execute.
+    pub(crate) fn load(&self) -> std::io::Result<()> {
+        self.0.iter().try_for_each(|filter| crate::sys::seccomp::load(filter))
     }
 
     /// One file for all: each filter behind its length.
@@ -110,6 +121,11 @@ fn allow_list(capabilities: u64) -> BpfProgram {
     rules.insert(libc::SYS_personality, personalities.into());
     rules.insert(libc::SYS_socket, vec![first_argument(SeccompCmpOp::Ne, AF_VSOCK)]);
 
+    compile(rules)
+}
+
+/// EPERM for all that no rule lets through.
+fn compile(rules: BTreeMap<i64, Vec<SeccompRule>>) -> BpfProgram {
     let arch = TargetArch::try_from(std::env::consts::ARCH)
         .expect("a 64 bit architecture that the filter compiler knows");
     let eperm = SeccompAction::Errno(libc::EPERM.unsigned_abs());

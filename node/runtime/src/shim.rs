@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
 use crate::engine::End;
+use crate::images;
 use crate::logs::writer::{FILE_BYTES_MAX, LogFile};
 use crate::oci;
 use crate::own_program;
@@ -71,7 +72,8 @@ pub(crate) struct Config {
 /// Does the work of a shim, if the arguments of this process say so.
 pub(crate) fn main_if_asked() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
-    let verb = arguments.next().filter(|verb| verb == ARGUMENT || verb == EXEC_ARGUMENT)?;
+    let ours = [ARGUMENT, EXEC_ARGUMENT, images::UNPACKER_ARGUMENT];
+    let verb = arguments.next().filter(|verb| ours.iter().any(|ours| verb == ours))?;
     let Some(dir) = arguments.next().map(PathBuf::from) else {
         eprintln!("{} needs the directory of a container; it is started by the daemon only", verb.display());
         return Some(ExitCode::from(2));
@@ -79,6 +81,9 @@ pub(crate) fn main_if_asked() -> Option<ExitCode> {
     if let Err(error) = own_program::begin() {
         eprintln!("begin as a process beside a container, which only the daemon starts: {error}");
         return Some(ExitCode::FAILURE);
+    }
+    if verb == images::UNPACKER_ARGUMENT {
+        return Some(images::main_of_unpacker(&dir.to_string_lossy()));
     }
     if verb == EXEC_ARGUMENT {
         return Some(exec::main(&dir, arguments.map(|word| word.to_string_lossy().into_owned()).collect()));

@@ -362,6 +362,7 @@ fn run(
         images: images::Config {
             limits: images::Limits { layer_bytes_max: args.image_layer_max, ..Default::default() },
             plain_http: images::PlainHttp(args.insecure_registry),
+            in_place: false,
         },
         recipient: match &greeting {
             Greeting::Founded { recipient, .. } => Some(recipient.clone()),

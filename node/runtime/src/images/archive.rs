@@ -17,7 +17,7 @@ const NAME_ANNOTATIONS: [&str; 2] = ["io.containerd.image.name", "org.opencontai
 
 /// Reads the archive once, from front to back (it may come from a pipe): every file becomes a blob under
 /// the digest it has, then the archive's own lists say what the files mean.
-pub(super) fn load(images: &Images, archive: impl Read + Send) -> Result<Vec<Loaded>, Error> {
+pub(super) fn read(images: &Images, archive: impl Read + Send) -> Result<Vec<Loaded>, Error> {
     let damaged = |error: std::io::Error| Error::invalid("the image archive", error);
     let mut files: BTreeMap<String, Digest> = BTreeMap::new();
     let mut links: BTreeMap<String, String> = BTreeMap::new();
@@ -62,21 +62,15 @@ pub(super) fn load(images: &Images, archive: impl Read + Send) -> Result<Vec<Loa
             files.insert(name, *digest);
         }
     }
-    let loaded = match (lists.get("manifest.json"), lists.get("index.json")) {
+    match (lists.get("manifest.json"), lists.get("index.json")) {
         // What `docker save` means by its names is in its own list, also where an OCI index stands beside it.
-        (Some(list), _) => docker(images, list, &files)?,
-        (None, Some(index)) => oci(images, index)?,
+        (Some(list), _) => docker(images, list, &files),
+        (None, Some(index)) => oci(images, index),
         (None, None) => {
             let reason = "it has neither index.json nor manifest.json; make it with `docker save` or `skopeo copy .. oci-archive:`";
-            return Err(Error::invalid("the image archive", reason));
+            Err(Error::invalid("the image archive", reason))
         }
-    };
-    // Unpacking now shows what is wrong with an image to the person who loads it.
-    for Loaded { name, digest } in &loaded {
-        images.set_name(name, digest)?;
-        images.find(name)?;
     }
-    Ok(loaded)
 }
 
 /// Images of an OCI index, by the names in its annotations.

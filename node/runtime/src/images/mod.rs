@@ -14,6 +14,7 @@
 //! tmp/                 what is being written; emptied at start
 //! ```
 
+mod apart;
 mod archive;
 mod built_in;
 mod digest;
@@ -28,6 +29,8 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 
+#[cfg(feature = "mutations")]
+pub use apart::reached_by_an_unpacker;
 pub use built_in::{BUILT_IN, is_built_in};
 pub use digest::{Digest, InvalidDigest};
 pub use registry::{Credentials, InvalidRegistry, PlainHttp, PlainHttpRegistry};
@@ -116,6 +119,8 @@ impl Error {
 
 /// Digests that must stay: what [`Images::remove_unused`] is told by whoever knows the pods.
 pub type InUse = BTreeSet<Digest>;
+
+pub(crate) use apart::{ARGUMENT as UNPACKER_ARGUMENT, main as main_of_unpacker};
 
 /// A directory that is being filled, removed unless it is kept.
 struct Unfinished(Option<PathBuf>);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,9 +15,12 @@ use super::digest::Hashing;
 use super::manifest::{Configuration, DOCUMENT_BYTES_MAX, Document, INDEX_DEPTH_MAX};
 use super::room::Room;
 use super::{
-    Credentials, Digest, Error, InUse, PlainHttp, Unfinished, archive, built_in, registry, remove_all, unpack,
+    Credentials, Digest, Error, InUse, PlainHttp, Unfinished, apart, archive, built_in, registry, remove_all,
+    unpack,
 };
 use crate::engine::RootfsSource;
+use crate::opening;
+use crate::rootfs::open_root;
 
 /// How a store is used.
 #[derive(Debug, Clone, Default)]
@@ -25,10 +29,13 @@ pub struct Config {
     pub limits: Limits,
     /// Registries that are asked without TLS.
     pub plain_http: PlainHttp,
+    /// Archives and layers are read by this very process, as in tests whose executable cannot be started as a
+    /// process that does nothing else ([`main_if_shim`](crate::main_if_shim)).
+    pub in_place: bool,
 }
 
 /// Bounds on what an image may cost this machine.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Limits {
     /// One blob as it comes, compressed.
     pub blob_bytes_max: u64,
@@ -63,7 +70,7 @@ pub struct Image {
 }
 
 /// What an archive brought.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loaded {
     /// The name, with registry and tag.
     pub name: String,
@@ -255,14 +262,30 @@ impl Images {
     ///
     /// All of them are usable afterwards, or nothing of the archive is left: it is read and unpacked apart,
     /// then moved in.
-    pub fn load(&self, archive: impl Read + Send) -> Result<Vec<Loaded>, Error> {
+    pub fn load(&self, mut archive: impl Read + Send) -> Result<Vec<Loaded>, Error> {
         let place = Unfinished(Some(self.tmp()));
-        let apart = Images::open_for(place.path(), self.inner.config.clone(), Some(self.clone()))?;
-        let loaded = archive::load(&apart, archive)?;
+        let open = || Images::open_for(place.path(), self.inner.config.clone(), Some(self.clone()));
+        let mut apart = open()?;
+        let loaded = if self.inner.config.in_place {
+            archive::read(&apart, archive)?
+        } else {
+            let loaded = apart::read_archive(place.path(), *self.limits(), &mut archive)?;
+            only_blobs(place.path())?;
+            apart = open()?;
+            loaded
+        };
         // An archive has files that no image needs, such as its own lists and images for other machines.
         let mut needed = BTreeSet::new();
         for Loaded { digest, .. } in &loaded {
-            needed.extend(apart.blobs(digest)?.iter().map(Digest::hex));
+            for blob in apart.blobs(digest)? {
+                if needed.insert(blob.hex()) {
+                    apart.check_blob(&blob)?;
+                }
+            }
+        }
+        // Unpacking now shows what is wrong with an image to the person who loads it.
+        for Loaded { digest, .. } in &loaded {
+            apart.image(digest)?;
         }
         let _quiet = self.inner.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
         for part in ["blobs/sha256", "layers"] {
@@ -437,15 +460,9 @@ impl Images {
             }
             if !place.exists() {
                 let tmp = Unfinished(Some(self.tmp()));
-                let blob = self.open_blob(&layer.digest)?;
-                unpack::layer(
-                    blob,
-                    diff_id,
-                    &lower,
-                    tmp.path(),
-                    &self.inner.config.limits,
-                    &self.inner.room,
-                )?;
+                let blob = self.blob_path(&layer.digest);
+                let room = self.inner.config.in_place.then_some(&self.inner.room);
+                unpack::layer(&blob, diff_id, &lower, tmp.path(), self.limits(), room)?;
                 tmp.keep(&place).map_err(Error::io("keep a layer"))?;
             }
             lower.insert(0, place);
@@ -483,6 +500,25 @@ impl Images {
             return Err(Error::TooLarge { what: format!("document {digest}"), limit: DOCUMENT_BYTES_MAX });
         }
         Ok(bytes)
+    }
+
+    /// Takes the digest of a blob again: another process has written it.
+    pub(super) fn check_blob(&self, digest: &Digest) -> Result<(), Error> {
+        let path = self.blob_path(digest);
+        let read = || Error::io(format!("read blob {digest}"));
+        let root = open_root(&self.inner.dir.join("blobs/sha256")).map_err(read())?;
+        let file = opening::plain_file(root.as_fd(), Path::new(&digest.hex()), libc::RESOLVE_NO_SYMLINKS);
+        let Some(mut file) = file.map_err(read())? else {
+            return Err(Error::invalid(path.display().to_string(), "it is no file"));
+        };
+        let mut hashing = Hashing::new(io::sink());
+        io::copy(&mut file, &mut hashing).map_err(read())?;
+        match hashing.finish().0 {
+            found if found == *digest => Ok(()),
+            found => {
+                Err(Error::Digest { what: "a blob of the image archive".into(), wanted: *digest, found })
+            }
+        }
     }
 
     /// Writes `content` to a file of its own and says what it was.
@@ -568,6 +604,19 @@ fn chain_ids(diff_ids: &[Digest]) -> Vec<String> {
         names.push(next.hex());
     }
     names
+}
+
+/// Takes everything but blobs from a store that another process has filled, and refuses one that leads elsewhere.
+pub(super) fn only_blobs(store: &Path) -> Result<(), Error> {
+    for part in ["layers", "names", "tmp"] {
+        remove_all(&store.join(part)).map_err(Error::io("look through a loaded archive"))?;
+    }
+    for part in ["blobs", "blobs/sha256"] {
+        if !fs::symlink_metadata(store.join(part)).is_ok_and(|found| found.is_dir()) {
+            return Err(Error::invalid("the image archive", "what it left behind is no store of images"));
+        }
+    }
+    Ok(())
 }
 
 fn is_fresh(metadata: &fs::Metadata) -> bool {

@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
+use super::store::only_blobs;
 use super::*;
 
 struct Store {
@@ -19,7 +20,7 @@ fn store() -> Store {
 
 fn store_with(limits: Limits) -> Store {
     let dir = tempfile::tempdir().unwrap();
-    let config = Config { limits, ..Config::default() };
+    let config = Config { limits, in_place: true, ..Config::default() };
     Store { images: Images::open(dir.path(), config).unwrap(), _dir: dir }
 }
 
@@ -632,4 +633,32 @@ fn names_mean_what_docker_means_by_them() {
     for wrong in ["Not A Name", "UPPER/case", "example.org/App", "", "a@sha256:1"] {
         assert!(Images::full_name(wrong).is_err(), "{wrong}");
     }
+}
+
+#[test]
+fn what_another_process_left_behind_is_looked_through() {
+    let outside = tempfile::tempdir().unwrap();
+    let content = b"of another one".as_slice();
+    let digest = Digest::of(content);
+    fs::write(outside.path().join(digest.hex()), content).unwrap();
+
+    // Whole, damaged, and a link to what has the digest elsewhere on the machine.
+    let store = store();
+    let blob = store.images.blob_path(&digest);
+    fs::write(&blob, content).unwrap();
+    store.images.check_blob(&digest).unwrap();
+    fs::write(&blob, b"damaged").unwrap();
+    assert!(matches!(store.images.check_blob(&digest), Err(Error::Digest { .. })));
+    fs::remove_file(&blob).unwrap();
+    std::os::unix::fs::symlink(outside.path().join(digest.hex()), &blob).unwrap();
+    assert!(store.images.check_blob(&digest).is_err());
+
+    // Layers that nobody unpacked, and the machine's own files as blobs.
+    let dir = store._dir.path();
+    fs::create_dir(dir.join("layers/planted")).unwrap();
+    only_blobs(dir).unwrap();
+    assert!(!dir.join("layers/planted").exists());
+    fs::remove_dir_all(dir.join("blobs/sha256")).unwrap();
+    std::os::unix::fs::symlink(outside.path(), dir.join("blobs/sha256")).unwrap();
+    assert!(only_blobs(dir).is_err());
 }

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 
+use super::apart::{self, Stack};
 use super::digest::Hashing;
 use super::room::Room;
 use super::tar_reader::{Entry, Kind, Reader, Time, read_up_to};
@@ -37,39 +38,48 @@ const PIECE_BYTES: usize = 64 << 10;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// Unpacks `blob` on top of `lower` (the topmost first) into the new directory `target`.
+/// Unpacks the file `blob` on top of `lower` (the topmost first) into the new directory `target`.
+///
+/// * `room`: for this process to do it itself; without, another one does ([`apart`]).
 pub(super) fn layer(
-    blob: File,
+    blob: &Path,
     diff_id: &Digest,
     lower: &[PathBuf],
     target: &Path,
     limits: &Limits,
-    room: &Room,
+    room: Option<&Room>,
 ) -> Result<(), Error> {
-    fs::create_dir(target).map_err(Error::io("make a layer's directory"))?;
-    fs::set_permissions(target, fs::Permissions::from_mode(0o755))
-        .map_err(Error::io("make a layer's directory"))?;
-    let reader = decompress(blob).map_err(Error::io(format!("read layer {diff_id}")))?;
-    if lower.is_empty() {
-        return apply(reader, diff_id, target, None, limits, room);
-    }
+    let make = || Error::io("make a layer's directory");
+    fs::create_dir(target).map_err(make())?;
+    fs::set_permissions(target, fs::Permissions::from_mode(0o755)).map_err(make())?;
     let [work, merged, links] =
         ["work", "merged", "links"].map(|name| Unfinished(Some(target.with_extension(name))));
-    for dir in [&work, &merged] {
-        fs::create_dir(dir.path()).map_err(Error::io("make a layer's directory"))?;
+    let mut stack = None;
+    if !lower.is_empty() {
+        for dir in [&work, &merged] {
+            fs::create_dir(dir.path()).map_err(make())?;
+        }
+        let layers = overlay::Layers {
+            lower: lower.to_vec(),
+            upper: target.to_owned(),
+            work: work.path().to_owned(),
+            links: links.path().to_owned(),
+            user_attributes: crate::in_user_namespace(),
+        };
+        stack = Some(Stack { layers, merged: merged.path().to_owned() });
     }
-    let layers = overlay::Layers {
-        lower: lower.to_vec(),
-        upper: target.to_owned(),
-        work: work.path().to_owned(),
-        links: links.path().to_owned(),
-        user_attributes: crate::in_user_namespace(),
+    let Some(room) = room else {
+        return apart::layer(blob, diff_id, target, stack, *limits);
+    };
+    let blob = File::open(blob).map_err(Error::io(format!("open the blob of layer {diff_id}")))?;
+    let Some(Stack { layers, merged }) = stack else {
+        return apply(blob, diff_id, target, None, limits, room);
     };
     std::thread::scope(|scope| {
         let on_top = || {
-            overlay::mount_alone(&layers, merged.path(), Attributes::NO_SUID, Durability::Durable)
+            overlay::mount_alone(&layers, &merged, Attributes::NO_SUID, Durability::Durable)
                 .map_err(Error::io("stack the layers below"))?;
-            apply(reader, diff_id, merged.path(), Some(target), limits, room)
+            apply(blob, diff_id, &merged, Some(target), limits, room)
         };
         scope
             .spawn(on_top)
@@ -97,9 +107,9 @@ pub(super) fn decompress<'a>(mut from: impl Read + Send + 'a) -> io::Result<Box<
     })
 }
 
-/// Applies the archive to the directory `root`; where that shows other layers too, `own` is the layer's own one.
-fn apply(
-    reader: Box<dyn Read + Send + '_>,
+/// Applies an archive to the directory `root`; where that shows other layers too, `own` is the layer's own one.
+pub(super) fn apply(
+    blob: File,
     diff_id: &Digest,
     root: &Path,
     own: Option<&Path>,
@@ -108,6 +118,7 @@ fn apply(
 ) -> Result<(), Error> {
     let what = format!("layer {diff_id}");
     let damaged = |error: io::Error| Error::invalid(&what, error);
+    let reader = decompress(blob).map_err(Error::io(format!("read layer {diff_id}")))?;
     // One byte more than allowed shows that there is more.
     let mut counted = Hashing::new(reader.take(limits.layer_bytes_max + 1));
     let open = Error::io("open a layer's directory");

@@ -66,7 +66,7 @@ pub(crate) fn mount_alone(
 }
 
 /// From now on nobody but this thread sees what it mounts, and it goes with the thread.
-fn unshare_mounts() -> io::Result<()> {
+pub(crate) fn unshare_mounts() -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     Ok(mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?)
 }

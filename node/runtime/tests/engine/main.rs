@@ -13,6 +13,7 @@ mod limits;
 mod logs;
 mod oracle;
 mod program;
+mod unpacking;
 mod user;
 mod world;
 
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         logs::TESTS,
         adoption::TESTS,
         oracle::TESTS,
+        unpacking::TESTS,
         user::TESTS,
     ]
     .concat();

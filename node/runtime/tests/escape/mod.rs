@@ -9,6 +9,7 @@ mod kernel_files;
 mod own_program;
 mod paths;
 mod rights;
+mod unpacker;
 mod users;
 
 use std::io::Write;
@@ -60,6 +61,7 @@ fn all() -> impl Iterator<Item = Way> {
         own_program::WAYS,
         paths::WAYS,
         rights::WAYS,
+        unpacker::WAYS,
         users::WAYS,
     ]
     .into_iter()
