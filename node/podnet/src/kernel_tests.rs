@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
@@ -15,6 +15,8 @@ use crate::netlink::{Mode, Netlink};
 use crate::{Config, Network, Peer, Probe, Subnet, forwarding, link, neighbours};
 
 const LOOPBACK: u32 = 1;
+/// The address of a machine with IPv4.
+const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 100);
 const NONE_TAKEN: BTreeSet<Subnet> = BTreeSet::new();
 
 type Work = Box<dyn FnOnce() + Send>;
@@ -66,7 +68,7 @@ impl Node {
         let node = Node::without_address(subnet)?;
         node.namespace.run(|| {
             // A machine has an address of its own; without one its kernel could not talk to its pods.
-            let address = link::address_of(LOOPBACK, Ipv4Addr::new(192, 0, 2, 100), 32);
+            let address = link::address_of(LOOPBACK, NODE, 32);
             Netlink::open().unwrap().batch(vec![(address, Mode::Create)]).unwrap();
         });
         Some(node)
@@ -158,6 +160,47 @@ fn pods_of_one_node_reach_each_other_and_the_node_reaches_them() {
     assert_ne!(ip_a, ip_b);
     assert_eq!(greet(&a, &b, ip_b).ip(), ip_a);
     greet(&node.namespace, &a, ip_a);
+}
+
+#[test]
+fn what_a_pod_sends_under_another_address_goes_nowhere() {
+    let (Some(node), Some(pod)) = (Node::new("10.42.1.0/24"), Namespace::new()) else { return };
+    let own = node.attach("a", &pod);
+    let theirs = Ipv4Addr::new(198, 51, 100, 7);
+    pod.run(move || {
+        let other = link::address_of(LOOPBACK, theirs, 32);
+        let up = (link::up(LOOPBACK), Mode::Plain);
+        Netlink::open().unwrap().batch(vec![up, (other, Mode::Create)]).unwrap();
+    });
+    let here = node.namespace.run(|| UdpSocket::bind((NODE, 0)).unwrap());
+    let port = here.local_addr().unwrap().port();
+    // The second one is behind the first: where that is there, the other one was not let in.
+    for from in [theirs, own] {
+        pod.run(move || UdpSocket::bind((from, 0)).unwrap().send_to(b"?", (NODE, port)).unwrap());
+    }
+    here.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    assert_eq!(here.recv_from(&mut [0; 8]).unwrap().1.ip(), own);
+}
+
+#[test]
+fn no_pod_is_a_router_to_its_machine_or_to_others() {
+    let (Some(node), Some(pod)) = (Node::new("10.42.1.0/24"), Namespace::new()) else { return };
+    let read = |path: String| std::fs::read_to_string(path).unwrap();
+    if !std::path::Path::new("/proc/sys/net/ipv6").exists() {
+        eprintln!("skipped: this kernel has no IPv6");
+        return;
+    }
+    node.attach("a", &pod);
+    let host_end = node.links().remove(0);
+    let name = host_end.clone();
+    let addresses = node.namespace.run(move || read("/proc/net/if_inet6".to_owned()));
+    assert!(!addresses.contains(&host_end), "{addresses}");
+    let switch = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+    assert_eq!(node.namespace.run(move || read(switch)), "1\n");
+    for which in ["eth0", "default"] {
+        let heeded = pod.run(move || read(format!("/proc/sys/net/ipv6/conf/{which}/accept_ra")));
+        assert_eq!(heeded, "0\n", "{which}");
+    }
 }
 
 #[test]

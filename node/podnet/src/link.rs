@@ -1,9 +1,10 @@
 //! The veth pair of one pod.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
@@ -62,8 +63,13 @@ pub(crate) fn attach(
         ]),
     ];
     netlink.batch(vec![(RouteNetlinkMessage::NewLink(pair), Mode::Create)])?;
+    // While nothing can be sent by the pod: its end is down.
+    shut_host_end(host_end)?;
 
-    let mut inside = in_namespace(netns, Netlink::open)?;
+    let mut inside = in_namespace(netns, || {
+        heed_no_advertisements()?;
+        Netlink::open()
+    })?;
     inside.batch(vec![
         (up(POD_INDEX), Mode::Plain),
         (address_of(POD_INDEX, address, 32), Mode::Replace),
@@ -77,6 +83,33 @@ pub(crate) fn attach(
         netlink.batch(vec![(address_of(index, GATEWAY, 32), Mode::Create)])?;
     }
     netlink.batch(vec![(host_route(address, index), Mode::Create)])
+}
+
+/// What comes from a pod comes from the pod's own address, and no pod tells this machine where its routers are.
+///
+/// Limit: strict checks need `net.ipv4.conf.all.rp_filter` not to be 2, for the kernel takes the greater of both.
+fn shut_host_end(name: &str) -> io::Result<()> {
+    set(&format!("ipv4/conf/{name}/rp_filter"), "1")?;
+    // Pods have IPv4; by this no neighbour is asked for, no advertisement heard and nothing passed on.
+    set(&format!("ipv6/conf/{name}/disable_ipv6"), "1")
+}
+
+/// In a pod's namespace: whatever another one sends, its routes are those it was given.
+fn heed_no_advertisements() -> io::Result<()> {
+    // What is there already, and what comes later.
+    ["eth0", "all", "default"].into_iter().try_for_each(|which| {
+        set(&format!("ipv6/conf/{which}/accept_ra"), "0")?;
+        set(&format!("ipv6/conf/{which}/accept_redirects"), "0")?;
+        set(&format!("ipv4/conf/{which}/accept_redirects"), "0")
+    })
+}
+
+/// Sets what the kernel may not have at all, without IPv6.
+fn set(setting: &str, value: &str) -> io::Result<()> {
+    match fs::write(Path::new("/proc/sys/net").join(setting), value) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 /// Whether this machine has an IPv4 address that others could answer to. The gateway's is none.
