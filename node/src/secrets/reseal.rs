@@ -176,7 +176,7 @@ mod tests {
         let metadata = json!({ "name": name, "namespace": "default" });
         let mut object = json!({ "metadata": metadata, "data": { "word": "aHVudGVyMg==" } });
         if let Some(key) = sealed_by {
-            seal_object(&place, &mut object, &wrap_all(key, &[place.clone()]).unwrap()[0]);
+            seal_object(&place, &mut object, &wrap_all(key, std::slice::from_ref(&place)).unwrap()[0]);
         }
         (place, object.to_string().into())
     }
