@@ -9,6 +9,8 @@ pub(crate) const TESTS: crate::Tests = crate::tests![
     hooks_of_a_busybox_image_run_after_the_start_and_before_the_stop,
     probes_by_program_of_a_busybox_image_decide_readiness_and_restarts,
     parts_of_volumes_are_seen_by_a_busybox_image,
+    files_of_volumes_follow_what_they_are_made_from,
+    a_part_of_a_volume_waits_for_its_key,
     what_is_not_supported_is_said,
 ];
 
@@ -62,6 +64,87 @@ fn hooks_of_a_busybox_image_run_after_the_start_and_before_the_stop() {
     let last = &pod["status"]["containerStatuses"][0]["lastState"]["terminated"]["message"];
     let said = last.as_str().unwrap_or_default();
     assert!(said.contains("PostStartHook") && said.contains("not today"), "{last}");
+}
+
+/// What a running program reads changes, all of it at once; what it has by `subPath` and by variable stays.
+fn files_of_volumes_follow_what_they_are_made_from() {
+    let space = space("files");
+    let user = crate::user::User::of(&space.house, std::path::Path::new("kubectl"), "two", &space.name);
+    space.create(
+        "configmaps",
+        &json!({ "metadata": { "name": "settings" }, "data": { "color": "red", "old": "x" } }),
+    );
+    space.create("secrets", &json!({ "metadata": { "name": "keys" }, "stringData": { "door": "oak" } }));
+    let mut reads = shell(
+        "cd /all; while :; do echo $(for file in settings/color keys/door me/labels /part; do /bin/busybox cat $file; echo; \
+         done; /bin/busybox ls settings) $COLOR; /bin/busybox sleep 0.1; done",
+    );
+    reads["env"] = json!([{ "name": "COLOR", "valueFrom": { "configMapKeyRef": { "name": "settings", "key": "color" } } }]);
+    reads["volumeMounts"] = json!([
+        { "name": "settings", "mountPath": "/all/settings" },
+        { "name": "settings", "mountPath": "/part", "subPath": "color" },
+        { "name": "keys", "mountPath": "/all/keys" },
+        { "name": "me", "mountPath": "/all/me" },
+    ]);
+    let labels = json!({ "path": "labels", "fieldRef": { "fieldPath": "metadata.labels" } });
+    let volumes = json!([
+        { "name": "settings", "configMap": { "name": "settings" } },
+        { "name": "keys", "projected": { "sources": [{ "secret": { "name": "keys" } }] } },
+        { "name": "me", "downwardAPI": { "items": [labels] } },
+    ]);
+    space.run("reads", json!({ "nodeSelector": { "kubernetes.io/hostname": "one" }, "containers": [reads], "volumes": volumes }));
+    space.until_ready("reads");
+    let mut log = user.start(&["logs", "-f", "reads"]);
+    log.line("red oak app=\"reads\" red color old red");
+    user.run(&[
+        "patch",
+        "configmap",
+        "settings",
+        "--type=merge",
+        "-p",
+        r#"{"data": {"color": "blue", "old": null, "new": "y"}}"#,
+    ]);
+    // All of a change is seen, or nothing of it.
+    log.line("blue oak app=\"reads\" red color new red");
+    user.run(&["patch", "secret", "keys", "-p", r#"{"stringData": {"door": "elm"}}"#]);
+    log.line("blue elm app=\"reads\" red color new red");
+    user.run(&["label", "pod", "reads", "tier=front"]);
+    log.line("blue elm app=\"reads\" tier=\"front\" red color new red");
+    let pod = space.pod("reads");
+    assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0, "{pod}");
+
+    // What has gone stays as it was, and that is told.
+    user.run(&["delete", "secret", "keys"]);
+    space.house.until("that it is told", || {
+        let events = user.run(&["get", "events", "--field-selector", "reason=FailedMount"]);
+        events.contains("secret \"keys\" not found").then_some(())
+    });
+    log.line("blue elm ");
+}
+
+/// A directory was made in the place of the key, and the pod stuck for ever when the key came.
+fn a_part_of_a_volume_waits_for_its_key() {
+    let space = space("late-keys");
+    space.create("configmaps", &json!({ "metadata": { "name": "settings" }, "data": {} }));
+    let with = |name: &str, optional: bool| {
+        let mut reads = shell("/bin/busybox cat /etc/word 2> /dev/null || echo none");
+        reads["volumeMounts"] = json!([{ "name": "settings", "mountPath": "/etc/word", "subPath": "word" }]);
+        let settings =
+            json!({ "name": "settings", "configMap": { "name": "settings", "optional": optional } });
+        space.run(name, json!({ "restartPolicy": "Never", "containers": [reads], "volumes": [settings] }));
+    };
+    with("waits", false);
+    with("does-not", true);
+    space.until("does-not", "done", |status| status["phase"] == "Succeeded");
+    assert_eq!(space.logs("does-not", ""), "none\n");
+    space.until("waits", "waiting for its key", |status| {
+        let waiting = &status["containerStatuses"][0]["state"]["waiting"];
+        waiting["message"].as_str().is_some_and(|message| message.contains("subPath \"word\""))
+    });
+    let user = crate::user::User::of(&space.house, std::path::Path::new("kubectl"), "one", &space.name);
+    user.run(&["patch", "configmap", "settings", "-p", r#"{"data": {"word": "here"}}"#]);
+    space.until("waits", "done", |status| status["phase"] == "Succeeded");
+    assert_eq!(space.logs("waits", "").trim_end(), "here");
 }
 
 fn probes_by_program_of_a_busybox_image_decide_readiness_and_restarts() {

@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::meta;
 use crate::pod::StartError;
 use crate::resources::QosClass;
-use crate::view::View;
+use crate::view::{Key, View};
 
 /// What the node knows and the map does not, or not yet.
 #[derive(Clone, Debug, Default)]
@@ -260,6 +260,16 @@ pub enum Error {
     /// A mount of a volume that the pod does not have.
     #[error("volumeMount names volume \"{0}\", which the pod does not have")]
     NoVolume(String),
+    /// A part of a volume of files that is not there.
+    #[error(
+        "subPath \"{part}\" of volume \"{volume}\" is not there; add that key, or mark the volume's source optional"
+    )]
+    NoPart {
+        /// The volume.
+        volume: String,
+        /// What was looked for.
+        part: String,
+    },
     /// A file that would leave its volume.
     #[error("path \"{0}\" leads out of its volume")]
     PathEscapes(String),
@@ -297,7 +307,7 @@ pub fn plan(view: &View, pod: &Pod, name: &str, facts: &Facts) -> Result<Contain
         command: expand(&container.command).filter(|words| !words.is_empty()),
         args: expand(&container.args).filter(|words| !words.is_empty()),
         working_dir: container.working_dir.clone().filter(|path| !path.is_empty()),
-        mounts: mounts(spec, container, &env)?,
+        mounts: mounts(&look, container, &env)?,
         limits: limits::of_container(spec, container, look.node()),
         security: security::plan(spec, container)?,
         tty: container.tty.unwrap_or(false),
@@ -347,6 +357,18 @@ pub fn volumes(view: &View, pod: &Pod, facts: &Facts) -> Result<Vec<VolumePlan>,
         Ok(VolumePlan { name: volume.name.clone(), source: files::source(&look, volume)?, fs_group })
     };
     spec.volumes.iter().flatten().map(plan).collect()
+}
+
+/// The objects that files in the volumes of `pod` are made from, whether they are there or not.
+pub fn sources(pod: &Pod) -> BTreeSet<Key> {
+    let namespace = meta::namespace(&pod.metadata);
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    volumes.flat_map(|volume| files::sources(namespace, volume)).collect()
+}
+
+/// Whether a file in its volumes says what its labels or annotations are.
+pub fn shows_own_metadata(pod: &Pod) -> bool {
+    pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).any(files::shows_own_metadata)
 }
 
 /// What the sandbox of `pod` is made with.
@@ -417,21 +439,30 @@ fn find<'a>(spec: &'a PodSpec, name: &str) -> Option<&'a Container> {
     spec.init_containers.iter().flatten().chain(&spec.containers).find(|container| container.name == name)
 }
 
-fn mounts(spec: &PodSpec, container: &Container, env: &[(String, String)]) -> Result<Vec<Mount>, Error> {
+fn mounts(look: &Lookup<'_>, container: &Container, env: &[(String, String)]) -> Result<Vec<Mount>, Error> {
     let mut mounts = Vec::new();
     for mount in container.volume_mounts.iter().flatten() {
-        let volume = spec.volumes.iter().flatten().find(|volume| volume.name == mount.name);
+        let volume = look.spec.volumes.iter().flatten().find(|volume| volume.name == mount.name);
         let volume = volume.ok_or_else(|| Error::NoVolume(mount.name.clone()))?;
         // Files that the cluster writes belong to the cluster: a container's changes would be lost anyway.
         let ours = volume.config_map.is_some()
             || volume.secret.is_some()
             || volume.downward_api.is_some()
             || volume.projected.is_some();
+        let sub_path = sub_path(mount, env)?;
+        if ours && let Some(part) = &sub_path {
+            match files::has_part(look, volume, part)? {
+                true => {}
+                // The program finds what its image has there.
+                false if files::is_optional(volume) => continue,
+                false => return Err(Error::NoPart { volume: mount.name.clone(), part: part.clone() }),
+            }
+        }
         mounts.push(Mount {
             volume: mount.name.clone(),
             path: mount.mount_path.clone(),
             read_only: ours || mount.read_only.unwrap_or(false),
-            sub_path: sub_path(mount, env)?,
+            sub_path,
         });
     }
     // A mount inside another one must come after it.

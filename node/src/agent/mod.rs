@@ -13,6 +13,7 @@ mod node;
 mod pod;
 mod probes;
 mod status;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -51,6 +52,8 @@ pub(crate) use logs::Logs;
 pub(crate) use node::Offer;
 
 /// Between tries to end a pod that is not bound here any more.
+/// How soon after a change files of pods follow it, at least: kubelet takes up to a minute.
+const FILES_EVERY: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(1);
 /// Between tries to have the Secrets of pods opened.
 const LEARN_AGAIN: Duration = Duration::from_secs(30);
@@ -221,6 +224,8 @@ async fn pods(
     // One word of each worker, and of each that ends what nobody wants.
     let (gone, mut ended) = mpsc::unbounded_channel::<PodUid>();
     let mut revisions = tools.picture.revisions();
+    // When to look whether what files of pods are made from has changed.
+    let (mut changes, mut look_at) = (tools.picture.revisions(), None);
     loop {
         if let Some(input) = input.take() {
             homecoming.handle(clock::boot(), input, &mut effects);
@@ -282,6 +287,14 @@ async fn pods(
             () = clock::sleep_until(wake_at) => {
                 wake_at = None;
                 input = Some(homecoming::Input::Woken);
+            }
+            Ok(()) = changes.changed(), if look_at.is_none() => {
+                look_at = Some(tokio::time::Instant::now() + FILES_EVERY);
+            }
+            () = tokio::time::sleep_until(look_at.unwrap_or_else(tokio::time::Instant::now)), if look_at.is_some() => {
+                let view = tools.picture.view();
+                let busy = running.values().filter(|address| !address.look_at_files(&view)).count();
+                look_at = (busy > 0).then(|| tokio::time::Instant::now() + FILES_EVERY);
             }
             // Whether those that wait may begin depends on more than the pods.
             () = news(&tools, &mut revisions, (!some_wait).then_some(&here)) => {}

@@ -17,11 +17,13 @@ use skein_control::pod::{
 use skein_control::view::View;
 use skein_runtime::images::{self, Images};
 use skein_runtime::{ContainerId, End, Network, PodUid};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info_span, warn};
 
 use super::status::{Name, Report};
+use super::volumes::{self, Volumes};
 use super::{Tools, probes};
 use crate::clock;
 use crate::report::Chain;
@@ -41,6 +43,8 @@ pub(super) enum Message {
     Exited(ContainerId, skein_runtime::Exit),
     /// An answer to an effect.
     Input(Input),
+    /// What its volumes' files are made from has changed.
+    Outdated,
 }
 
 /// Where a worker is told things. Cheap to clone.
@@ -48,9 +52,17 @@ pub(super) enum Message {
 pub(super) struct Address {
     desired: watch::Sender<Option<Arc<Pod>>>,
     inbox: mpsc::Sender<Message>,
+    volumes: Arc<Volumes>,
 }
 
 impl Address {
+    /// Has files made anew that `view` shows to be outdated. `false` if the worker could not be told now.
+    pub(super) fn look_at_files(&self, view: &View) -> bool {
+        let pod = self.desired.borrow().clone();
+        let is_outdated = pod.is_some_and(|pod| self.volumes.are_outdated(view, &pod));
+        !is_outdated || !matches!(self.inbox.try_send(Message::Outdated), Err(TrySendError::Full(_)))
+    }
+
     /// The pod as the map has it; `None`: not bound here any more. What it was before does not matter.
     pub(super) fn want(&self, pod: Option<Arc<Pod>>) {
         self.desired.send_if_modified(|held| {
@@ -100,6 +112,7 @@ impl Worker {
             Some(_) => address.iter().map(ToString::to_string).collect(),
             None => Vec::new(),
         };
+        let volumes = if found.is_some() { Volumes::adopted() } else { Volumes::default() };
         let life = match found {
             Some(sandbox) => {
                 PodLife::adopt(pod.clone(), host_ips, adopted(sandbox, &addresses), clock::now())
@@ -117,7 +130,7 @@ impl Worker {
             tools,
             desired,
             inbox,
-            address: Address { desired: wanted, inbox: sender },
+            address: Address { desired: wanted, inbox: sender, volumes: Arc::new(volumes) },
             stopping,
             wake_at: None,
             bound: true,
@@ -144,10 +157,15 @@ impl Worker {
                         self.bound = desired.is_some();
                         if let Some(pod) = &desired {
                             self.pod = pod.clone();
+                            self.look_at_files();
                         }
                         Input::Desired(desired)
                     }
                     Some(message) = self.inbox.recv() => match message {
+                        Message::Outdated => {
+                            self.look_at_files();
+                            continue;
+                        }
                         Message::Exited(id, exit) => self.ended(id, exit).await,
                         Message::Input(input) => input,
                     },
@@ -291,6 +309,16 @@ impl Worker {
         false
     }
 
+    fn look_at_files(&self) {
+        if self.address.volumes.are_outdated(&self.tools.picture.view(), &self.pod) {
+            let scene = self.scene();
+            self.spawn(async move {
+                volumes::update(&scene).await;
+                None
+            });
+        }
+    }
+
     fn report(&self, report: Report) {
         self.tools.status.send(self.status_name(), report);
     }
@@ -332,6 +360,7 @@ impl Worker {
             tools: self.tools.clone(),
             addresses: self.addresses.clone(),
             host_paths: self.host_paths.clone(),
+            volumes: self.address.volumes.clone(),
         }
     }
 
@@ -345,12 +374,13 @@ impl Worker {
 }
 
 /// What a task of a worker needs.
-struct Scene {
-    uid: PodUid,
-    pod: Arc<Pod>,
-    tools: Tools,
+pub(super) struct Scene {
+    pub(super) uid: PodUid,
+    pub(super) pod: Arc<Pod>,
+    pub(super) tools: Tools,
     addresses: Arc<Mutex<Vec<String>>>,
-    host_paths: Arc<Mutex<BTreeMap<String, PathBuf>>>,
+    pub(super) host_paths: Arc<Mutex<BTreeMap<String, PathBuf>>>,
+    pub(super) volumes: Arc<Volumes>,
 }
 
 impl Scene {
@@ -372,7 +402,7 @@ impl Scene {
     }
 
     /// An Event about the pod, or about a part of it.
-    fn tell(&self, part: Option<String>, warning: bool, reason: &str, message: &str) {
+    pub(super) fn tell(&self, part: Option<String>, warning: bool, reason: &str, message: &str) {
         let mut notice = Notice::about::<Pod>(&self.pod.metadata, "kubelet", reason, message);
         notice.about.field_path = part;
         notice.host = Some(self.tools.node.to_string());
@@ -381,13 +411,13 @@ impl Scene {
     }
 
     /// What the pod's references lead to, its Secrets opened.
-    async fn view(&self) -> Result<View, String> {
+    pub(super) async fn view(&self) -> Result<View, String> {
         let mut view = self.tools.picture.view();
         self.tools.vault.open_for(&mut view, &self.pod).await?;
         Ok(view)
     }
 
-    fn facts(&self) -> Facts {
+    pub(super) fn facts(&self) -> Facts {
         Facts {
             pod_ips: self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             host_ips: vec![self.tools.endpoint.host_address().to_string()],
@@ -492,22 +522,7 @@ async fn start(scene: &Scene, name: &str, attempt: Attempt, image: &Image) -> Re
     let refused = |reason: &str, message: String| StartError { reason: reason.to_owned(), message };
     let view = scene.view().await.map_err(|error| refused("CreateContainerConfigError", error))?;
     let facts = scene.facts();
-    for volume in
-        container::volumes(&view, &scene.pod, &facts).map_err(container::Error::into_volume_error)?
-    {
-        let volume_name = volume.name.clone();
-        match super::container::volume(volume) {
-            Ok(volume) => {
-                let put = scene.tools.engine.put_volume(&scene.uid, &volume_name, volume).await;
-                put.map_err(|error| refused("ContainerCreating", Chain(&error).to_string()))?;
-            }
-            Err((path, kind)) => {
-                super::container::prepare_host_path(&path, kind)
-                    .map_err(|error| refused("ContainerCreating", error))?;
-                scene.host_paths.lock().unwrap_or_else(PoisonError::into_inner).insert(volume_name, path);
-            }
-        }
-    }
+    let _used = volumes::make(scene, &view).await?;
     let plan =
         container::plan(&view, &scene.pod, name, &facts).map_err(container::Error::into_start_error)?;
     let reference = image_reference(&scene.pod, name).unwrap_or_default();

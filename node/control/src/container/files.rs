@@ -4,9 +4,11 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, DownwardAPIVolumeFile, KeyToPath, Secret, Volume, VolumeProjection,
 };
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::{Error, File, HostPathKind, Lookup, VolumeSource, env};
 use crate::resources::units;
+use crate::view::{Key, key_of};
 
 /// What `volume` is made from.
 pub(super) fn source(look: &Lookup<'_>, volume: &Volume) -> Result<VolumeSource, Error> {
@@ -58,6 +60,47 @@ pub(super) fn source(look: &Lookup<'_>, volume: &Volume) -> Result<VolumeSource,
         None => Ok(VolumeSource::Empty { memory: false, size_bytes_max: None }),
         Some(kind) => Err(Error::VolumeKind { name: volume.name.clone(), kind }),
     }
+}
+
+/// Whether a volume of files has this file, or a directory of this name.
+pub(super) fn has_part(look: &Lookup<'_>, volume: &Volume, part: &str) -> Result<bool, Error> {
+    let VolumeSource::Files { files, .. } = source(look, volume)? else { return Ok(true) };
+    let part = Path::new(part);
+    Ok(files.iter().any(|file| Path::new(&file.path).starts_with(part)))
+}
+
+/// Whether a program may find less in it than its manifest names.
+pub(super) fn is_optional(volume: &Volume) -> bool {
+    let of_map = volume.config_map.as_ref().map(|map| map.optional);
+    let of_secret = volume.secret.as_ref().map(|secret| secret.optional);
+    let projected = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+    let of_projected = projected.flat_map(|source| {
+        let of_map = source.config_map.as_ref().map(|map| map.optional);
+        of_map.into_iter().chain(source.secret.as_ref().map(|secret| secret.optional))
+    });
+    of_map.into_iter().chain(of_secret).chain(of_projected).any(|optional| optional == Some(true))
+}
+
+/// The objects that it is made from.
+pub(super) fn sources(namespace: &str, volume: &Volume) -> Vec<Key> {
+    let map = |name: &str| key_of::<ConfigMap>(namespace, name);
+    let secret = |name: &str| key_of::<Secret>(namespace, name);
+    let of_map = volume.config_map.iter().map(|source| map(&source.name));
+    let of_secret = volume.secret.iter().filter_map(|source| source.secret_name.as_deref()).map(secret);
+    let projected = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+    let of_projected = projected.flat_map(|source| {
+        let of_map = source.config_map.iter().map(|source| map(&source.name));
+        of_map.chain(source.secret.iter().map(|source| secret(&source.name)))
+    });
+    of_map.chain(of_secret).chain(of_projected).collect()
+}
+
+/// Whether labels or annotations of the pod are in a file of it.
+pub(super) fn shows_own_metadata(volume: &Volume) -> bool {
+    let own = volume.downward_api.iter().filter_map(|source| source.items.as_ref());
+    let projected = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+    let projected = projected.filter_map(|source| source.downward_api.as_ref()?.items.as_ref());
+    own.chain(projected).flatten().any(|item| item.field_ref.is_some())
 }
 
 type Files = BTreeMap<String, File>;

@@ -266,6 +266,50 @@ fn directories_and_paths_of_the_machine_are_volumes() {
     assert!(claim.contains("persistentVolumeClaim"), "{claim}");
 }
 
+/// A directory was made in the place of a key that was not there, and the key could never come.
+#[test]
+fn a_key_that_is_not_there_is_waited_for_and_an_optional_one_is_left_out() {
+    let mounts = |source: Value, part: &str| {
+        let mut volume = source;
+        volume["name"] = json!("v");
+        let mount = json!({"name": "v", "mountPath": "/x", "subPath": part});
+        let pod = pod(json!({"containers": [{"name": "c", "volumeMounts": [mount]}], "volumes": [volume]}));
+        let plan = plan(&view(), &pod, "c", &facts()).map_err(|error| error.to_string());
+        plan.map(|plan| {
+            plan.mounts.into_iter().map(|mount| mount.sub_path.expect("a part")).collect::<Vec<_>>()
+        })
+    };
+    let settings = json!({"configMap": {"name": "settings"}});
+    assert_eq!(mounts(settings.clone(), "A"), Ok(vec!["A".to_owned()]));
+    let missing = mounts(settings, "Z").unwrap_err();
+    assert!(missing.contains("subPath \"Z\" of volume \"v\"") && missing.contains("optional"), "{missing}");
+    let deep = json!({"configMap": {"name": "settings", "items": [{"key": "A", "path": "deep/a"}]}});
+    assert_eq!(mounts(deep.clone(), "deep"), Ok(vec!["deep".to_owned()]));
+    assert_eq!(mounts(deep.clone(), "deep/a"), Ok(vec!["deep/a".to_owned()]));
+    assert!(mounts(deep, "dee").is_err());
+    let optional = [
+        json!({"configMap": {"name": "none", "optional": true}}),
+        json!({"secret": {"secretName": "none", "optional": true}}),
+        json!({"projected": {"sources": [{"secret": {"name": "none", "optional": true}}]}}),
+    ];
+    for source in optional {
+        assert_eq!(mounts(source, "Z"), Ok(vec![]));
+    }
+}
+
+#[test]
+fn what_a_pods_files_are_made_from_is_known() {
+    let pod = pod(json!({"containers": [{"name": "c"}], "volumes": [
+        {"name": "a", "configMap": {"name": "one"}}, {"name": "b", "secret": {"secretName": "two"}},
+        {"name": "c", "emptyDir": {}},
+        {"name": "d", "projected": {"sources": [{"configMap": {"name": "three"}}, {"secret": {"name": "four"}}]}},
+    ]}));
+    let keys: Vec<String> = sources(&pod).iter().map(ToString::to_string).collect();
+    let expect =
+        ["configmaps/default/one", "configmaps/default/three", "secrets/default/four", "secrets/default/two"];
+    assert_eq!(keys, expect.map(|key| format!("core/{key}")));
+}
+
 #[test]
 fn mounts_are_shallow_first_and_refuse_what_cannot_be_mounted() {
     let mounts = |mounts: Value| {

@@ -420,7 +420,15 @@ fn source(mount: &Mount, places: &Places) -> Result<(PathBuf, Option<PathBuf>), 
                 None => Ok((volume, Some(places.volumes.clone()))),
                 Some(part) => {
                     check_sub_path(part)?;
-                    Ok((super::volume::make_sub_path(&volume, Path::new(part))?, Some(volume)))
+                    let path = match super::volume::file_part(&volume, Path::new(part)) {
+                        // The cluster's own files are there or not: nothing is made among them.
+                        Some(path) if path.exists() => path,
+                        Some(_) => {
+                            return Err(refused(format!("sub path {part:?}"), "the volume has no such file"));
+                        }
+                        None => super::volume::make_sub_path(&volume, Path::new(part))?,
+                    };
+                    Ok((path, Some(volume)))
                 }
             }
         }

@@ -1,10 +1,12 @@
 //! What the containers of a pod share on disk and in memory.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Component, Path, PathBuf};
+use std::time::SystemTime;
 
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
@@ -15,8 +17,12 @@ use crate::rootfs::open_root;
 use crate::rootfs::passwd::ID_MAX;
 use crate::sandbox::mount_tmpfs;
 
-/// A name that a volume's own files cannot have: new content is written below it, then moved in place.
-const INCOMING: &str = "..incoming";
+/// The link of a volume of files to the directory that holds them now. What programs see are links through it, so all
+/// files change in one step, and programs that watch a volume know this name from elsewhere.
+const DATA: &str = "..data";
+/// What becomes [`DATA`] in a moment. No name of a file begins like these.
+const NEW_DATA: &str = "..data_tmp";
+const NEW_LINK: &str = "..link_tmp";
 
 /// Makes or replaces the volume `name` below `volumes`.
 pub(super) fn put(volumes: &Path, name: &str, volume: &Volume) -> Result<PathBuf, Error> {
@@ -90,67 +96,137 @@ fn is_mount_point(dir: &Path) -> io::Result<bool> {
 fn check_path(path: &str) -> Result<(), Error> {
     let plain =
         !path.is_empty() && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
-    if plain && path.len() < 4096 && !path.contains('\0') && !path.starts_with(INCOMING) {
+    if plain && path.len() < 4096 && !path.contains('\0') && !path.starts_with("..") {
         return Ok(());
     }
-    Err(refused(path, "a file of a volume is a relative path without .."))
+    Err(refused(path, "a file of a volume is a relative path without .., and its name begins otherwise"))
 }
 
-/// Each file is replaced in one step; those that are not wanted any more go last.
-fn replace_files(
-    dir: &Path,
-    files: &std::collections::BTreeMap<String, VolumeFile>,
-    group: Option<u32>,
-) -> io::Result<()> {
-    let incoming = dir.join(INCOMING);
-    for (path, file) in files {
-        let target = dir.join(path);
-        if let Some(parent) = target.parent() {
-            fs::create_dir_all(parent)?;
+/// Where `part` of a volume of files lies now, without any link; `None` if it is another kind of volume.
+pub(super) fn file_part(volume: &Path, part: &Path) -> Option<PathBuf> {
+    Some(volume.join(now(volume)?).join(part))
+}
+
+/// The directory that [`DATA`] leads to: a name in the volume itself. Programs may have written something else there,
+/// in a volume of theirs.
+fn now(dir: &Path) -> Option<PathBuf> {
+    let name = fs::read_link(dir.join(DATA)).ok()?;
+    let mut parts = name.components();
+    // `..` itself is no such name.
+    let is_ours = matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none();
+    (is_ours && name.to_string_lossy().starts_with("..")).then_some(name)
+}
+
+type Files = BTreeMap<String, VolumeFile>;
+
+/// Replaces all files in one step, if any is another than before.
+fn replace_files(dir: &Path, files: &Files, group: Option<u32>) -> io::Result<()> {
+    let before = now(dir);
+    let present = match before.filter(|before| is_unchanged(&dir.join(before), files, group)) {
+        Some(before) => before,
+        None => {
+            let next = write_anew(dir, files, group)?;
+            link(dir, DATA, NEW_DATA, &next)?;
+            next
         }
-        // Whoever is in the volume's group may read what its owner may.
-        let mode = file.mode & 0o777 | if group.is_some() { 0o440 } else { 0 };
-        if is_unchanged(&target, file, mode, group) {
-            continue;
+    };
+    let first = |path: &String| path.split('/').next().unwrap_or_default().to_owned();
+    let tops: BTreeSet<String> = files.keys().map(first).collect();
+    for top in &tops {
+        let target = Path::new(DATA).join(top);
+        if fs::read_link(dir.join(top)).ok().as_ref() != Some(&target) {
+            link(dir, top, NEW_LINK, &target)?;
         }
-        let mut written =
-            File::options().write(true).create(true).truncate(true).mode(0o600).open(&incoming)?;
-        written.write_all(&file.content)?;
-        if let Some(group) = group {
-            chown(&incoming, None, Some(group))?;
-        }
-        fs::set_permissions(&incoming, fs::Permissions::from_mode(mode))?;
-        fs::rename(&incoming, target)?;
     }
-    remove_others(dir, dir, files)
-}
-
-fn is_unchanged(path: &Path, file: &VolumeFile, mode: u32, group: Option<u32>) -> bool {
-    let same = fs::symlink_metadata(path).is_ok_and(|found| {
-        let same_group = group.is_none_or(|group| found.gid() == group);
-        found.is_file() && found.permissions().mode() & 0o777 == mode && same_group
-    });
-    same && fs::read(path).is_ok_and(|content| content == file.content)
-}
-
-fn remove_others(
-    root: &Path,
-    dir: &Path,
-    files: &std::collections::BTreeMap<String, VolumeFile>,
-) -> io::Result<()> {
+    // What is not wanted any more goes last; also what a build before this one wrote, or a process that was killed.
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        let path = entry.path();
-        if entry.file_type()?.is_dir() {
-            remove_others(root, &path, files)?;
-            continue;
-        }
-        let relative = path.strip_prefix(root).unwrap_or(&path).to_string_lossy();
-        if !files.contains_key(relative.as_ref()) {
-            fs::remove_file(&path)?;
+        let name = entry.file_name();
+        let stays = name == DATA
+            || name == *present.as_os_str()
+            || name.to_str().is_some_and(|name| tops.contains(name));
+        if !stays {
+            remove(&entry.path())?;
         }
     }
     Ok(())
+}
+
+/// Writes the files into a new directory of the volume, and returns its name.
+fn write_anew(dir: &Path, files: &Files, group: Option<u32>) -> io::Result<PathBuf> {
+    // When it was written; what follows makes it another name than that of any directory there.
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let time = format!("..{}.", since.as_secs());
+    let open = fs::Permissions::from_mode(0o755);
+    let next = tempfile::Builder::new().prefix(&time).permissions(open.clone()).tempdir_in(dir)?;
+    for (path, file) in files {
+        let target = next.path().join(path);
+        let mut above = next.path().to_owned();
+        for part in Path::new(path).parent().into_iter().flat_map(Path::components) {
+            above.push(part);
+            if !above.exists() {
+                fs::create_dir(&above)?;
+                fs::set_permissions(&above, open.clone())?;
+            }
+        }
+        let mut written = File::options().write(true).create_new(true).mode(0o600).open(&target)?;
+        written.write_all(&file.content)?;
+        if let Some(group) = group {
+            chown(&target, None, Some(group))?;
+        }
+        fs::set_permissions(&target, fs::Permissions::from_mode(mode(file, group)))?;
+    }
+    let name = next.path().file_name().map(PathBuf::from);
+    // From here on it is the volume's.
+    let _ = next.keep();
+    name.ok_or_else(|| io::Error::other("a directory without a name"))
+}
+
+/// Whoever is in the volume's group may read what its owner may.
+fn mode(file: &VolumeFile, group: Option<u32>) -> u32 {
+    file.mode & 0o777 | if group.is_some() { 0o440 } else { 0 }
+}
+
+/// Makes `name` a link to `target`, in one step whatever is there; a directory goes first.
+fn link(dir: &Path, name: &str, unfinished: &str, target: &Path) -> io::Result<()> {
+    let (link, unfinished) = (dir.join(name), dir.join(unfinished));
+    if fs::symlink_metadata(&unfinished).is_ok() {
+        remove(&unfinished)?;
+    }
+    if fs::symlink_metadata(&link).is_ok_and(|found| found.is_dir()) {
+        remove(&link)?;
+    }
+    symlink(target, &unfinished)?;
+    fs::rename(&unfinished, &link)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path)?.is_dir() {
+        true => fs::remove_dir_all(path),
+        false => fs::remove_file(path),
+    }
+}
+
+/// Whether `dir` holds just these files, as they are to be.
+fn is_unchanged(dir: &Path, files: &Files, group: Option<u32>) -> bool {
+    let is_same = |(path, file): (&String, &VolumeFile)| {
+        let path = dir.join(path);
+        let same = fs::symlink_metadata(&path).is_ok_and(|found| {
+            let same_group = group.is_none_or(|group| found.gid() == group);
+            found.is_file() && found.permissions().mode() & 0o777 == mode(file, group) && same_group
+        });
+        same && fs::read(&path).is_ok_and(|content| content == file.content)
+    };
+    count_files(dir).is_ok_and(|count| count == files.len()) && files.iter().all(is_same)
+}
+
+fn count_files(dir: &Path) -> io::Result<usize> {
+    let mut count = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        count += if entry.file_type()?.is_dir() { count_files(&entry.path())? } else { 1 };
+    }
+    Ok(count)
 }
 
 fn refused(what: &str, why: &str) -> Error {
@@ -159,8 +235,6 @@ fn refused(what: &str, why: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     fn files(list: &[(&str, &str)]) -> Volume {
@@ -172,19 +246,79 @@ mod tests {
         Volume::Files { files, secret: false, group: None }
     }
 
+    fn names(dir: &Path) -> Vec<String> {
+        let entries = fs::read_dir(dir).expect("a directory").flatten();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    fn read(dir: &Path, path: &str) -> String {
+        fs::read_to_string(dir.join(path)).expect("a file")
+    }
+
     #[test]
     fn files_are_replaced_as_a_whole() {
         let volumes = tempfile::tempdir().expect("a directory");
-        let dir = put(volumes.path(), "config", &files(&[("a", "1"), ("sub/b", "2")])).expect("a volume");
-        put(volumes.path(), "config", &files(&[("a", "3")])).expect("a volume");
-        assert_eq!(fs::read_to_string(dir.join("a")).expect("a file"), "3");
-        assert!(!dir.join("sub/b").exists() && !dir.join(INCOMING).exists());
+        let put = |list: &[(&str, &str)]| put(volumes.path(), "config", &files(list)).expect("a volume");
+        let dir = put(&[("a", "1"), ("sub/b", "2")]);
+        assert_eq!((read(&dir, "a"), read(&dir, "sub/b")), ("1".into(), "2".into()));
+        assert_eq!(fs::read_link(dir.join("a")).expect("a link"), Path::new("..data/a"));
+        let first = now(&dir).expect("a directory");
+        assert_eq!(names(&dir), [first.to_str().expect("text"), "..data", "a", "sub"]);
+
+        // The same once more: nothing moves.
+        put(&[("a", "1"), ("sub/b", "2")]);
+        assert_eq!(now(&dir), Some(first.clone()));
+
+        // Who has the directory of before open goes on with what was there.
+        let held = File::open(dir.join("a")).expect("a file");
+        put(&[("a", "3")]);
+        let second = now(&dir).expect("a directory");
+        assert_ne!(first, second);
+        assert_eq!(names(&dir), [second.to_str().expect("text"), "..data", "a"]);
+        assert_eq!((read(&dir, "a"), io::read_to_string(held).expect("a file")), ("3".into(), "1".into()));
+        put(&[]);
+        assert_eq!(names(&dir).len(), 2, "no file is left");
+    }
+
+    #[test]
+    fn what_an_older_build_or_a_killed_process_left_gives_way() {
+        let volumes = tempfile::tempdir().expect("a directory");
+        let dir = volumes.path().join("config");
+        fs::create_dir_all(dir.join("sub")).expect("a directory");
+        fs::create_dir_all(dir.join("..1700000000.x")).expect("a directory");
+        for path in ["a", "sub/b", "gone", "..incoming"] {
+            fs::write(dir.join(path), "old").expect("a file");
+        }
+        symlink("..nowhere", dir.join(NEW_DATA)).expect("a link");
+        put(volumes.path(), "config", &files(&[("a", "1"), ("sub/b", "2")])).expect("a volume");
+        assert_eq!((read(&dir, "a"), read(&dir, "sub/b")), ("1".into(), "2".into()));
+        assert_eq!(names(&dir)[1..], ["..data", "a", "sub"]);
+    }
+
+    #[test]
+    fn a_part_of_a_volume_of_files_lies_where_no_link_is() {
+        let volumes = tempfile::tempdir().expect("a directory");
+        let dir = put(volumes.path(), "config", &files(&[("sub/b", "2")])).expect("a volume");
+        let part = file_part(&dir, Path::new("sub/b")).expect("a volume of files");
+        assert_eq!(fs::canonicalize(&part).expect("a file"), part);
+        // What a program writes into a volume of its own leads nowhere.
+        let own = put(volumes.path(), "own", &Volume::Directory).expect("a volume");
+        assert_eq!(file_part(&own, Path::new("x")), None);
+        for target in ["/etc", "..", "../..", "..a/b", "data"] {
+            let _ = fs::remove_file(own.join(DATA));
+            symlink(target, own.join(DATA)).expect("a link");
+            let found = file_part(&own, Path::new("x"));
+            assert_eq!(found, None, "{target}");
+        }
     }
 
     #[test]
     fn a_file_never_lies_outside_of_its_volume() {
         let volumes = tempfile::tempdir().expect("a directory");
-        for path in ["../x", "/x", "a/../../x", "", "..incoming"] {
+        for path in ["../x", "/x", "a/../../x", "", "..data", "..2026/x"] {
             assert!(put(volumes.path(), "config", &files(&[(path, "1")])).is_err(), "{path:?}");
         }
         assert!(put(volumes.path(), "../up", &Volume::Directory).is_err());
