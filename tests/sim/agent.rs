@@ -369,7 +369,7 @@ async fn keep_node(site: Site, is_home: oneshot::Receiver<()>) {
         }
         let expect = object.map_or(Expect::Absent, |object| Expect::Revision(object.mod_rev));
         let write = Write { key: key.clone(), expect, change: Change::Put(after.to_string().into()) };
-        let member = members::key(site.number);
+        let member = members::key(site.id);
         let held = state.get(&member).map(|object| (object.mod_rev, &*object.value));
         let Some(writes) = as_member(&member, held, write) else {
             moves.next().await;

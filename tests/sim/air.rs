@@ -15,10 +15,11 @@ use openraft::async_runtime::Instant as _;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use skein_net::gossip::List;
+use skein_net::identity::NodeId;
 use skein_raft_store::sim::{SimRt, Weather};
 
 use crate::watch::Message;
-use crate::world::{Now, World};
+use crate::world::{Now, World, number_of};
 
 const LATEST_DUPLICATE: Duration = Duration::from_secs(2);
 
@@ -46,8 +47,8 @@ impl Post {
 }
 
 pub(crate) struct Letter {
-    pub(crate) from: usize,
-    pub(crate) to: usize,
+    pub(crate) from: NodeId,
+    pub(crate) to: NodeId,
     pub(crate) post: Post,
 }
 
@@ -82,13 +83,14 @@ impl Air {
         (Air { inner: Mutex::new(inner), sent }, carried)
     }
 
-    pub(crate) fn send(&self, from: usize, to: usize, post: Post) {
+    pub(crate) fn send(&self, from: NodeId, to: NodeId, post: Post) {
         let mut inner = self.inner.lock().unwrap();
         let loss = inner.weather.loss;
-        if inner.is_cut(from, to) || (!post.is_stream() && inner.chance.random_bool(loss)) {
+        let (one, other) = (number_of(from), number_of(to));
+        if inner.is_cut(one, other) || (!post.is_stream() && inner.chance.random_bool(loss)) {
             return;
         }
-        if post.is_stream() && inner.is_cut(to, from) {
+        if post.is_stream() && inner.is_cut(other, one) {
             return;
         }
         let arrives = Now::now() + inner.travel_time();
@@ -175,6 +177,12 @@ impl Air {
     pub(crate) fn passes_both_ways(&self, a: usize, b: usize) -> bool {
         let inner = self.inner.lock().unwrap();
         !inner.is_cut(a, b) && !inner.is_cut(b, a)
+    }
+
+    /// Directions in which nothing passes.
+    pub(crate) fn cuts(&self) -> Vec<(usize, usize)> {
+        let inner = self.inner.lock().unwrap();
+        inner.cut.iter().filter(|(_, count)| **count > 0).map(|(direction, _)| *direction).collect()
     }
 
     pub(crate) fn clear(&self) -> BTreeSet<(usize, usize)> {

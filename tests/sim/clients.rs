@@ -64,12 +64,17 @@ pub(crate) async fn write(
 ) -> Option<What> {
     let op = Op { key: key.as_str().into(), expect, change: Change::Put(value.clone().into()) };
     let options = Options { timeout: TIMEOUT, ..Options::default() };
+    let begin = world.elapsed();
+    let by = world.site(number).map(|site| site.id);
     let asked =
         world.ask(number, move |site| Box::pin(async move { site.store.propose(vec![op], options).await }));
     let outcome = match asked.await {
         Asked::NotRunning => return None,
         Asked::Answer(Ok(answer)) => match answer.outcomes[0] {
-            Applied::Done { revision } => Outcome::Done(revision),
+            Applied::Done { revision } => {
+                world.wrote(by, begin);
+                Outcome::Done(revision)
+            }
             _ => Outcome::NotDone,
         },
         Asked::Answer(Err(ProposeError::NoQuorum(_) | ProposeError::Busy)) => Outcome::NotDone,

@@ -14,12 +14,20 @@ use skein_raft_store::sim::SimRt;
 
 use crate::air::Post;
 use crate::plan::Mutation;
-use crate::world::{Site, node_id, node_name, number_of};
+use crate::world::{Site, node_name};
 
 pub(crate) enum In {
-    Packet { from: usize, packet: Bytes },
-    Asked { from: usize, list: List },
+    Packet {
+        from: NodeId,
+        packet: Bytes,
+    },
+    Asked {
+        from: NodeId,
+        list: List,
+    },
     Answered(List),
+    /// A node was removed from the cluster.
+    Forget(NodeId),
 }
 
 /// What a member whose disk has failed says of itself: as a node does.
@@ -32,7 +40,7 @@ pub(crate) fn has_failed(metadata: &Metadata) -> bool {
 
 /// Runs one core until its process ends.
 pub(crate) async fn run(site: Site, seed: u64, mut inbox: UnboundedReceiver<In>) {
-    let me = node_id(site.number);
+    let me = site.id;
     let (address, api) = site.world.lan.addresses(site.number);
     let mut metadata = Metadata {
         name: node_name(site.number),
@@ -47,7 +55,7 @@ pub(crate) async fn run(site: Site, seed: u64, mut inbox: UnboundedReceiver<In>)
         core.mutate(Broken::NoSuspicionGuard);
     }
     // Whom the map names, and whom this node has seen: as a daemon that starts.
-    let members = site.picture.roster().into_keys().map(node_id).chain(site.book.nodes());
+    let members = site.picture.roster().into_keys().chain(site.book.nodes());
     let contacts: BTreeSet<NodeId> = members.filter(|node| *node != me).collect();
     let mut wake_at = None;
     let mut effects = Vec::new();
@@ -68,13 +76,14 @@ pub(crate) async fn run(site: Site, seed: u64, mut inbox: UnboundedReceiver<In>)
             let wake = wake_at.unwrap_or(Instant(site.clock.boot().0 + 10_000));
             let wake = site.clock.moment(skein_control::time::Instant(wake.0));
             match SimRt::timeout_at(wake, inbox.next()).await {
-                Ok(Some(In::Packet { from, packet })) => break Input::Packet { from: node_id(from), packet },
+                Ok(Some(In::Packet { from, packet })) => break Input::Packet { from, packet },
                 Ok(Some(In::Asked { from, list })) => {
                     // As it was before it takes the other's in.
-                    site.world.air.send(site.number, from, Post::Answered(core.list()));
+                    site.world.air.send(me, from, Post::Answered(core.list()));
                     break Input::Listed(list);
                 }
                 Ok(Some(In::Answered(list))) => break Input::Listed(list),
+                Ok(Some(In::Forget(node))) => break Input::Forget(node),
                 Ok(None) => return,
                 Err(_) if wake_at.is_some() => {
                     wake_at = None;
@@ -90,14 +99,15 @@ fn perform(site: &Site, effect: Effect, wake_at: &mut Option<Instant>) {
     let air = &site.world.air;
     match effect {
         // A process that came back calls its own earlier starts, which it knows as down. No way leads there.
-        Effect::Send { to, .. } if number_of(to) == site.number => site.world.count("calls to itself"),
-        Effect::Send { to, packet } => air.send(site.number, number_of(to), Post::Gossip(packet)),
+        Effect::Send { to, .. } if to == site.id => site.world.count("calls to itself"),
+        Effect::Send { to, packet } => air.send(site.id, to, Post::Gossip(packet)),
         Effect::WakeAt(at) => *wake_at = Some(at),
-        Effect::Exchange { with, list } => air.send(site.number, number_of(with), Post::Asked(list)),
+        Effect::Exchange { with, list } => air.send(site.id, with, Post::Asked(list)),
         Effect::Changed { member, change } => {
-            let own = number_of(member.node()) == site.number;
+            let own = member.node() == site.id;
             if let Some(metadata) = member.metadata.as_deref().filter(|_| !own) {
                 site.book.learn(member.node(), &metadata.name, &metadata.addresses);
+                site.store.introduce(site.book.nodes().into_iter().map(|node| node.0).collect());
             }
             match change {
                 Change::Rejoined if own => site.world.rejoined(site.number),

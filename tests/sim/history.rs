@@ -4,9 +4,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
+use skein_control::node::authority::{TRUST, Trust};
+use skein_control::node::roster::PREFIX;
+use skein_net::identity::NodeId;
 use skein_raft_store::{Event, Object, State};
 
+use crate::members::Record;
 use crate::model::Model;
 
 /// One call of one client, in virtual nanoseconds.
@@ -42,6 +47,20 @@ pub(crate) struct History {
     pub(crate) calls: Vec<Call>,
     pub(crate) events: BTreeMap<u64, Event>,
     pub(crate) model: Model,
+    /// What the newest revision says of each node that was ever a member.
+    pub(crate) records: BTreeMap<NodeId, Record>,
+    /// The authorities by the newest revision.
+    pub(crate) trust: Option<Trust>,
+    /// When each membership ended, in virtual nanoseconds.
+    removed_at: BTreeMap<NodeId, u64>,
+    /// When somebody's vote was last to be given away, in the same.
+    going_at: BTreeMap<NodeId, u64>,
+    /// What is shown of the clock, in the same.
+    pub(crate) now: u64,
+    /// What was said once and need not be said again.
+    pub(crate) said: BTreeSet<String>,
+    /// What became of members, and was not told yet.
+    pub(crate) news: Vec<String>,
     pub(crate) wrong: Vec<String>,
     /// Revisions that no watcher delivered before they were loaded as part of a state.
     hidden: Vec<RangeInclusive<u64>>,
@@ -75,6 +94,9 @@ impl History {
             .map(|((_, event), _)| event.clone())
             .collect();
         self.revision += next.len() as u64;
+        for event in &next {
+            self.enroll(&event.key, event.value.as_deref());
+        }
         self.model.apply(&next, &mut self.wrong)
     }
 
@@ -84,7 +106,71 @@ impl History {
             self.hidden.push(self.revision + 1..=state.revision());
             self.revision = state.revision();
             self.model.load(state, &mut self.wrong);
+            for (key, object) in state.range("skein/", None) {
+                self.enroll(key, Some(&object.value));
+            }
         }
+    }
+
+    fn enroll(&mut self, key: &str, value: Option<&[u8]>) {
+        if key == TRUST {
+            self.trust = value.and_then(|bytes| serde_json::from_slice(bytes).ok());
+        }
+        let Some(node) = key.strip_prefix(PREFIX).and_then(|id| id.parse().ok()) else { return };
+        let Some(record) = value.and_then(|bytes| serde_json::from_slice::<Record>(bytes).ok()) else {
+            return self.wrong.push(format!("I24: the record of node {node} is gone"));
+        };
+        let before = self.records.insert(node, record.clone());
+        if record.leaving || before.as_ref().is_some_and(|before| before.leaving) {
+            self.going_at.insert(node, self.now);
+        }
+        let stage = |record: &Record| {
+            let departure = record.departure.as_ref();
+            let departure = departure.map(|going| (going.cause, going.stage, going.obstacle.clone()));
+            (record.removed, record.leaving, departure, record.kept.is_some())
+        };
+        let is = stage(&record);
+        if before.as_ref().map(stage) != Some(is.clone()) {
+            self.news.push(format!("{} ({node}), removed, leaving, going, kept: {is:?}", record.name));
+        }
+        if record.removed {
+            self.removed_at.entry(node).or_insert(self.now);
+        }
+        if !record.removed && before.is_some_and(|before| before.removed) {
+            self.wrong.push(format!("I24: node {node} is a member again, which was removed"));
+        }
+    }
+
+    /// Whether a node was removed at least so long ago.
+    pub(crate) fn was_removed_before(&self, node: NodeId, time: Duration) -> bool {
+        self.removed_at.get(&node).is_some_and(|at| at + time.as_nanos() as u64 <= self.now)
+    }
+
+    /// Whether a node was removed until then.
+    pub(crate) fn was_removed_by(&self, node: NodeId, then: u64) -> bool {
+        self.removed_at.get(&node).is_some_and(|at| *at <= then)
+    }
+
+    /// Whether a node was to give its vote away of late, or is no member any more.
+    pub(crate) fn was_going(&self, node: NodeId, time: Duration) -> bool {
+        let is_new = |at: &u64| at + time.as_nanos() as u64 >= self.now;
+        let is = |record: &Record| record.leaving || record.removed;
+        self.records.get(&node).is_some_and(is) || self.going_at.get(&node).is_some_and(is_new)
+    }
+
+    /// The name of one that is on its way out.
+    pub(crate) fn departing(&self) -> Option<String> {
+        self.records.values().find(|record| record.departure.is_some()).map(|record| record.name.clone())
+    }
+
+    /// How many members nobody wants to go.
+    pub(crate) fn staying(&self) -> usize {
+        self.records.values().filter(|record| record.stays()).count()
+    }
+
+    /// Who is a member.
+    pub(crate) fn members(&self) -> impl Iterator<Item = NodeId> {
+        self.records.iter().filter(|(_, record)| !record.removed).map(|(node, _)| *node)
     }
 
     /// A key as a node has it that jumped over what made it so.

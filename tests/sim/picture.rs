@@ -7,11 +7,13 @@ use openraft::AsyncRuntime;
 use openraft::async_runtime::{Watch, WatchReceiver, WatchSender};
 use skein_control::node::roster::PREFIX;
 use skein_control::view::{Changed, View};
+use skein_net::identity::NodeId;
+use skein_net::tls::Standing;
 use skein_raft_store::sim::SimRt;
 use skein_raft_store::{Difference, Moved, State, WatchError};
 
 use crate::members::Record;
-use crate::world::{Site, number_of};
+use crate::world::Site;
 
 type Channel = <SimRt as AsyncRuntime>::Watch;
 
@@ -24,8 +26,10 @@ pub(crate) struct Picture {
 #[derive(Default)]
 struct Inner {
     view: View,
-    /// The members by the records in the map.
-    roster: BTreeMap<usize, Record>,
+    /// All records of members in the map, of former ones as well.
+    records: BTreeMap<NodeId, Record>,
+    /// Counts their changes.
+    edition: u64,
     revision: u64,
     /// What changed since a planner last took it; kept only while somebody plans.
     changed: Option<Changed>,
@@ -55,8 +59,29 @@ impl Picture {
     }
 
     /// Everybody who is a member, by the map.
-    pub(crate) fn roster(&self) -> BTreeMap<usize, Record> {
-        self.inner.lock().unwrap().roster.clone()
+    pub(crate) fn roster(&self) -> BTreeMap<NodeId, Record> {
+        let mut records = self.records();
+        records.retain(|_, record| !record.removed);
+        records
+    }
+
+    /// The same with everybody who was a member.
+    pub(crate) fn records(&self) -> BTreeMap<NodeId, Record> {
+        self.inner.lock().unwrap().records.clone()
+    }
+
+    /// Another number with each change of the records.
+    pub(crate) fn edition(&self) -> u64 {
+        self.inner.lock().unwrap().edition
+    }
+
+    /// Whether a node is a member, by the map.
+    pub(crate) fn standing(&self, node: NodeId) -> Standing {
+        match self.inner.lock().unwrap().records.get(&node) {
+            Some(record) if record.removed => Standing::Removed,
+            Some(_) => Standing::Member,
+            None => Standing::Unknown,
+        }
     }
 
     pub(crate) fn begin_noting(&self) {
@@ -100,7 +125,8 @@ impl Picture {
         }
         let mut inner = self.inner.lock().unwrap();
         (inner.view, inner.revision) = (view, state.revision());
-        inner.roster.clear();
+        inner.records.clear();
+        inner.edition += 1;
         for (key, object) in state.range(PREFIX, None) {
             inner.enroll(key, Some(&object.value));
         }
@@ -131,9 +157,10 @@ impl Inner {
     fn enroll(&mut self, key: &str, value: Option<&[u8]>) {
         let Some(node) = key.strip_prefix(PREFIX).and_then(|id| id.parse().ok()) else { return };
         let record: Option<Record> = value.and_then(|bytes| serde_json::from_slice(bytes).ok());
-        match record.filter(|record| !record.removed) {
-            Some(record) => self.roster.insert(number_of(node), record),
-            None => self.roster.remove(&number_of(node)),
+        self.edition += 1;
+        match record {
+            Some(record) => self.records.insert(node, record),
+            None => self.records.remove(&node),
         };
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use skein_control::node::departure::Cause;
 use skein_control::voters::SPARE_UP_MIN;
 
 use crate::lan::Lease;
@@ -24,6 +25,16 @@ pub(crate) enum Mutation {
     NeverHeardForgotten,
     /// Plans are committed whatever has changed since they were made.
     UnconditionalPlan,
+    /// Nobody minds that a member was removed, itself included.
+    RemovedAdmitted,
+    /// A voter that makes the majority is removed at once as any other.
+    CriticalVotersGo,
+    /// The leader takes it that every voter holds the authorities, and lets the last one that does go.
+    HoldersNotAsked,
+    /// The leader plans no departures.
+    WishesForgotten,
+    /// Nobody decides about a machine that was a member before.
+    ClaimsNotDecided,
     /// A voter whose node has another store, or that no record knows, is let go as if it had left.
     AbsenceIsLeaving,
     /// Gossip tells members that refuted in time that they are down.
@@ -57,9 +68,39 @@ pub(crate) enum Aim {
     Stops,
     /// What happens to two nodes beside a router, of which one votes.
     Pair,
+    /// Machines that come, go, are thrown out and replaced.
+    Members,
+    /// One voter is off, and both that do not lead are thrown out at the same moment.
+    VotersRemoved,
+    /// Leaders that leave while what they keep is long on its way to the others.
+    KeysOnTheWay,
     /// Machines lost for good, one after another, until two are left. In a cluster with spares they have been there
     /// for long enough to be trusted.
     LossesForGood,
+}
+
+impl Aim {
+    pub(crate) const ALL: [Aim; 16] = {
+        use Aim::*;
+        [
+            Nothing,
+            Everything,
+            OneBlindObserver,
+            LeadersAtWork,
+            Loss,
+            PowerCuts,
+            LongAbsence,
+            LostStores,
+            LongPairCuts,
+            Outages,
+            Stops,
+            Pair,
+            Members,
+            VotersRemoved,
+            KeysOnTheWay,
+            LossesForGood,
+        ]
+    };
 }
 
 /// One fault: when it begins, how long it lasts, what it is.
@@ -150,8 +191,26 @@ pub(crate) enum Kind {
     },
     /// This share of the datagrams comes twice, up to two seconds apart.
     Duplicates(f64),
-    /// It leaves the cluster's members, and joins them again afterwards.
-    Leave(usize),
+    /// Somebody wants a member to go, or does until then. Its machine comes back as another one when it has gone.
+    Depart {
+        victim: Victim,
+        cause: Cause,
+        regrets_after: Option<Duration>,
+    },
+    /// A machine is off, and after a while its membership is ended. It is on again afterwards.
+    RemoveDead {
+        victim: Victim,
+        after: Duration,
+        cause: Cause,
+    },
+    /// A machine goes off with all that it has, and takes its own place again with an empty disk.
+    Reinstall(Victim),
+    /// Somebody wants the authorities made anew, with an overlap or none.
+    Rotate {
+        overlap_ms: Option<u64>,
+    },
+    /// One that was never there joins.
+    Join(usize),
     /// Power off for good: nobody repairs it, and nobody says so to the cluster.
     Gone(Victim),
 }
@@ -169,6 +228,16 @@ fn draw_lease(chance: &mut StdRng) -> Lease {
     [Lease::Kept, Lease::Dealt, Lease::Moved][chance.random_range(0..3)]
 }
 
+fn draw_regret(chance: &mut StdRng) -> Option<Duration> {
+    chance.random_bool(0.2).then(|| Duration::from_millis(chance.random_range(0..2000)))
+}
+
+fn draw_removal(node: usize, chance: &mut StdRng) -> Kind {
+    let after = Duration::from_millis(chance.random_range(0..6000));
+    let cause = if chance.random_bool(0.7) { Cause::Removal } else { Cause::RemovalNow };
+    Kind::RemoveDead { victim: Victim::Node(node), after, cause }
+}
+
 impl Plan {
     pub(crate) fn new(seed: u64) -> Plan {
         let nodes = if seed.is_multiple_of(3) { 5 } else { 3 };
@@ -180,10 +249,27 @@ impl Plan {
     pub(crate) fn faults(&self) -> Vec<Fault> {
         let mut faults = self.frequent();
         if self.aim == Aim::Everything {
-            faults.extend((0..10).filter_map(|which| self.rare(which)));
-            faults.sort_by_key(|fault| fault.at);
+            faults.extend((0..14).filter_map(|which| self.rare(which)));
         }
+        faults.extend(self.joins());
+        faults.sort_by_key(|fault| fault.at);
         faults
+    }
+
+    /// How many machines are not there from the beginning.
+    pub(crate) fn latecomers(&self) -> usize {
+        let mut chance = StdRng::seed_from_u64(self.seed ^ 0x1a << 56);
+        let some = matches!(self.aim, Aim::Everything | Aim::Members) && chance.random_bool(0.3);
+        if some { self.nodes / 2 } else { 0 }
+    }
+
+    fn joins(&self) -> impl Iterator<Item = Fault> {
+        let mut chance = StdRng::seed_from_u64(self.seed ^ 0x1b << 56);
+        let (late, faults_for) = (self.nodes - self.latecomers()..self.nodes, self.faults_for);
+        late.map(move |number| {
+            let at = faults_for.mul_f64(chance.random_range(0.02..0.5));
+            Fault { at, lasts: Duration::from_secs(3), kind: Kind::Join(number) }
+        })
     }
 
     /// What most runs do without. Each has draws of its own: the other faults of a seed do not depend on it.
@@ -213,6 +299,14 @@ impl Plan {
                     chance.random_bool(0.5).then(|| Duration::from_millis(chance.random_range(0..4000)));
                 Kind::Stop { victim: Victim::Node(node), off_after }
             }
+            10 => Kind::Depart {
+                victim: Victim::Node(node),
+                cause: if chance.random_bool(0.5) { Cause::Removal } else { Cause::RemovalNow },
+                regrets_after: None,
+            },
+            11 => draw_removal(node, &mut chance),
+            12 => Kind::Reinstall(Victim::Node(node)),
+            13 => Kind::Rotate { overlap_ms: chance.random_bool(0.5).then_some(20_000) },
             // Of three, the two others could lose nobody else.
             _ if self.nodes < 5 => return None,
             _ => Kind::Gone(Victim::Node(node)),
@@ -232,6 +326,9 @@ impl Plan {
                 Aim::LeadersAtWork | Aim::PowerCuts => 1000..3000,
                 Aim::LongAbsence => 7000..9000,
                 Aim::LostStores => 5000..9000,
+                Aim::Members => 2000..7000,
+                Aim::VotersRemoved => 13_000..15_000,
+                Aim::KeysOnTheWay => 1000..6000,
                 Aim::Outages => 24_000..26_000,
                 Aim::Stops => 12_000..14_000,
                 Aim::Pair => 16_000..20_000,
@@ -298,6 +395,41 @@ impl Plan {
                 lasts = Duration::from_millis(chance.random_range(100..3000));
                 Kind::LostStore(victim)
             }
+            Aim::Members => match chance.random_range(0..8) {
+                0..3 => Kind::Depart { victim, cause: Cause::Leave, regrets_after: draw_regret(chance) },
+                3 => Kind::Depart { victim, cause: Cause::Removal, regrets_after: None },
+                4 => Kind::Depart { victim, cause: Cause::RemovalNow, regrets_after: None },
+                5 => {
+                    lasts = Duration::from_millis(chance.random_range(3000..12_000));
+                    draw_removal(node, chance)
+                }
+                6 => {
+                    lasts = Duration::from_millis(chance.random_range(500..12_000));
+                    Kind::Reinstall(victim)
+                }
+                _ => {
+                    lasts = Duration::from_millis(chance.random_range(100..3500));
+                    Kind::Kill(victim)
+                }
+            },
+            Aim::VotersRemoved => {
+                let later = at + Duration::from_secs(4);
+                for number in 0..self.nodes {
+                    let at = later + Duration::from_millis(chance.random_range(0..20));
+                    let (victim, cause) = (Victim::Follower(number), Cause::RemovalNow);
+                    let kind = Kind::Depart { victim, cause, regrets_after: None };
+                    faults.push(Fault { at, lasts: Duration::from_secs(5), kind });
+                }
+                lasts = Duration::from_secs(9);
+                Kind::Power(Victim::Follower(node))
+            }
+            Aim::KeysOnTheWay => {
+                let overlap_ms = chance.random_bool(0.5).then_some(20_000);
+                faults.push(Fault { at, lasts, kind: Kind::Rotate { overlap_ms } });
+                let at = at + Duration::from_millis(chance.random_range(0..3000));
+                let kind = Kind::Depart { victim: Victim::Leader, cause: Cause::Leave, regrets_after: None };
+                return faults.push(Fault { at, lasts, kind });
+            }
             Aim::Outages => {
                 lasts = Duration::from_millis(chance.random_range(200..1500));
                 let late = Duration::from_secs(20);
@@ -361,7 +493,7 @@ impl Plan {
                     let longest = Duration::from_millis(chance.random_range(20..3000));
                     Kind::SlowDisk { node, longest }
                 }
-                14 => Kind::Leave(node),
+                14 => Kind::Depart { victim, cause: Cause::Leave, regrets_after: draw_regret(chance) },
                 _ if chance.random_bool(0.4) => {
                     lasts = Duration::from_millis(chance.random_range(0..3000));
                     Kind::AllOff

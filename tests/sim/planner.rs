@@ -1,6 +1,7 @@
 //! The leader's work: plans for the objects, and the voters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -9,7 +10,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use skein_api::write::{self, Write};
 use skein_control::chance::Chance;
-use skein_control::node::departure::Electorate;
+use skein_control::node::departure::{self, Quorum};
+use skein_control::node::roster::PREFIX;
 use skein_control::plan::{Agenda, Fate, Next, Round};
 use skein_control::voters::{self, Logs, Member, Membership, Memory, Seen, Standing};
 use skein_net::identity::{NodeId, StoreId};
@@ -19,11 +21,12 @@ use skein_raft_store::{
 };
 
 use crate::gossip::has_failed;
-use crate::members;
 use crate::plan::Mutation;
-use crate::world::{Site, number_of_voter};
+use crate::world::{Site, node_name, number_of_voter};
+use crate::{departures, members};
 
 const VOTERS_EVERY: Duration = Duration::from_millis(250);
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Plans whenever this node leads, until its process ends.
 pub(crate) async fn run(site: Site, seed: u64) {
@@ -60,7 +63,10 @@ async fn lead(site: &Site, term: u64, chance: &mut StdRng) -> bool {
         agenda.add(changed);
         let verdicts = site.verdicts.lock().unwrap().clone();
         let (now, chance) = (stamp(site), Chance(chance.random()));
-        let electorate = Electorate::default();
+        let electorate = match site.world.plan.mutation {
+            Some(Mutation::WishesForgotten) => departure::Electorate::default(),
+            _ => departures::electorate(site, &metrics),
+        };
         let round = Round {
             now,
             chance,
@@ -183,7 +189,7 @@ pub(crate) fn op(write: Write) -> Op {
     Op { key: write.key.into(), expect, change }
 }
 
-/// Chooses the voters whenever this node leads. All nodes of the plan are members from the beginning.
+/// Chooses the voters whenever this node leads.
 pub(crate) async fn choose_voters(site: Site) {
     let mut memory = Memory::default();
     let mut office = None;
@@ -196,12 +202,17 @@ pub(crate) async fn choose_voters(site: Site) {
         let metrics = site.store.metrics();
         let members = see(&site, &metrics, &mut memory);
         if !metrics.leads() || office != Some(metrics.term) {
+            *site.needs.lock().unwrap() = None;
             continue;
         }
         let (now, on) = (site.clock.boot(), metrics.membership);
         let (members, membership, last) = (members, membership(&metrics), memory.last_voluntary());
+        note_needs(&site, &metrics, &members, &membership);
         let change = voters::plan(now, metrics.voter, &members, &membership, voters::LEARNERS_MAX, last);
-        let Some(change) = change else { continue };
+        let Some(change) = change else {
+            hand_over(&site).await;
+            continue;
+        };
         let done = match &change {
             voters::Change::AddLearner(id) => site.store.add_learner(*id).await,
             voters::Change::RemoveLearner(id) => {
@@ -220,12 +231,13 @@ pub(crate) async fn choose_voters(site: Site) {
             (voters::Change::Voters { .. }, Ok(())) => "voters changed",
             (_, Ok(())) => "learners changed",
         });
-        if let (Ok(()), voters::Change::Voters { voters, voluntary, .. }) = (&done, &change) {
-            site.world.note_voters(voters);
+        if let (Ok(()), voters::Change::Voters { voters, voluntary, replaced }) = (&done, &change) {
             if *voluntary {
                 memory.changed_voluntarily(now);
             }
+            note_voters(&site, &membership.voters, voters, replaced).await;
         }
+        hand_over(&site).await;
     }
 }
 
@@ -237,18 +249,17 @@ async fn take_office(site: &Site, term: u64) -> Option<u64> {
 }
 
 fn see(site: &Site, metrics: &Metrics, memory: &mut Memory<VoterId>) -> BTreeMap<VoterId, Member<VoterId>> {
-    let world = &site.world;
-    let state = site.store.state();
-    let records = (0..world.plan.nodes).filter_map(|number| {
-        let (_, record) = members::read(&state, number)?;
+    let (world, stamp_ms) = (&site.world, site.store.stamp_ms());
+    let records = site.picture.records().into_iter().map(|(node, record)| {
+        let removals = record.removals_ms.iter().filter(|at| **at + DAY_MS > stamp_ms).count() as u32;
         let record = voters::Record {
             store: VoterId { node: record.node.0, store: record.store.0 },
-            fresh: world.is_fresh(number),
-            removals: 0,
-            leaving: world.is_leaving(number),
+            fresh: record.fresh,
+            removals,
+            leaving: record.leaving || record.removed,
             domain: String::new(),
         };
-        Some((number, record))
+        (node, record)
     });
     let gossiped = site.members.lock().unwrap().clone();
     let seen = |store: &VoterId| {
@@ -257,7 +268,8 @@ fn see(site: &Site, metrics: &Metrics, memory: &mut Memory<VoterId>) -> BTreeMap
         let disk_failed = metadata.is_some_and(has_failed);
         Seen { alive: member.is_some(), disk_failed, disowned: false }
     };
-    let mut sightings = voters::sightings(&membership(metrics), &records.collect(), number_of_voter, seen);
+    let mut sightings =
+        voters::sightings(&membership(metrics), &records.collect(), |store| NodeId(store.node), seen);
     if world.plan.mutation == Some(Mutation::AbsenceIsLeaving) {
         for sighting in sightings.values_mut().filter(|sighting| sighting.standing != Standing::Member) {
             sighting.standing = Standing::Leaving;
@@ -265,6 +277,77 @@ fn see(site: &Site, metrics: &Metrics, memory: &mut Memory<VoterId>) -> BTreeMap
     }
     let logs = Logs { term: metrics.term, last: metrics.last_log, matched: &metrics.matched };
     memory.look(site.clock.boot(), metrics.voter, sightings, metrics.leads().then_some(logs))
+}
+
+/// Notes what hangs on each voter now.
+fn note_needs(
+    site: &Site,
+    metrics: &Metrics,
+    members: &BTreeMap<VoterId, Member<VoterId>>,
+    membership: &Membership<VoterId>,
+) {
+    let now = site.clock.boot();
+    let needs = membership.voters.iter().filter_map(|voter| {
+        let needed = voters::needed_to_let_go(now, metrics.voter, members, membership, *voter);
+        let names: BTreeSet<String> = needed.iter().map(|of| node_name(number_of_voter(of))).collect();
+        (!names.is_empty()).then(|| (NodeId(voter.node).to_string(), names))
+    });
+    let is_healthy = |store: &VoterId| members.get(store).is_some_and(Member::is_healthy);
+    let critical = match site.world.plan.mutation {
+        Some(Mutation::CriticalVotersGo) => BTreeSet::new(),
+        _ => voters::critical(&site.store.voter_sets(), is_healthy),
+    };
+    let critical = critical.into_iter().map(|voter| NodeId(voter.node).to_string()).collect();
+    let quorum = Quorum { needs: needs.collect(), critical };
+    let mut known = site.needs.lock().unwrap();
+    if known.as_deref() != Some(&quorum) {
+        *known = Some(Arc::new(quorum));
+        drop(known);
+        site.picture.wake();
+    }
+}
+
+/// Lets another one lead if this node is on its way out.
+async fn hand_over(site: &Site) {
+    let record = site.picture.roster().remove(&site.id);
+    if record.is_some_and(|record| departure::hands_over(&record)) && site.store.metrics().leads() {
+        site.world.count("leaders that go");
+        site.store.transfer_leader(None).await;
+    }
+}
+
+/// Writes into the records who has voted now and who was replaced: what later choices depend on.
+async fn note_voters(
+    site: &Site,
+    before: &BTreeSet<VoterId>,
+    after: &BTreeSet<VoterId>,
+    replaced: &BTreeSet<VoterId>,
+) {
+    let (state, stamp_ms) = (site.store.state(), site.store.stamp_ms());
+    let mut ops = Vec::new();
+    for (key, object) in state.range(PREFIX, None) {
+        let Ok(record) = serde_json::from_slice::<members::Record>(&object.value) else { continue };
+        if record.removed {
+            continue;
+        }
+        let mut next = record.clone();
+        let store = VoterId { node: record.node.0, store: record.store.0 };
+        next.fresh = voters::is_fresh_after(&store, record.fresh, before, after, replaced);
+        if replaced.iter().any(|store| store.node == record.node.0) {
+            next.removals_ms.retain(|at| at + DAY_MS > stamp_ms);
+            next.removals_ms.push(stamp_ms);
+        }
+        if next != record {
+            let (expect, change) = (Expect::Revision(object.mod_rev), Change::Put(next.to_bytes().into()));
+            ops.push(Op { key: key.clone(), expect, change });
+        }
+    }
+    // One that changed meanwhile is noted at the next change.
+    if !ops.is_empty()
+        && site.store.propose(ops, Options { atomic: false, ..Options::default() }).await.is_err()
+    {
+        site.world.count("voters not noted");
+    }
 }
 
 fn membership(metrics: &Metrics) -> Membership<VoterId> {
@@ -279,16 +362,16 @@ pub(crate) async fn name_store(site: Site) {
         if site.store.read_index(Duration::from_secs(10)).await == Err(ReadError::Stopped) {
             return;
         }
-        let Some((revision, record)) = members::read(&site.store.state(), site.number) else {
+        let Some((revision, record)) = members::read(&site.store.state(), site.id) else {
             // The cluster is not founded yet.
             SimRt::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        if record.store == own {
+        if record.store == own || record.removed {
             return;
         }
         let change = Change::Put(members::Record { store: own, ..record }.to_bytes().into());
-        let op = Op { key: members::key(site.number).into(), expect: Expect::Revision(revision), change };
+        let op = Op { key: members::key(site.id).into(), expect: Expect::Revision(revision), change };
         if let Ok(answer) = site.store.propose(vec![op], Options::default()).await {
             site.picture.reach(answer.revision).await;
         }

@@ -17,29 +17,30 @@ use skein_control::vigil::{
     self, Effect, Gossip, LEARN_EVERY, LEARN_LIMIT, Leadership, PROBE_STEP, Sight, Vigil,
 };
 use skein_net::gossip::{Member, State};
+use skein_net::identity::NodeId;
 use skein_raft_store::log::Health;
 use skein_raft_store::sim::SimRt;
 
 use crate::air::{NoRoute, Post};
 use crate::members::Record;
 use crate::plan::Mutation;
-use crate::world::{Now, Site, node_id, node_name, number_of_voter};
+use crate::world::{Now, Site, node_name, number_of};
 
 /// What nodes tell each other.
-pub(crate) type Message = vigil::Message<usize>;
+pub(crate) type Message = vigil::Message<NodeId>;
 
 pub(crate) enum In {
     Message {
-        from: usize,
+        from: NodeId,
         message: Message,
     },
     Tried {
-        about: usize,
+        about: NodeId,
         began: Instant,
         answer: Option<Answer>,
     },
     Learned {
-        about: usize,
+        about: NodeId,
         answers: bool,
     },
     GatewayTried {
@@ -48,52 +49,52 @@ pub(crate) enum In {
     },
     /// A node said that it restarts.
     Announced {
-        from: usize,
+        from: NodeId,
     },
 }
 
 pub(crate) struct Watch {
     site: Site,
-    vigil: Vigil<usize>,
+    vigil: Vigil<NodeId>,
     inbox: UnboundedReceiver<In>,
     back: UnboundedSender<In>,
 }
 
-impl Sight<usize> for Site {
-    fn leadership(&self) -> Leadership<usize> {
+impl Sight<NodeId> for Site {
+    fn leadership(&self) -> Leadership<NodeId> {
         let metrics = self.store.metrics();
         Leadership {
-            leader: metrics.leader.as_ref().map(number_of_voter),
+            leader: metrics.leader.map(|leader| NodeId(leader.node)),
             term: metrics.term,
-            voters: metrics.voters.iter().map(number_of_voter).collect(),
+            voters: metrics.voters.iter().map(|voter| NodeId(voter.node)).collect(),
             revision: metrics.revision,
             writable: metrics.disk == Health::Good,
             quorum_acked_age: metrics.quorum_acked_age,
         }
     }
 
-    fn members(&self) -> Vec<(usize, bool)> {
+    fn members(&self) -> Vec<(NodeId, bool)> {
         let view = self.picture.view();
         let roster = self.picture.roster().into_iter();
-        roster.map(|(number, record)| (number, is_marked(&view, &record))).collect()
+        roster.map(|(node, record)| (node, is_marked(&view, &record))).collect()
     }
 
-    fn gossip(&self, node: usize) -> Gossip {
-        match self.members.lock().unwrap().get(&node_id(node)).map(|member| member.state) {
+    fn gossip(&self, node: NodeId) -> Gossip {
+        match self.members.lock().unwrap().get(&node).map(|member| member.state) {
             Some(State::Alive) => Gossip::Alive,
             Some(State::Down | State::Left) => Gossip::Down,
             Some(State::Suspect) | None => Gossip::Unsure,
         }
     }
 
-    fn rtt(&self, _: usize) -> Duration {
+    fn rtt(&self, _: NodeId) -> Duration {
         self.world.air.rtt()
     }
 }
 
 impl Watch {
     pub(crate) fn new(site: Site, inbox: UnboundedReceiver<In>, back: UnboundedSender<In>) -> Watch {
-        let mut vigil = Vigil::new(site.number, Settings::default());
+        let mut vigil = Vigil::new(site.id, Settings::default());
         match site.world.plan.mutation {
             Some(Mutation::OneObserver) => vigil.mutate(judge::Mutation::OneObserver),
             Some(Mutation::NeverHeardForgotten) => vigil.mutate(judge::Mutation::NeverHeardForgotten),
@@ -162,7 +163,7 @@ impl Watch {
         next
     }
 
-    fn handle(&mut self, input: In, effects: &mut Vec<Effect<usize>>) {
+    fn handle(&mut self, input: In, effects: &mut Vec<Effect<NodeId>>) {
         let now = self.site.clock.boot();
         match input {
             In::Message { from, message } => self.vigil.hear(now, from, message, &self.site, effects),
@@ -175,10 +176,10 @@ impl Watch {
         }
     }
 
-    fn perform(&self, effect: Effect<usize>) {
+    fn perform(&self, effect: Effect<NodeId>) {
         let (world, me) = (&self.site.world, self.site.number);
         match effect {
-            Effect::Send { to, message } => world.air.send(me, to, Post::Watch(message)),
+            Effect::Send { to, message } => world.air.send(self.site.id, to, Post::Watch(message)),
             Effect::Try { about, began, .. } => {
                 let limit = Probe::limit(world.air.rtt());
                 self.try_kernel(about, limit, move |answer| In::Tried { about, began, answer });
@@ -194,6 +195,7 @@ impl Watch {
             Effect::TookOffice { term } => world.note(&format!("node {me} leads in term {term}")),
             Effect::LeftOffice { .. } => self.publish(),
             Effect::Lost { node, cause, silent_for } => {
+                let node = number_of(node);
                 world.note(&format!("node {me} judges node {node}: {cause:?} after {silent_for:?}"));
                 world.count(match cause {
                     Cause::NoAnswer => "lost: no answer",
@@ -207,16 +209,17 @@ impl Watch {
             }
             Effect::HandOver(node) => self.hand_over(node),
             Effect::Back(node) => {
-                world.note(&format!("node {me} welcomes node {node}"));
+                world.note(&format!("node {me} welcomes node {}", number_of(node)));
                 self.publish();
             }
         }
     }
 
-    fn hand_over(&self, node: usize) {
+    fn hand_over(&self, node: NodeId) {
         let (world, store) = (self.site.world.clone(), self.site.store.clone());
-        world.note(&format!("node {} lets node {node} lead", self.site.number));
-        let to = world.voter_of(node);
+        world.note(&format!("node {} lets node {} lead", self.site.number, number_of(node)));
+        let voters = store.metrics().voters;
+        let Some(to) = voters.into_iter().find(|voter| voter.node == node.0) else { return };
         drop(SimRt::spawn(async move {
             let moved = store.transfer_leader(Some(to)).await;
             world.count(if moved { "leadership handed over" } else { "leadership not handed over" });
@@ -224,24 +227,24 @@ impl Watch {
     }
 
     fn publish(&self) {
-        let verdicts = self.vigil.verdicts().map(|(node, verdict)| (node_name(node), verdict));
+        let verdicts = self.vigil.verdicts().map(|(node, verdict)| (node_name(number_of(node)), verdict));
         *self.site.verdicts.lock().unwrap() = verdicts.collect::<BTreeMap<_, _>>();
         self.site.picture.wake();
     }
 
     /// Where the kernel of a node may be tried, by what this one knows.
-    fn places(&self, about: usize) -> Vec<Place> {
+    fn places(&self, about: NodeId) -> Vec<Place> {
         let site = &self.site;
         let gossiped = site.members.lock().unwrap();
         let api_of = |member: &Member| member.metadata.as_ref()?.api_address;
-        let lives = |member: &&Member| member.state == State::Alive && member.node() != node_id(about);
+        let lives = |member: &&Member| member.state == State::Alive && member.node() != about;
         let held =
             |member| api_of(member).into_iter().flat_map(|api| places::held_by(api, member.addresses()));
         let taken: BTreeSet<_> = gossiped.values().filter(lives).flat_map(held).collect();
         let (view, record) = (site.picture.view(), site.picture.roster().remove(&about));
         let known = Known {
-            gossiped: gossiped.get(&node_id(about)).and_then(api_of),
-            seen: &site.book.addresses(node_id(about)),
+            gossiped: gossiped.get(&about).and_then(api_of),
+            seen: &site.book.addresses(about),
             node: record.as_ref().and_then(|record| object_of(&view, record)),
             joined: record.as_ref().map_or(&[], |record| &record.addresses),
         };
@@ -250,7 +253,7 @@ impl Watch {
 
     fn try_kernel(
         &self,
-        about: usize,
+        about: NodeId,
         limit: Duration,
         then: impl FnOnce(Option<Answer>) -> In + Send + 'static,
     ) {
@@ -276,7 +279,7 @@ impl Watch {
         }));
     }
 
-    fn try_gateway(&self, beside: usize, began: Instant, limit: Duration) {
+    fn try_gateway(&self, beside: NodeId, began: Instant, limit: Duration) {
         let (world, back, me) = (self.site.world.clone(), self.back.clone(), self.site.number);
         // The one on the link to the other node, as the routes have it.
         if !self.places(beside).iter().any(|place| world.lan.has_route(place.api)) {

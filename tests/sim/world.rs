@@ -17,11 +17,13 @@ use openraft::async_runtime::{Instant as _, Select2};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use skein_control::judge::Answer;
+use skein_control::node::authority::{Fingerprint, Kept};
 use skein_control::node_health::Verdict;
 use skein_control::pod::{Attempt, ContainerState};
-use skein_net::address_book::{AddressBook, Page, Pages};
+use skein_net::address_book::{AddressBook, Pages};
 use skein_net::gossip::Member;
 use skein_net::identity::NodeId;
+use skein_net::tls::Standing;
 use skein_raft_store::sim::{
     Mutation as StoreMutation, Process, SimNetwork, SimRt, Weather, start, take_seen,
 };
@@ -37,7 +39,7 @@ use crate::picture::{self, Picture};
 use crate::plan::{Aim, Mutation, Plan};
 use crate::truth::{self, Health, Truth};
 use crate::watch::{self, Watch};
-use crate::{agent, clients, gossip, members, panics, planner};
+use crate::{agent, authorities, clients, departures, gossip, joining, members, panics, planner};
 
 pub(crate) type Store = Handle<SimRt>;
 pub(crate) type Now = <SimRt as AsyncRuntime>::Instant;
@@ -57,6 +59,12 @@ const RING_EVENTS_OF_LONG_RUNS: usize = 2000;
 const STOPS_WITHIN: Duration = Duration::from_millis(200);
 /// An address book is written down at most so often.
 const ADDRESSES_EVERY: Duration = Duration::from_secs(5);
+/// Whoever is called and does not answer is given up.
+const UNREACHED_AFTER: Duration = Duration::from_secs(1);
+/// So long an answer is waited for.
+const CALL_MAX: Duration = Duration::from_secs(10);
+/// Nothing is taken of whoever was removed so long ago.
+const DEAD_WITHIN: Duration = Duration::from_secs(1);
 /// All that happened so far is gone through again.
 const LOOK_FOR_WRONG_EVERY: Duration = Duration::from_secs(3);
 
@@ -82,9 +90,10 @@ pub(crate) struct World {
     trace: Mutex<u32>,
     healed: AtomicBool,
     rejoined: Mutex<u32>,
-    /// Who has voted since it joined, and who asked to leave: what the map's member records say in a node.
-    voted: Mutex<BTreeSet<usize>>,
-    leaving: Mutex<BTreeSet<usize>>,
+    /// Nodes that found out that they are no members any more.
+    pub(crate) outs: UnboundedSender<(usize, NodeId)>,
+    /// How many editions of the authorities were made.
+    editions: Mutex<u64>,
     /// Machines that never come back.
     gone: Mutex<BTreeSet<usize>>,
     /// Daemons that were asked to stop, and have not been started since.
@@ -96,11 +105,17 @@ pub(crate) struct World {
     began: Now,
 }
 
-/// One place for a node: what stays when its process ends.
+/// One machine: what stays when its daemon ends.
 struct Slot {
     disk: SimDisk,
-    /// How many stores it has had, the present one included.
+    /// As how many nodes it has joined: each time with a key of its own.
+    lives: u8,
+    /// It has the directory of a member, or of one that does not know yet that it is none any more.
+    is_inside: bool,
+    /// How many stores it has had in this life, the present one included.
     stores: u8,
+    /// The authorities on its disk.
+    kept: Kept,
     /// What the address book was when it was last written down.
     book: Pages,
     clock: Clock,
@@ -123,6 +138,8 @@ struct Running {
 pub(crate) struct Site {
     pub(crate) world: Arc<World>,
     pub(crate) number: usize,
+    /// Who it is in this life of its machine.
+    pub(crate) id: NodeId,
     pub(crate) generation: u64,
     pub(crate) clock: Clock,
     pub(crate) store: Store,
@@ -130,6 +147,9 @@ pub(crate) struct Site {
     pub(crate) book: AddressBook,
     pub(crate) members: Arc<Mutex<BTreeMap<NodeId, Member>>>,
     pub(crate) verdicts: Arc<Mutex<BTreeMap<String, Verdict>>>,
+    pub(crate) needs: Arc<Mutex<departures::Needs>>,
+    /// Tells this node that others refuse it for good.
+    dismissed: UnboundedSender<()>,
 }
 
 pub(crate) enum Asked<T> {
@@ -139,8 +159,11 @@ pub(crate) enum Asked<T> {
     Lost,
 }
 
-pub(crate) fn node_id(number: usize) -> NodeId {
-    NodeId([number as u8 + 1; 16])
+/// Who a machine is the `nth` time it joins, from 1 on.
+pub(crate) fn node_id(number: usize, nth: u8) -> NodeId {
+    let mut id = [number as u8 + 1; 16];
+    id[15] = nth;
+    NodeId(id)
 }
 
 pub(crate) fn number_of(node: NodeId) -> usize {
@@ -148,8 +171,8 @@ pub(crate) fn number_of(node: NodeId) -> usize {
 }
 
 /// The `nth` store of a node, from 1 on.
-pub(crate) fn voter_id(number: usize, nth: u8) -> VoterId {
-    VoterId { node: node_id(number).0, store: [nth; 8] }
+pub(crate) fn voter_id(node: NodeId, nth: u8) -> VoterId {
+    VoterId { node: node.0, store: [nth; 8] }
 }
 
 pub(crate) fn number_of_voter(voter: &VoterId) -> usize {
@@ -181,25 +204,26 @@ async fn live(plan: Plan) -> Outcomes {
     let began = Now::now();
     let (air, sent) = Air::new(plan.seed);
     let lan = Lan::new(plan.nodes);
-    // What each was told when it joined.
-    let told: Pages = Pages(
-        (0..plan.nodes)
-            .map(|number| {
-                let page = Page { name: node_name(number), addresses: vec![lan.addresses(number).0] };
-                (node_id(number), page)
-            })
-            .collect(),
-    );
     let slots = (0..plan.nodes).map(|number| {
         let disk = SimDisk::new(plan.seed ^ (number as u64) << 32);
         disk.set_sync_time(SYNC_MIN, SYNC_MAX);
         let clock = Clock::draw(began, &mut chance);
-        let (process, running) = (None, None);
-        let mut book = told.clone();
-        book.0.remove(&node_id(number));
-        let (stores, generation, powered, paused) = (1, 0, true, false);
-        Mutex::new(Slot { disk, stores, book, clock, generation, powered, paused, process, running })
+        Mutex::new(Slot {
+            disk,
+            lives: 0,
+            is_inside: false,
+            stores: 1,
+            kept: Kept::default(),
+            book: Pages::default(),
+            clock,
+            generation: 0,
+            powered: true,
+            paused: false,
+            process: None,
+            running: None,
+        })
     });
+    let (outs, are_out) = unbounded();
     let world = Arc::new(World {
         plan,
         air,
@@ -213,8 +237,8 @@ async fn live(plan: Plan) -> Outcomes {
         trace: Mutex::default(),
         healed: AtomicBool::new(false),
         rejoined: Mutex::default(),
-        voted: Mutex::default(),
-        leaving: Mutex::default(),
+        outs,
+        editions: Mutex::default(),
         gone: Mutex::default(),
         stopped: Mutex::default(),
         troubled_until: Mutex::new(began),
@@ -222,6 +246,7 @@ async fn live(plan: Plan) -> Outcomes {
         began,
     });
     drop(SimRt::spawn(carry(world.clone(), sent)));
+    drop(SimRt::spawn(departures::see_out(world.clone(), are_out)));
     drop(SimRt::spawn(truth::observe(world.clone())));
     // Whoever looks for one violation does not wait for more.
     let is_over = if plan.mutation.is_some() {
@@ -232,6 +257,15 @@ async fn live(plan: Plan) -> Outcomes {
         true
     };
     world.outcomes(is_over)
+}
+
+impl Site {
+    /// Waits until the picture shows all that was answered by anybody before; `None` without a quorum.
+    pub(crate) async fn catch_up(&self, limit: Duration) -> Option<()> {
+        let revision = self.store.read_index(limit).await.ok()?;
+        self.picture.reach(revision).await;
+        Some(())
+    }
 }
 
 /// Writes the address book down, seldom, as a daemon does. What a power cut takes is what came since.
@@ -276,6 +310,15 @@ impl World {
         self.history.lock().unwrap().wrong.push(format!("at {:?}: {what}", self.began.elapsed()));
     }
 
+    /// What is wrong for a while is said when it begins.
+    pub(crate) fn wrong_once(&self, what: String) {
+        let mut history = self.history.lock().unwrap();
+        if history.said.insert(what.clone()) {
+            drop(history);
+            self.wrong(what);
+        }
+    }
+
     pub(crate) fn elapsed(&self) -> u64 {
         self.began.elapsed().as_nanos() as u64
     }
@@ -298,31 +341,41 @@ impl World {
         self.slots[number].lock().unwrap().running.as_ref().map(|running| running.site.clone())
     }
 
-    // What the member records of the map would say.
+    // Who is a member.
 
-    /// It joined and has never voted since.
-    pub(crate) fn is_fresh(&self, number: usize) -> bool {
-        !self.voted.lock().unwrap().contains(&number)
+    /// Machines that are members, by all that was committed.
+    pub(crate) fn members(&self) -> BTreeSet<usize> {
+        self.history.lock().unwrap().members().map(number_of).collect()
     }
 
-    pub(crate) fn is_leaving(&self, number: usize) -> bool {
-        self.leaving.lock().unwrap().contains(&number)
+    pub(crate) fn is_member(&self, number: usize) -> bool {
+        self.history.lock().unwrap().members().any(|node| number_of(node) == number)
     }
 
-    pub(crate) fn note_voters(&self, voters: &BTreeSet<VoterId>) {
-        self.voted.lock().unwrap().extend(voters.iter().map(number_of_voter));
+    /// Who a machine is now, or was last.
+    pub(crate) fn id(&self, number: usize) -> NodeId {
+        node_id(number, self.slots[number].lock().unwrap().lives)
     }
 
-    pub(crate) fn somebody_leaves(&self) -> bool {
-        !self.leaving.lock().unwrap().is_empty()
+    /// Who founded the cluster.
+    fn founder(&self) -> NodeId {
+        node_id(0, 1)
     }
 
-    fn leave(&self, number: usize) {
-        self.count("leaves");
-        self.leaving.lock().unwrap().insert(number);
+    /// Who it will be when it joins.
+    pub(crate) fn next_id(&self, number: usize) -> NodeId {
+        node_id(number, self.slots[number].lock().unwrap().lives + 1)
     }
 
-    fn is_gone(&self, number: usize) -> bool {
+    pub(crate) fn is_paused(&self, number: usize) -> bool {
+        self.slots[number].lock().unwrap().paused
+    }
+
+    pub(crate) fn is_powered(&self, number: usize) -> bool {
+        self.slots[number].lock().unwrap().powered
+    }
+
+    pub(crate) fn is_gone(&self, number: usize) -> bool {
         self.gone.lock().unwrap().contains(&number)
     }
 
@@ -333,25 +386,24 @@ impl World {
 
     /// The store that a node has now.
     pub(crate) fn voter_of(&self, number: usize) -> VoterId {
-        voter_id(number, self.slots[number].lock().unwrap().stores)
+        let slot = self.slots[number].lock().unwrap();
+        voter_id(node_id(number, slot.lives), slot.stores)
     }
 
-    /// Whether a node's vote is gone with its store: its present one does not vote yet.
+    /// Whether a machine's vote is gone with its store, or with the node that it was: its present one does not vote yet.
     fn has_lost_vote(&self, number: usize) -> bool {
         let (own, truth) = (self.voter_of(number), self.truth.lock().unwrap());
         truth.voters().any(|voter| number_of_voter(voter) == number && *voter != own)
     }
 
-    fn join_again(&self, number: usize) {
-        self.leaving.lock().unwrap().remove(&number);
-        self.voted.lock().unwrap().remove(&number);
-    }
-
     // Formation, start and end of nodes.
 
-    /// All are members from the beginning; the first one founds the cluster, and its planner makes voters.
+    /// The first one founds the cluster, the others join it, and its planner makes voters.
     async fn form(self: &Arc<Self>) {
-        (0..self.plan.nodes).for_each(|number| self.start(number));
+        self.settle_in(0, self.next_id(0), Pages::default());
+        let now_ms = self.slots[0].lock().unwrap().clock.wall_ms();
+        let authorities = authorities::edition(self.next_edition(), now_ms);
+        self.change_kept(0, |kept| kept.current = Some(authorities));
         let first = loop {
             if let Some(site) = self.site(0) {
                 break site;
@@ -359,12 +411,13 @@ impl World {
             SimRt::sleep(Duration::from_millis(5)).await;
         };
         first.store.bootstrap().await.expect("an empty store");
-        let records = (0..self.plan.nodes).map(|number| Op {
-            key: members::key(number).into(),
-            expect: Expect::Absent,
-            change: Change::Put(members::record(number, self.lan.addresses(number).0).to_bytes().into()),
-        });
-        first.store.propose(records.collect(), Options::default()).await.expect("the founder writes");
+        let record = members::record(first.id, self.lan.addresses(0).0);
+        let change = Change::Put(record.to_bytes().into());
+        let op = Op { key: members::key(first.id).into(), expect: Expect::Absent, change };
+        first.store.propose(vec![op], Options::default()).await.expect("the founder writes");
+        for number in 1..self.plan.nodes - self.plan.latecomers() {
+            joining::join(self.clone(), number, false).await;
+        }
         let formed = async {
             while self.unwell().is_some() {
                 SimRt::sleep(Duration::from_millis(50)).await;
@@ -375,9 +428,82 @@ impl World {
         }
     }
 
+    /// A machine has been let in, and begins a life as a node.
+    pub(crate) fn settle_in(self: &Arc<Self>, number: usize, id: NodeId, told: Pages) {
+        let mut slot = self.slots[number].lock().unwrap();
+        slot.lives += 1;
+        slot.stores = 1;
+        slot.is_inside = true;
+        slot.book = told;
+        if slot.lives > 1 {
+            self.new_disk(&mut slot, number);
+        }
+        drop(slot);
+        // Cables are cut, whatever runs at their ends.
+        for (from, to) in self.air.cuts().into_iter().filter(|(from, to)| [*from, *to].contains(&number)) {
+            let id_of = |end| voter_id(if end == number { id } else { self.id(end) }, 1);
+            self.network.cut(id_of(from), id_of(to));
+        }
+        self.start(number);
+    }
+
+    /// A node is no member any more, and knows it: what runs on its machine ends, and its directory goes.
+    /// Whether it was that until now.
+    pub(crate) fn out(&self, number: usize, id: NodeId) -> bool {
+        if self.id(number) != id || !self.slots[number].lock().unwrap().is_inside {
+            return false;
+        }
+        self.note(&format!("node {number} is out"));
+        self.kill(number);
+        self.empty(number);
+        true
+    }
+
+    /// Nothing of what a machine had is left.
+    fn empty(&self, number: usize) {
+        self.machine(number, |machine| *machine = Machine::default());
+        let mut slot = self.slots[number].lock().unwrap();
+        slot.is_inside = false;
+        slot.kept = Kept::default();
+    }
+
+    /// The authorities on a machine's disk.
+    pub(crate) fn kept(&self, number: usize) -> Kept {
+        self.slots[number].lock().unwrap().kept.clone()
+    }
+
+    pub(crate) fn change_kept(&self, number: usize, change: impl FnOnce(&mut Kept)) {
+        change(&mut self.slots[number].lock().unwrap().kept);
+    }
+
+    pub(crate) fn next_edition(&self) -> u64 {
+        let mut editions = self.editions.lock().unwrap();
+        *editions += 1;
+        *editions
+    }
+
+    /// Members on whose disks an edition of the authorities lies; machines that never come back do not count.
+    pub(crate) fn holding(&self, edition: &Fingerprint) -> BTreeSet<NodeId> {
+        let members: Vec<NodeId> = self.history.lock().unwrap().members().collect();
+        let holds = |node: &NodeId| {
+            let number = number_of(*node);
+            let slot = self.slots[number].lock().unwrap();
+            let mut kept = slot.kept.current.iter().chain(&slot.kept.next);
+            let is_there = slot.is_inside && node_id(number, slot.lives) == *node;
+            is_there && kept.any(|kept| kept.fingerprint == *edition)
+        };
+        members.into_iter().filter(holds).filter(|node| !self.is_gone(number_of(*node))).collect()
+    }
+
+    fn new_disk(&self, slot: &mut Slot, number: usize) {
+        let seed = self.plan.seed ^ u64::from(slot.stores) << 24 ^ u64::from(slot.lives) << 16;
+        slot.disk = SimDisk::new(seed ^ (number as u64) << 32);
+        slot.disk.set_sync_time(SYNC_MIN, SYNC_MAX);
+    }
+
     fn start(self: &Arc<Self>, number: usize) {
         let mut slot = self.slots[number].lock().unwrap();
-        if slot.process.is_some() || !slot.powered {
+        if slot.process.is_some() || !slot.powered || !slot.is_inside {
             return;
         }
         slot.generation += 1;
@@ -389,7 +515,8 @@ impl World {
         let store_clock = clock.clone();
         let process = Process::new(format!("node {number}, start {generation}"));
         slot.process = Some(process.clone());
-        let voter = voter_id(number, slot.stores);
+        let id = node_id(number, slot.lives);
+        let voter = voter_id(id, slot.stores);
         let (transport, mut incoming) = self.network.connect(voter);
         let files = slot.disk.files::<SimRt>();
         drop(slot);
@@ -411,11 +538,13 @@ impl World {
             let picture = Picture::new();
             let book = AddressBook::new(world.slots[number].lock().unwrap().book.clone());
             store.introduce(book.nodes().into_iter().map(|node| node.0).collect());
-            let (members, verdicts) = Default::default();
+            let (members, verdicts, needs) = Default::default();
             let store_of_site = store.clone();
+            let (dismissed, is_dismissed) = unbounded();
             let site = Site {
                 world: world.clone(),
                 number,
+                id,
                 generation,
                 clock,
                 store: store_of_site,
@@ -423,6 +552,8 @@ impl World {
                 book,
                 members,
                 verdicts,
+                needs,
+                dismissed,
             };
             let mut chance =
                 StdRng::seed_from_u64(world.plan.seed ^ (number as u64 + 1) << 40 ^ generation << 48);
@@ -436,8 +567,13 @@ impl World {
             drop(SimRt::spawn(planner::choose_voters(site.clone())));
             drop(SimRt::spawn(planner::name_store(site.clone())));
             drop(SimRt::spawn(agent::run(site.clone(), chance.random())));
-            world.slots[number].lock().unwrap().running = Some(Running { site, gossip, watch });
+            drop(SimRt::spawn(authorities::keep(site.clone())));
+            drop(SimRt::spawn(departures::follow(site.clone(), gossip.clone(), is_dismissed)));
+            world.slots[number].lock().unwrap().running = Some(Running { site: site.clone(), gossip, watch });
             while let Some((from, lane, pipe)) = incoming.next().await {
+                if !world.admits(&site, NodeId(from)) {
+                    continue;
+                }
                 let store = store.clone();
                 drop(SimRt::spawn(async move { store.serve(from, lane, pipe).await }));
             }
@@ -455,9 +591,9 @@ impl World {
             if site.store.metrics().leads() {
                 site.store.transfer_leader(None).await;
             }
-            let leader = site.store.metrics().leader.as_ref().map(number_of_voter);
-            if let Some(leader) = leader.filter(|leader| *leader != number) {
-                world.air.send(number, leader, Post::Restarting);
+            let leader = site.store.metrics().leader.map(|leader| NodeId(leader.node));
+            if let Some(leader) = leader.filter(|leader| *leader != site.id) {
+                world.air.send(site.id, leader, Post::Restarting);
             }
         }));
         let (world, generation) = (self.clone(), self.slots[number].lock().unwrap().generation);
@@ -511,10 +647,34 @@ impl World {
 
     // What nodes do to each other and to their machines.
 
+    /// Whether a node lets another one speak to it. One that it knows to be removed is told so: by the end of the
+    /// handshake, if that gets back.
+    fn admits(&self, site: &Site, from: NodeId) -> bool {
+        if self.plan.mutation == Some(Mutation::RemovedAdmitted)
+            || site.picture.standing(from) != Standing::Removed
+        {
+            return true;
+        }
+        self.count("removed nodes refused");
+        let number = number_of(from);
+        if self.air.passes_both_ways(site.number, number)
+            && let Some(refused) = self.site(number).filter(|refused| refused.id == from)
+        {
+            // It may know already, and be ending.
+            let _ = refused.dismissed.unbounded_send(());
+        }
+        false
+    }
+
     pub(crate) fn deliver(&self, letter: Letter) {
-        let slot = self.slots[letter.to].lock().unwrap();
-        let Some(running) = &slot.running else { return };
+        let slot = self.slots[number_of(letter.to)].lock().unwrap();
+        let Some(running) = slot.running.clone() else { return };
+        drop(slot);
         let from = letter.from;
+        // Who is at an address may be another node than the one that was called, and judges the caller all the same.
+        if !self.admits(&running.site, from) || running.site.id != letter.to {
+            return;
+        }
         // An inbox whose reader has just ended takes nothing.
         let _ = match letter.post {
             Post::Gossip(packet) => {
@@ -552,7 +712,13 @@ impl World {
 
     /// Takes what a node's watch delivered.
     pub(crate) fn saw(&self, number: usize, events: &[Event]) {
-        let lost = self.history.lock().unwrap().saw(number, events);
+        let now = self.elapsed();
+        let mut history = self.history.lock().unwrap();
+        history.now = now;
+        let lost = history.saw(number, events);
+        let news = std::mem::take(&mut history.news);
+        drop(history);
+        news.iter().for_each(|news| self.note(news));
         for name in lost {
             self.note(&format!("{name} lost"));
             self.count("nodes lost");
@@ -560,6 +726,19 @@ impl World {
             if !self.truth.lock().unwrap().may_be_lost(node) {
                 self.wrong(format!("I9: {name} is called unreachable though it need not be"));
             }
+        }
+    }
+
+    /// I24: a write that began at `begin` was taken from a node.
+    pub(crate) fn wrote(&self, by: Option<NodeId>, begin: u64) {
+        let Some(node) = by else { return };
+        if self
+            .history
+            .lock()
+            .unwrap()
+            .was_removed_by(node, begin.saturating_sub(DEAD_WITHIN.as_nanos() as u64))
+        {
+            self.wrong(format!("I24: node {} wrote, and was removed before", number_of(node)));
         }
     }
 
@@ -634,6 +813,16 @@ impl World {
         number: usize,
         ask: impl FnOnce(Site) -> futures::future::BoxFuture<'static, T>,
     ) -> Asked<T> {
+        self.ask_for(number, Duration::from_secs(4), ask).await
+    }
+
+    /// The same with a limit of its own.
+    pub(crate) async fn ask_for<T: Send + 'static>(
+        &self,
+        number: usize,
+        limit: Duration,
+        ask: impl FnOnce(Site) -> futures::future::BoxFuture<'static, T>,
+    ) -> Asked<T> {
         let (process, site) = {
             let slot = self.slots[number].lock().unwrap();
             let site = slot.running.as_ref().map(|running| running.site.clone());
@@ -641,10 +830,30 @@ impl World {
         };
         let (Some(process), Some(site)) = (process, site) else { return Asked::NotRunning };
         let asking = process.spawn(ask(site));
-        match SimRt::timeout(Duration::from_secs(4), asking).await {
+        match SimRt::timeout(limit, asking).await {
             Ok(Ok(answer)) => Asked::Answer(answer),
             Ok(Err(_)) | Err(_) => Asked::Lost,
         }
+    }
+
+    /// Asks over the network, from one machine to a node. `None` if it is not reached, or its answer is lost.
+    pub(crate) async fn call<T: Send + 'static>(
+        &self,
+        from: usize,
+        to: NodeId,
+        ask: impl FnOnce(Site) -> futures::future::BoxFuture<'static, T>,
+    ) -> Option<T> {
+        let number = number_of(to);
+        let passes = || from == number || self.air.passes_both_ways(from, number);
+        let is_there = || self.site(number).is_some_and(|site| site.id == to);
+        SimRt::sleep(self.air.rtt() / 2).await;
+        if !passes() || !is_there() {
+            SimRt::sleep(UNREACHED_AFTER).await;
+            return None;
+        }
+        let Asked::Answer(answer) = self.ask_for(number, CALL_MAX, ask).await else { return None };
+        SimRt::sleep(self.air.rtt() / 2).await;
+        passes().then_some(answer)
     }
 
     // What really happens.
@@ -653,15 +862,18 @@ impl World {
         let slot = self.slots[number].lock().unwrap();
         let (powered, paused, runs) = (slot.powered, slot.paused, slot.running.is_some());
         drop(slot);
-        let mut others = self.present();
-        others.retain(|other| *other != number);
+        let mut others = self.members();
+        if !others.remove(&number) {
+            return Health::Outside;
+        }
+        others.retain(|other| !self.is_gone(*other));
         let reached = others.iter().filter(|other| {
             self.air.passes_both_ways(number, **other)
                 && self.slots[**other].lock().unwrap().running.is_some()
         });
         // Of two neither reaches more than the other: only whose own cable is out is cut off.
-        let is_reached = match self.plan.nodes {
-            2 => self.air.is_plugged(number),
+        let is_reached = match self.plan.aim {
+            Aim::Pair => self.air.is_plugged(number),
             _ => reached.count() * 2 >= others.len(),
         };
         if !powered || !is_reached {

@@ -10,12 +10,13 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use openraft::AsyncRuntime;
 use openraft::async_runtime::Instant as _;
 use skein_net::gossip::State;
+use skein_net::identity::NodeId;
 use skein_raft_store::sim::{SimRt, Weather};
 use skein_raft_store::{Expect, VoterId};
 
-use super::{Now, SYNC_MAX, SYNC_MIN, Site, World, node_id, node_name, number_of_voter};
+use super::{Now, SYNC_MAX, SYNC_MIN, Site, World, node_name, number_of_voter};
 use crate::history::{Outcome, What};
-use crate::{clients, watch};
+use crate::{authorities, clients, watch};
 
 /// With everything up and connected, all must be well again by then.
 const HEALED_WITHIN: Duration = Duration::from_secs(20);
@@ -27,7 +28,6 @@ impl World {
         self.network.heal_all();
         self.set_weather(Weather::LAN);
         for number in self.present() {
-            self.join_again(number);
             self.set_sync_time(number, SYNC_MIN, SYNC_MAX);
             if self.has_broken_disk(number) {
                 self.mend_disk(number);
@@ -60,7 +60,14 @@ impl World {
                 let took_ms = began.elapsed().as_millis() as u64;
                 self.counts.lock().unwrap().insert("ms to heal", took_ms);
             }
-            Err(_) => self.wrong(format!("not well {HEALED_WITHIN:?} after all faults: {:?}", self.unwell())),
+            Err(_) => {
+                for number in self.present() {
+                    let metrics =
+                        self.site(number).map(|site| (site.store.voter_sets(), site.store.metrics()));
+                    self.note(&format!("node {number}: {metrics:?}"));
+                }
+                self.wrong(format!("not well {HEALED_WITHIN:?} after all faults: {:?}", self.unwell()));
+            }
         }
     }
 
@@ -68,10 +75,20 @@ impl World {
     pub(super) fn unwell(&self) -> Option<String> {
         let mut sites = Vec::new();
         for number in self.present() {
+            let is_member = self.is_member(number);
             match self.site(number) {
-                Some(site) => sites.push(site),
-                None => return Some(format!("node {number} does not run")),
+                Some(site) if is_member => sites.push(site),
+                // It has not been told to join yet.
+                None if !is_member && !self.is_healed() => {}
+                _ if is_member => return Some(format!("node {number} does not run")),
+                _ => return Some(format!("node {number} is no member")),
             }
+        }
+        if let Some(name) = self.history.lock().unwrap().departing() {
+            return Some(format!("{name} is on its way out"));
+        }
+        if let Some(amiss) = authorities::check(self, true) {
+            return Some(amiss);
         }
         if let Some(amiss) = self.voters_amiss(&sites[0].store.metrics().voters) {
             return Some(amiss);
@@ -86,9 +103,16 @@ impl World {
 
     /// As many as the members ask for, or three where machines are gone; most of them are there.
     fn voters_amiss(&self, voters: &BTreeSet<VoterId>) -> Option<String> {
-        let wanted = skein_control::voters::target(self.plan.nodes);
+        let wanted = skein_control::voters::target(self.members().len());
         let gone = voters.iter().filter(|voter| self.is_gone(number_of_voter(voter))).count();
-        let is_few = self.present().len() < wanted && voters.len() == 3;
+        let present = self.members().into_iter().filter(|number| !self.is_gone(*number)).count();
+        let is_few = present < wanted && voters.len() == 3;
+        // One that has had a vote, and lost it when others went, has to be there for longer than a run lasts.
+        let history = self.history.lock().unwrap();
+        let votes = |node: &NodeId| voters.iter().any(|voter| voter.node == node.0);
+        let new =
+            history.records.values().filter(|record| record.stays() && record.fresh && !votes(&record.node));
+        let is_few = is_few || new.count() < 2;
         let is_well = (is_few || voters.len() == wanted) && gone * 2 < voters.len();
         (!is_well).then(|| format!("{} nodes vote, {gone} of them gone, and {wanted} should", voters.len()))
     }
@@ -114,14 +138,14 @@ impl World {
     fn suspects(&self, site: &Site) -> Option<String> {
         let members = site.members.lock().unwrap();
         let fine = |number: &usize| {
-            let seen = members.get(&node_id(*number)).map(|member| member.state);
-            match self.is_gone(*number) {
+            let seen = members.get(&self.id(*number)).map(|member| member.state);
+            match self.is_gone(*number) || !self.is_member(*number) {
                 true => !seen.is_some_and(State::is_active),
                 false => seen == Some(State::Alive),
             }
         };
         let suspect = (0..self.plan.nodes).find(|number| !fine(number))?;
-        let seen = members.get(&node_id(suspect)).map(|member| member.state);
+        let seen = members.get(&self.id(suspect)).map(|member| member.state);
         Some(format!("node {} believes node {suspect} {seen:?}", site.number))
     }
 
@@ -130,10 +154,20 @@ impl World {
         let view = site.picture.view();
         for number in 0..self.plan.nodes {
             let name = node_name(number);
-            if view.named::<Node>("", &name).is_none() {
-                return Some(format!("{name} has no object"));
+            let (is_member, object) = (self.is_member(number), view.named::<Node>("", &name));
+            if object.is_some() != is_member {
+                return Some(format!(
+                    "{name} is a member: {is_member}, and has an object: {}",
+                    object.is_some()
+                ));
             }
-            let (is_marked, is_gone) = (watch::is_called_unreachable(&view, &name), self.is_gone(number));
+            if object
+                .is_some_and(|node| node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true)))
+            {
+                return Some(format!("{name} takes no pods, and nobody wants it to go"));
+            }
+            let is_gone = self.is_gone(number) && is_member;
+            let is_marked = watch::is_called_unreachable(&view, &name);
             if is_marked != is_gone {
                 return Some(format!("{name} is called unreachable: {is_marked}, and gone: {is_gone}"));
             }

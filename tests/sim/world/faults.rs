@@ -9,12 +9,13 @@ use openraft::AsyncRuntime;
 use openraft::async_runtime::Instant as _;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use skein_control::node::departure::Cause;
 use skein_raft_store::sim::{SimRt, Weather};
-use skein_raft_store::sim_files::{Broken, SimDisk};
+use skein_raft_store::sim_files::Broken;
 
-use super::{Now, SYNC_MAX, SYNC_MIN, World, number_of_voter, voter_id};
-use crate::clients;
+use super::{Asked, Now, SYNC_MAX, SYNC_MIN, World, number_of, number_of_voter};
 use crate::plan::{Fault, Kind, Victim};
+use crate::{authorities, clients, departures, joining};
 
 /// Whether the machines and the network show to whoever looks that this goes on: then it is known what has to come in
 /// time all the same.
@@ -26,7 +27,11 @@ fn shows_from_outside(kind: &Kind) -> bool {
         Kind::Loss(_) | Kind::Delay(_) | Kind::ClockJump { .. } => true,
         Kind::SlowDisk { .. } | Kind::SlowDisks(_) | Kind::FailingDisk { .. } | Kind::LostStore(_) => false,
         Kind::SlowLinks { .. } | Kind::Narrow { .. } | Kind::Burst { .. } | Kind::Duplicates(_) => false,
-        Kind::Leave(_) => false,
+        Kind::Rotate { .. }
+        | Kind::Depart { .. }
+        | Kind::RemoveDead { .. }
+        | Kind::Reinstall(_)
+        | Kind::Join(_) => false,
     }
 }
 
@@ -42,21 +47,43 @@ impl World {
 
     /// Whether one more node may be taken down: a majority is mostly up.
     fn may_take(&self, number: usize) -> bool {
-        let down = (0..self.plan.nodes).filter(|number| self.is_down(*number)).count();
-        !self.is_down(number) && down < (self.plan.nodes - 1) / 2
+        self.is_member(number) && !self.is_down(number) && self.down() < (self.plan.nodes - 1) / 2
     }
 
     /// Whether one may stay off while the others are there: a majority of those that vote is left.
     fn may_stay_off(&self, number: usize) -> bool {
-        let down = (0..self.plan.nodes).filter(|number| self.is_down(*number)).count();
-        self.may_lose(number) && down <= (self.plan.nodes - 1) / 2
+        self.may_lose(number) && self.down() <= (self.plan.nodes - 1) / 2
     }
 
-    /// The first from this one on that does not lead, while anybody does.
+    /// Whether somebody else holds the authorities in force, and will.
+    fn leaves_authorities(&self, number: usize) -> bool {
+        let Some(trust) = self.history.lock().unwrap().trust.clone() else { return false };
+        let voters: Vec<usize> = self.truth.lock().unwrap().voters().map(number_of_voter).collect();
+        let holders = self.holding(&trust.current).into_iter().map(number_of);
+        holders.filter(|holder| *holder != number && voters.contains(holder)).count() > 0
+    }
+
+    /// How many members are down.
+    fn down(&self) -> usize {
+        self.members().into_iter().filter(|number| self.is_down(*number)).count()
+    }
+
+    /// The first member from this one on that does not lead, while anybody does.
     fn follower(&self, number: usize) -> Option<usize> {
         let leader = self.leader()?;
         let others = (0..self.plan.nodes).map(|further| (number + further) % self.plan.nodes);
-        others.into_iter().find(|number| *number != leader)
+        others.into_iter().find(|number| *number != leader && self.is_member(*number))
+    }
+
+    /// Whether one more member may go: so many stay that the other faults find somebody.
+    fn may_part(&self, number: usize) -> bool {
+        let stay = self.history.lock().unwrap().staying();
+        self.is_member(number) && stay > self.plan.nodes / 2
+    }
+
+    /// A running member other than this one: whoever looks for one asks there.
+    fn bystander(&self, number: usize) -> Option<usize> {
+        self.members().into_iter().find(|other| *other != number && !self.is_down(*other))
     }
 
     /// Nothing is expected to come in time for a while.
@@ -71,7 +98,8 @@ impl World {
         let voters = leader.store.metrics().voters;
         let left =
             voters.iter().map(number_of_voter).filter(|voter| *voter != number && !self.is_down(*voter));
-        !self.is_down(number) && left.count() * 2 > voters.len()
+        let has_majority = left.count() * 2 > voters.len();
+        self.is_member(number) && !self.is_down(number) && has_majority && self.leaves_authorities(number)
     }
 
     fn is_down(&self, number: usize) -> bool {
@@ -206,12 +234,63 @@ impl World {
                 self.count("slow disks");
                 self.slow_disk(node, longest, fault.lasts);
             }
-            Kind::Leave(number) => {
-                let may_leave = self.leader() != Some(number) && !self.is_gone(number);
-                if may_leave && self.leaving.lock().unwrap().is_empty() {
-                    self.leave(number);
-                    self.afterwards(fault.lasts, move |world| world.join_again(number));
+            Kind::Depart { victim: which, cause, regrets_after } => {
+                let may = |number: &usize| self.may_part(*number) && !self.is_gone(*number);
+                let Some(number) = victim(which).filter(may) else { return };
+                let asker = match cause {
+                    Cause::Leave => Some(number),
+                    Cause::Removal | Cause::RemovalNow | Cause::Stolen => self.bystander(number),
+                };
+                let Some(asker) = asker else { return };
+                if number == 0 && self.id(0) == self.founder() {
+                    self.count("founders asked to go");
                 }
+                if self.leader() == Some(number) {
+                    self.count("leaders asked to go");
+                }
+                let going = departures::let_go(self.clone(), asker, number, cause, regrets_after);
+                drop(SimRt::spawn(going));
+            }
+            Kind::RemoveDead { victim: which, after, cause } => {
+                let may = |number: &usize| self.may_part(*number) && self.may_stay_off(*number);
+                let Some(number) = victim(which).filter(may) else { return };
+                self.power_off(number);
+                self.afterwards(after, move |world| {
+                    let Some(asker) = world.bystander(number) else { return };
+                    world.count("dead members to be removed");
+                    drop(SimRt::spawn(departures::let_go(world.clone(), asker, number, cause, None)));
+                });
+                self.afterwards(fault.lasts, move |world| world.power_on(number));
+            }
+            Kind::Reinstall(which) => {
+                let may = |number: &usize| self.may_part(*number) && self.may_stay_off(*number);
+                let Some(number) = victim(which).filter(may) else { return };
+                self.count("machines reinstalled");
+                self.power_off(number);
+                self.empty(number);
+                let (world, until) = (self.clone(), Now::now() + fault.lasts);
+                drop(SimRt::spawn(async move {
+                    while Now::now() < until && !world.is_healed() {
+                        SimRt::sleep(Duration::from_millis(100)).await;
+                    }
+                    world.power_on(number);
+                    joining::join(world, number, true).await;
+                }));
+            }
+            Kind::Rotate { overlap_ms } => {
+                let Some(number) = self.bystander(self.plan.nodes) else { return };
+                let world = self.clone();
+                drop(SimRt::spawn(async move {
+                    let asked =
+                        world.ask(number, move |site| Box::pin(authorities::rotate(site, overlap_ms)));
+                    if let Asked::Answer(true) = asked.await {
+                        world.count("rotations asked for");
+                    }
+                }));
+            }
+            Kind::Join(number) => {
+                self.count("latecomers");
+                drop(SimRt::spawn(joining::join(self.clone(), number, false)));
             }
             Kind::Gone(which) => {
                 let Some(number) = self.victim_for_good(which) else { return };
@@ -227,9 +306,7 @@ impl World {
                 self.kill(number);
                 let mut slot = self.slots[number].lock().unwrap();
                 slot.stores += 1;
-                slot.disk =
-                    SimDisk::new(self.plan.seed ^ u64::from(slot.stores) << 24 ^ (number as u64) << 32);
-                slot.disk.set_sync_time(SYNC_MIN, SYNC_MAX);
+                self.new_disk(&mut slot, number);
                 drop(slot);
                 self.afterwards(fault.lasts, move |world| world.start(number));
             }
@@ -256,7 +333,7 @@ impl World {
             Kind::Narrow { to } => {
                 let Some(leader) = self.leader().filter(|leader| *leader != to) else { return };
                 self.count("narrow links");
-                let (from, to) = (voter_id(leader, 1), voter_id(to, 1));
+                let (from, to) = (self.voter_of(leader), self.voter_of(to));
                 self.network.set_narrow(from, to, true);
                 self.afterwards(fault.lasts, move |world| world.network.set_narrow(from, to, false));
             }
@@ -325,12 +402,12 @@ impl World {
     fn cut(self: &Arc<Self>, directions: BTreeSet<(usize, usize)>, lasts: Duration) {
         for (from, to) in &directions {
             self.air.cut(*from, *to);
-            self.network.cut(voter_id(*from, 1), voter_id(*to, 1));
+            self.network.cut(self.voter_of(*from), self.voter_of(*to));
         }
         self.afterwards(lasts, move |world| {
             for (from, to) in directions {
                 if world.air.mend(from, to) {
-                    world.network.heal(voter_id(from, 1), voter_id(to, 1));
+                    world.network.heal(world.voter_of(from), world.voter_of(to));
                 }
             }
         });
