@@ -67,6 +67,8 @@ const READ_MAX: Duration = Duration::from_secs(10);
 const DEFAULT_TTL: Duration = Duration::from_secs(15 * 60);
 /// Bodies of our own verbs but for images, which are bounded by the image store.
 const BODY_BYTES_MAX: usize = 64 << 10;
+/// What is read at once of a connection, such as of an archive that is loaded.
+const PIECE_BYTES: usize = 64 << 10;
 /// How long `status` waits for the leader's word.
 const VOTING_MAX: Duration = Duration::from_secs(1);
 
@@ -158,6 +160,8 @@ impl Admin {
                     async move { Ok::<_, std::convert::Infallible>(admin.answer(request).await) }
                 });
                 let serving = hyper::server::conn::http1::Builder::new()
+                    // Larger ones stay with the allocator afterwards.
+                    .max_buf_size(PIECE_BYTES)
                     .serve_connection(TokioIo::new(stream), service)
                     .with_upgrades();
                 tokio::select! {

@@ -30,6 +30,8 @@ pub struct LogOptions {
     pub previous: bool,
     /// Only the last lines.
     pub tail_lines: Option<u64>,
+    /// Only whole lines of the last bytes as they lie on disk, time and stream included; the rest is not read.
+    pub tail_bytes: Option<u64>,
     /// Only what is not older than this.
     pub since: Option<Duration>,
     /// Only what was written from this moment on.

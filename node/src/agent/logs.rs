@@ -21,6 +21,7 @@ impl Logs {
             follow: question.follow,
             previous: question.previous,
             tail_lines: question.tail_lines,
+            tail_bytes: None,
             since: None,
             since_time: question
                 .since_ms

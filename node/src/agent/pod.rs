@@ -29,9 +29,11 @@ use crate::clock;
 use crate::report::Chain;
 
 /// Output of a container that stands in for its last words.
-const LAST_WORDS_LINES: u64 = 80;
+const LAST_WORDS_LINES: usize = 80;
 /// As much as kubelet keeps of them.
 const LAST_WORDS_BYTES: usize = 2048;
+/// What is read of the log for that: some of the largest records, and more short ones than are kept.
+const LAST_WORDS_BYTES_READ: u64 = 64 << 10;
 
 /// What a worker is told at once. Who tells it waits while there are so many: nothing of it can be left out, and there
 /// is at most one answer to each effect, and one end of each start of a container.
@@ -559,13 +561,21 @@ fn image_reference(pod: &Pod, name: &str) -> Option<String> {
 }
 
 async fn last_words(tools: &Tools, id: &ContainerId) -> Option<String> {
-    let options = skein_runtime::LogOptions { tail_lines: Some(LAST_WORDS_LINES), ..Default::default() };
+    let options = skein_runtime::LogOptions { tail_bytes: Some(LAST_WORDS_BYTES_READ), ..Default::default() };
     let mut log = tools.engine.logs(&id.pod, &id.name, options).await.ok()?;
     let mut words = Vec::new();
     while let Some(Ok(piece)) = log.next().await {
         keep_last(&mut words, &piece);
     }
-    Some(String::from_utf8_lossy(&words).into_owned()).filter(|words| !words.is_empty())
+    let words = last_lines(&words);
+    Some(String::from_utf8_lossy(words).into_owned()).filter(|words| !words.is_empty())
+}
+
+/// The last lines of some text, of which the last one may have no end.
+fn last_lines(text: &[u8]) -> &[u8] {
+    let whole = text.strip_suffix(b"\n").unwrap_or(text);
+    let ends = whole.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n');
+    ends.map(|(at, _)| at + 1).nth(LAST_WORDS_LINES - 1).map_or(text, |start| &text[start..])
 }
 
 /// Adds a piece, and drops what is too much at the front: what never ends a line is all of one log's size.
@@ -617,4 +627,20 @@ fn state_of(exit: skein_runtime::Exit, output: Option<String>) -> ContainerState
 
 fn timestamp(time: SystemTime) -> Timestamp {
     Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_are_so_many_lines_whether_the_last_one_is_whole_or_not() {
+        assert_eq!(last_lines(b""), b"");
+        assert_eq!(last_lines(b"one\ntwo\n"), b"one\ntwo\n");
+        let many: String = (0..100).map(|line| format!("{line}\n")).collect();
+        let kept = String::from_utf8_lossy(last_lines(many.as_bytes())).into_owned();
+        assert_eq!((kept.lines().next(), kept.lines().count()), (Some("20"), LAST_WORDS_LINES));
+        let kept = String::from_utf8_lossy(last_lines(many.trim_end().as_bytes())).into_owned();
+        assert_eq!((kept.lines().next(), kept.lines().count()), (Some("20"), LAST_WORDS_LINES));
+    }
 }

@@ -28,7 +28,10 @@ pub(crate) fn stream(
     options: LogOptions,
     ended: watch::Receiver<bool>,
 ) -> io::Result<LogStream> {
-    let mut cursor = Cursor::open(&newest)?;
+    let mut cursor = match options.tail_bytes {
+        Some(bytes) => Cursor::open_near_end(&newest, bytes)?,
+        None => Cursor::open(&newest)?,
+    };
     // Who does not follow sees what was there when they asked: a busy program would never let them end.
     let end = if options.follow { None } else { End::of(&newest)? };
     cursor.end = end;
@@ -108,6 +111,8 @@ struct Cursor {
     end: Option<End>,
     /// Bytes of a line whose end is not written yet.
     partial: Vec<u8>,
+    /// Whether it began within a line, which is passed over.
+    torn: bool,
     selection: Option<Selection>,
 }
 
@@ -123,8 +128,36 @@ impl Cursor {
             offset: 0,
             end: None,
             partial: Vec::new(),
+            torn: false,
             selection: None,
         })
+    }
+
+    /// Stands so many bytes before the end of what is written, or at the beginning.
+    fn open_near_end(newest: &Path, bytes: u64) -> io::Result<Self> {
+        let mut cursor = None;
+        let mut left = bytes;
+        for age in 0..=ROTATED_MAX {
+            let Some(mut file) = open_if_there(&rotated(newest, age))? else { continue };
+            let metadata = file.metadata()?;
+            let offset = metadata.len().saturating_sub(left);
+            file.seek(SeekFrom::Start(offset))?;
+            left = left.saturating_sub(metadata.len());
+            cursor = Some(Self {
+                newest: newest.to_owned(),
+                file,
+                inode: metadata.ino(),
+                offset,
+                end: None,
+                partial: Vec::new(),
+                torn: offset > 0,
+                selection: None,
+            });
+            if left == 0 {
+                break;
+            }
+        }
+        cursor.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn is_done(&self) -> bool {
@@ -163,6 +196,10 @@ impl Cursor {
                 continue;
             };
             self.partial.extend_from_slice(line);
+            if std::mem::take(&mut self.torn) {
+                self.partial.clear();
+                continue;
+            }
             if let Some(selection) = &mut self.selection {
                 selection.push(&self.partial, &mut out);
             }
@@ -253,6 +290,36 @@ mod tests {
         for line in lines {
             writeln!(file, "2026-01-01T00:00:00.000000000Z stdout F {line}").unwrap();
         }
+    }
+
+    fn read_near_end(newest: &Path, bytes: u64) -> String {
+        let mut cursor = Cursor::open_near_end(newest, bytes).unwrap();
+        let options = LogOptions::default();
+        cursor.selection = Some(Selection::new(&options, SystemTime::now(), |_| 0));
+        let mut read = Vec::new();
+        while let Some(chunk) = cursor.next_chunk().unwrap() {
+            read.extend(chunk);
+        }
+        String::from_utf8(read).unwrap()
+    }
+
+    #[test]
+    fn the_end_of_a_log_is_found_without_its_beginning() {
+        let directory = tempfile::tempdir().unwrap();
+        let newest = directory.path().join("0.log");
+        write(&rotated(&newest, 1), &["one", "two"]);
+        write(&newest, &["three", "four"]);
+        let len = |age| fs::metadata(rotated(&newest, age)).unwrap().len();
+        // A line is whole only where the byte before it is read as well.
+        assert_eq!(read_near_end(&newest, len(0) - 1), "four\n");
+        assert_eq!(read_near_end(&newest, len(0)), "three\nfour\n");
+        assert_eq!(read_near_end(&newest, len(0) + 10), "three\nfour\n");
+        assert_eq!(read_near_end(&newest, len(0) + len(1) - 1), "two\nthree\nfour\n");
+        assert_eq!(read_near_end(&newest, u64::MAX), "one\ntwo\nthree\nfour\n");
+        // Of what is in front, not even that it is no text is noticed.
+        fs::remove_file(rotated(&newest, 1)).unwrap();
+        fs::create_dir(rotated(&newest, 1)).unwrap();
+        assert_eq!(read_near_end(&newest, len(0)), "three\nfour\n");
     }
 
     #[test]
