@@ -19,6 +19,7 @@ mod archive;
 mod built_in;
 mod digest;
 mod manifest;
+mod name;
 mod registry;
 mod room;
 mod store;

@@ -12,7 +12,7 @@ use oci_client::{Client, Reference};
 use tokio::io::AsyncWriteExt;
 
 use super::manifest::{Document, INDEX_DEPTH_MAX};
-use super::{Digest, Error, Images, Unfinished};
+use super::{Digest, Error, Images, Unfinished, name};
 
 /// Who pulls.
 #[derive(Clone)]
@@ -56,7 +56,7 @@ impl FromStr for PlainHttpRegistry {
             return Ok(Self::Network(address, bits.ok_or_else(invalid)?));
         }
         // What can stand in front of an image's name can stand here.
-        match format!("{text}/x").parse::<Reference>() {
+        match name::parse(&format!("{text}/x")) {
             Ok(reference) if reference.registry() == text => Ok(Self::Host(text.to_owned())),
             _ if !text.contains(['/', ':', '@', ' ']) && !text.is_empty() => Ok(Self::Host(text.to_owned())),
             _ => Err(invalid()),
@@ -111,13 +111,10 @@ const MANIFESTS: [&str; 4] = [
 ];
 
 pub(super) fn parse(reference: &str) -> Result<Reference, Error> {
-    let name = |reason: String| Error::Name { reference: reference.chars().take(256).collect(), reason };
-    let parsed: Reference =
-        reference.parse().map_err(|error: oci_client::ParseError| name(error.to_string()))?;
-    if parsed.repository().contains(|letter: char| letter.is_ascii_uppercase()) {
-        return Err(name("the name of a repository must be lower case".to_owned()));
-    }
-    Ok(parsed)
+    name::parse(reference).map_err(|reason| Error::Name {
+        reference: reference.chars().take(256).collect(),
+        reason: reason.to_owned(),
+    })
 }
 
 /// Fetches every blob of an image that is not here yet, and returns what the name means at the registry.
