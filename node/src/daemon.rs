@@ -88,6 +88,8 @@ pub(crate) struct Config {
     pub(crate) cgroup: Option<String>,
     /// Nodes that share this machine.
     pub(crate) share: u64,
+    /// Whether containers have what other runtimes give.
+    pub(crate) usual_capabilities: bool,
     /// What images may cost, and how registries are spoken to.
     pub(crate) images: images::Config,
     /// For whom backups are made, of a cluster that is founded now.
@@ -265,6 +267,7 @@ pub(crate) fn machine_config(home: &Home, cgroup: PathBuf) -> Result<skein_runti
         cgroup,
         owner: Some(home.owner()?),
         cgroup_mount: skein_runtime::CGROUP_MOUNT.into(),
+        usual_capabilities: false,
     })
 }
 
@@ -384,7 +387,9 @@ impl Node {
         })?;
 
         let cgroup = cgroup_of(config.cgroup.as_deref(), Some(me)).expect("a node's id is a name");
-        let machine = Machine::open(machine_config(&home, cgroup)?).await?;
+        let usual_capabilities = config.usual_capabilities;
+        let machine = skein_runtime::Config { usual_capabilities, ..machine_config(&home, cgroup)? };
+        let machine = Machine::open(machine).await?;
         let Probe { missing, weaker, .. } = Machine::probe(machine.config());
         // A voter that can run nothing any more still votes.
         missing.iter().for_each(|missing| error!("no container can start here: {missing}"));

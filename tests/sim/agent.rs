@@ -261,9 +261,8 @@ impl Agent {
                 site.world.remove_sandbox(site.number, &pod);
                 Some(Input::SandboxRemoved)
             }),
-            Effect::Probe { container, attempt, kind, .. } => {
-                self.after(1..20, uid, move || Some(Input::Probed { container, attempt, kind, ok: true }))
-            }
+            Effect::Probe { container, attempt, kind, .. } => self
+                .after(1..20, uid, move || Some(Input::Probed { container, attempt, kind, result: Ok(()) })),
             // No Deployment here has one; it would take its time as probes do.
             Effect::RunHook { container, attempt, hook, .. } => self
                 .after(1..20, uid, move || Some(Input::Hooked { container, attempt, hook, result: Ok(()) })),

@@ -179,6 +179,13 @@ pub struct SandboxPlan {
     pub dns: Dns,
 }
 
+impl SandboxPlan {
+    /// Whether its programs find others by the machine's name servers only.
+    pub fn needs_resolver(&self) -> bool {
+        !self.host_network && !self.dns.only && self.dns.nameservers.is_empty()
+    }
+}
+
 /// What a pod says about its resolver.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dns {

@@ -49,9 +49,10 @@ const NAMES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-/// What a container may do that says nothing: the usual set without MKNOD, NET_RAW and AUDIT_WRITE.
+/// What a container may do that says nothing: the usual set without [`LEFT_OUT`].
 /// `ping` works without NET_RAW because a sandbox opens `ping_group_range`.
-const DEFAULT: [&str; 11] = [
+const DEFAULT: [&str; 12] = [
+    "AUDIT_WRITE",
     "CHOWN",
     "DAC_OVERRIDE",
     "FOWNER",
@@ -65,14 +66,20 @@ const DEFAULT: [&str; 11] = [
     "SYS_CHROOT",
 ];
 
+/// What other runtimes give as well, and few programs need.
+const LEFT_OUT: [&str; 2] = ["MKNOD", "NET_RAW"];
+
 /// Every capability.
 pub(crate) fn all() -> BTreeSet<&'static str> {
     NAMES.into()
 }
 
 /// The default set with `changes`: `ALL` first, then single names; a name that is dropped stays dropped.
-pub(crate) fn resolve(changes: &Capabilities) -> Result<BTreeSet<&'static str>, Error> {
+///
+/// * `usual`: begin with what other runtimes give.
+pub(crate) fn resolve(changes: &Capabilities, usual: bool) -> Result<BTreeSet<&'static str>, Error> {
     let mut result: BTreeSet<_> = DEFAULT.into();
+    result.extend(LEFT_OUT.iter().filter(|_| usual));
     let (drop_all, drop) = parse(&changes.drop)?;
     let (add_all, add) = parse(&changes.add)?;
     if drop_all {
@@ -121,7 +128,7 @@ mod tests {
     #[track_caller]
     fn check(add: &[&str], drop: &[&str], expect: &[&str]) {
         let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        let resolved = resolve(&Capabilities { add: set(add), drop: set(drop) }).expect("known names");
+        let resolved = resolve(&Capabilities { add: set(add), drop: set(drop) }, false).expect("known names");
         assert_eq!(resolved, expect.iter().copied().collect());
     }
 
@@ -135,9 +142,18 @@ mod tests {
     }
 
     #[test]
+    fn the_usual_set_is_what_other_runtimes_give() {
+        let usual = resolve(&Capabilities::default(), true).expect("no names");
+        assert_eq!(usual, DEFAULT.into_iter().chain(LEFT_OUT).collect());
+        let drop = ["NET_RAW".to_owned()].into();
+        let dropped = resolve(&Capabilities { drop, ..Capabilities::default() }, true).expect("a known name");
+        assert!(!dropped.contains("NET_RAW") && dropped.contains("MKNOD"));
+    }
+
+    #[test]
     fn an_unknown_name_is_refused_and_not_passed_over() {
         let add = ["NET_ADMON".to_owned()].into();
-        assert!(resolve(&Capabilities { add, ..Capabilities::default() }).is_err());
+        assert!(resolve(&Capabilities { add, ..Capabilities::default() }, true).is_err());
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod logs;
 mod oci;
 mod own_program;
 mod record;
+mod resolver;
 mod shim;
 
 mod fake;
@@ -45,6 +46,7 @@ pub use machine::{
     CGROUP_MOUNT, Config, Machine, Probe, Remains, in_user_namespace, main_if_shim, missing, try_directory,
     unmount_below,
 };
+pub use resolver::{Resolver, resolver};
 
 /// Whether a guard was taken out on purpose; never without the feature of the escape tests.
 macro_rules! broken {

@@ -67,6 +67,8 @@ pub struct Config {
     pub owner: Option<String>,
     /// Where the cgroup file systems are mounted: [`CGROUP_MOUNT`].
     pub cgroup_mount: PathBuf,
+    /// Whether containers that say nothing of capabilities have MKNOD and NET_RAW, as under other runtimes.
+    pub usual_capabilities: bool,
 }
 
 /// The containers of this machine. Clones are handles on the same engine.

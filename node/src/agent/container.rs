@@ -75,7 +75,8 @@ pub(super) fn container(plan: ContainerPlan, around: Surroundings<'_>) -> Contai
         },
         mounts: mounts.collect(),
         network_files: NetworkFiles {
-            hosts: own.into_iter().chain(aliases).collect(),
+            hosts: own.into_iter().collect(),
+            aliases: aliases.collect(),
             nameservers: dns.nameservers.iter().filter_map(|address| address.parse().ok()).collect(),
             beside_the_machines: !dns.only,
             searches: dns.searches.clone(),

@@ -272,10 +272,11 @@ impl Worker {
                         Some(target) => probes::probe(&target, &probe, timeout).await,
                         None => Err("the pod has no such container".to_owned()),
                     };
-                    if let Err(reason) = &done {
-                        debug!(container, ?kind, reason, "a probe failed");
+                    if let Ok(Some(warning)) = &done {
+                        let message = format!("{kind:?} probe warning: {warning}");
+                        scene.tell(Some(container_path(false, &container)), true, "ProbeWarning", &message);
                     }
-                    Some(Input::Probed { container, attempt, kind, ok: done.is_ok() })
+                    Some(Input::Probed { container, attempt, kind, result: done.map(drop) })
                 });
             }
             Effect::RunHook { container, attempt, hook, handler, limit } => {
@@ -430,6 +431,11 @@ impl Scene {
 async fn make_sandbox(scene: Scene, attempt: SandboxAttempt) -> Option<Input> {
     let result = async {
         let plan = container::sandbox(&scene.pod);
+        if plan.needs_resolver() && skein_runtime::resolver().is_empty {
+            let message = "the machine's /etc/resolv.conf names no server that a pod reaches (those on the loopback are the \
+                           machine's own): nothing is found by name in this pod; name one in its dnsConfig, or on the node";
+            scene.tell(None, true, "DNSConfigForming", message);
+        }
         let spec = super::container::sandbox(&scene.uid, &scene.pod, &plan);
         let sandbox =
             scene.tools.engine.create_sandbox(spec).await.map_err(|error| Chain(&error).to_string())?;

@@ -20,6 +20,9 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+/// As many as upstream follows, of these kinds.
+const REDIRECTS_MAX: usize = 10;
+const FOLLOWED: [u16; 5] = [301, 302, 303, 307, 308];
 /// The longest answer that is read.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 
@@ -35,24 +38,28 @@ pub(super) struct Target {
 /// Why a probe or hook failed.
 type Done = Result<(), String>;
 
-/// Whether the probe succeeds within `limit`.
-pub(super) async fn probe(target: &Target, probe: &Probe, limit: Duration) -> Done {
+/// Whether the probe succeeds within `limit`; with a warning, if somebody should look at what it asks.
+pub(super) async fn probe(target: &Target, probe: &Probe, limit: Duration) -> Result<Option<String>, String> {
     let probing = async {
         if let Some(action) = &probe.exec {
-            return exec(target, action, limit).await;
+            return exec(target, action, limit).await.map(|()| None);
         }
         if let Some(action) = &probe.http_get {
-            let status = http_get(target, action).await?;
+            let (status, leads_away) = http_get(target, action).await?;
             // 200 to 399, as the API reference has it.
             let good = status.is_success() || status.is_redirection();
-            return if good { Ok(()) } else { Err(format!("it answered {status}")) };
+            return if good {
+                Ok(leads_away)
+            } else {
+                Err(format!("HTTP probe failed with statuscode: {}", status.as_u16()))
+            };
         }
         if let Some(action) = &probe.tcp_socket {
             connect(target, action.host.as_deref(), &action.port).await?;
-            return Ok(());
+            return Ok(None);
         }
         match &probe.grpc {
-            Some(action) => grpc(target, action).await,
+            Some(action) => grpc(target, action).await.map(|()| None),
             None => Err("it says nothing that could be done".to_owned()),
         }
     };
@@ -83,7 +90,7 @@ pub(super) async fn hook(target: &Target, handler: &LifecycleHandler, limit: Dur
     within(limit, doing).await
 }
 
-async fn within(limit: Duration, work: impl Future<Output = Done>) -> Done {
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
     timeout(limit, work).await.unwrap_or_else(|_| Err(format!("it took longer than {limit:?}")))
 }
 
@@ -105,13 +112,78 @@ async fn connect(target: &Target, host: Option<&str>, port: &IntOrString) -> Res
     TcpStream::connect((host, port)).await.map_err(|error| format!("{host} port {port}: {error}"))
 }
 
-async fn http_get(target: &Target, get: &HTTPGetAction) -> Result<StatusCode, String> {
-    let stream = connect(target, get.host.as_deref(), &get.port).await?;
-    let peer = stream.peer_addr().map_err(|error| error.to_string())?;
-    if get.scheme.as_deref() != Some("HTTPS") {
-        return ask(stream, get, &peer.to_string()).await;
+/// What is answered in the end, and a warning if that leads to another host: nobody follows there.
+async fn http_get(target: &Target, get: &HTTPGetAction) -> Result<(StatusCode, Option<String>), String> {
+    let host = get.host.as_deref().filter(|host| !host.is_empty()).or(target.address.as_deref());
+    let host = host.ok_or("the pod has no address")?.to_owned();
+    let port = number(&get.port, &target.container).ok_or("the container has no such port")?;
+    let path = get.path.as_deref().unwrap_or_default();
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+    let mut place = Place { secure: get.scheme.as_deref() == Some("HTTPS"), host, port, path };
+    for _ in 0..=REDIRECTS_MAX {
+        let stream = TcpStream::connect((place.host.as_str(), place.port)).await;
+        let stream = stream.map_err(|error| format!("{} port {}: {error}", place.host, place.port))?;
+        let (status, location) = match place.secure {
+            true => ask(secured(stream, &[]).await?, get, &place).await?,
+            false => ask(stream, get, &place).await?,
+        };
+        let Some(location) = location.filter(|_| FOLLOWED.contains(&status.as_u16())) else {
+            return Ok((status, None));
+        };
+        match place.follow(&location) {
+            Some(next) if next.host == place.host => place = next,
+            _ => return Ok((status, Some(format!("it is redirected to {location:?}, which is not asked")))),
+        }
     }
-    ask(secured(stream, &[]).await?, get, &peer.to_string()).await
+    Err(format!("stopped after {REDIRECTS_MAX} redirects"))
+}
+
+/// What is asked by HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    secure: bool,
+    host: String,
+    port: u16,
+    /// With a query, if it has one.
+    path: String,
+}
+
+impl Place {
+    /// Where a `Location` leads from here; `None` if nobody can say.
+    fn follow(&self, location: &str) -> Option<Place> {
+        if location.starts_with('/') && !location.starts_with("//") {
+            return Some(Place { path: location.to_owned(), ..self.clone() });
+        }
+        let absolute = match location.strip_prefix("//") {
+            Some(rest) => format!("{}://{rest}", if self.secure { "https" } else { "http" }),
+            None => location.to_owned(),
+        };
+        let uri: http::Uri = absolute.parse().ok()?;
+        let Some(host) = uri.host().filter(|_| uri.scheme().is_some()) else {
+            // Beside what was asked.
+            let within = self.path.split('?').next()?.rsplit_once('/')?.0;
+            return Some(Place { path: format!("{within}/{location}"), ..self.clone() });
+        };
+        let secure = match uri.scheme_str()? {
+            "http" => false,
+            "https" => true,
+            _ => return None,
+        };
+        Some(Place {
+            secure,
+            host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
+            port: uri.port_u16().unwrap_or(if secure { 443 } else { 80 }),
+            path: uri.path_and_query().map_or("/", |path| path.as_str()).to_owned(),
+        })
+    }
+
+    /// As a `Host` names it.
+    fn authority(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
 }
 
 /// TLS with whoever answers; `protocols` are offered, the best one first.
@@ -119,33 +191,33 @@ async fn secured(stream: TcpStream, protocols: &[&[u8]]) -> Result<TlsStream<Tcp
     let told = |error: &dyn std::fmt::Display| error.to_string();
     let peer = stream.peer_addr().map_err(|error| told(&error))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(provider.clone())
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| told(&error))?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+        .with_custom_certificate_verifier(Arc::new(Anybody))
         .with_no_client_auth();
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     let connecting = TlsConnector::from(Arc::new(config)).connect(ServerName::from(peer.ip()), stream);
     connecting.await.map_err(|error| told(&error))
 }
 
+/// The answer's status, and where it leads.
 async fn ask(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     get: &HTTPGetAction,
-    host: &str,
-) -> Result<StatusCode, String> {
+    place: &Place,
+) -> Result<(StatusCode, Option<String>), String> {
     let told = |error: hyper::Error| error.to_string();
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(told)?;
     tokio::spawn(connection);
-    let path = get.path.as_deref().filter(|path| path.starts_with('/')).unwrap_or("/");
-    let mut request = http::Request::get(path);
+    let (mut request, host) = (http::Request::get(&place.path), place.authority());
     let named = |name: &str| {
         let same = |header: &&HTTPHeader| header.name.eq_ignore_ascii_case(name);
         get.http_headers.iter().flatten().find(same).is_some()
     };
-    for (name, value) in [("host", host), ("user-agent", "kube-probe/skein"), ("accept", "*/*")] {
+    for (name, value) in [("host", &*host), ("user-agent", "kube-probe/skein"), ("accept", "*/*")] {
         if !named(name) {
             request = request.header(name, value);
         }
@@ -154,12 +226,14 @@ async fn ask(
         request = request.header(&header.name, &header.value);
     }
     let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
-    sender.send_request(request).await.map(|answer| answer.status()).map_err(told)
+    let answer = sender.send_request(request).await.map_err(told)?;
+    let location = answer.headers().get(http::header::LOCATION).and_then(|location| location.to_str().ok());
+    Ok((answer.status(), location.map(str::to_owned)))
 }
 
 /// Certificates of pods are their own matter: a probe asks whether somebody answers.
 #[derive(Debug)]
-struct Anybody(Arc<rustls::crypto::CryptoProvider>);
+struct Anybody;
 
 impl ServerCertVerifier for Anybody {
     fn verify_server_cert(
@@ -175,26 +249,40 @@ impl ServerCertVerifier for Anybody {
 
     fn verify_tls12_signature(
         &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &rustls::DigitallySignedStruct,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+        // Whose key it is does not count, so neither does what it signs: some keys (P-521, RSA of 1024 bits) could not be
+        // read here.
+        Ok(HandshakeSignatureValid::assertion())
     }
 
     fn verify_tls13_signature(
         &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &rustls::DigitallySignedStruct,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+        Ok(HandshakeSignatureValid::assertion())
     }
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        use rustls::SignatureScheme::*;
+        vec![
+            ECDSA_NISTP256_SHA256,
+            ECDSA_NISTP384_SHA384,
+            ECDSA_NISTP521_SHA512,
+            ED25519,
+            RSA_PSS_SHA256,
+            RSA_PSS_SHA384,
+            RSA_PSS_SHA512,
+            RSA_PKCS1_SHA256,
+            RSA_PKCS1_SHA384,
+            RSA_PKCS1_SHA512,
+            RSA_PKCS1_SHA1,
+            ECDSA_SHA1_Legacy,
+        ]
     }
 }
 
@@ -341,10 +429,65 @@ mod tests {
             asking(|probe| probe.http_get = Some(action))
         };
         let limit = Duration::from_secs(20);
-        assert_eq!(probe(&target(), &get("HTTPS", "/healthy"), limit).await, Ok(()));
+        assert_eq!(probe(&target(), &get("HTTPS", "/healthy"), limit).await, Ok(None));
         let sick = probe(&target(), &get("HTTPS", "/sick"), limit).await;
         assert!(sick.is_err_and(|reason| reason.contains("503")));
         assert!(probe(&target(), &get("HTTP", "/healthy"), limit).await.is_err());
+    }
+
+    #[test]
+    fn redirects_lead_where_browsers_would_go() {
+        let from =
+            |path: &str| Place { secure: false, host: "10.0.0.1".into(), port: 8080, path: path.into() };
+        let here = |path: &str| Some(from(path));
+        let follow = |location: &str| from("/a/b?c").follow(location);
+        assert_eq!(follow("/login?next=x"), here("/login?next=x"));
+        assert_eq!(follow("other"), here("/a/other"));
+        assert_eq!(follow("http://10.0.0.1:8080/x"), here("/x"));
+        let elsewhere =
+            |secure, host: &str, port| Some(Place { secure, host: host.into(), port, path: "/".into() });
+        assert_eq!(follow("https://10.0.0.1"), elsewhere(true, "10.0.0.1", 443));
+        assert_eq!(follow("http://example.com"), elsewhere(false, "example.com", 80));
+        assert_eq!(follow("//example.com:81/"), elsewhere(false, "example.com", 81));
+        assert_eq!(follow("https://[fd00::1]:8443/"), elsewhere(true, "fd00::1", 8443));
+        assert_eq!(elsewhere(true, "fd00::1", 8443).unwrap().authority(), "[fd00::1]:8443");
+        assert_eq!(follow("ftp://10.0.0.1/"), None);
+    }
+
+    #[tokio::test]
+    async fn a_probe_follows_redirects_on_its_host_and_warns_of_others() {
+        let (listener, port) = listener().await;
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let service = service_fn(async |request: http::Request<Incoming>| {
+                    let answer = http::Response::builder();
+                    let answer = match request.uri().path() {
+                        "/" | "/start" => answer.status(302).header("location", "/end"),
+                        "/sick" => answer.status(302).header("location", "gone"),
+                        "/away" => answer.status(301).header("location", "http://192.0.2.1/"),
+                        "/round" => answer.status(307).header("location", "/round"),
+                        "/end" => answer.status(200),
+                        _ => answer.status(404),
+                    };
+                    Ok::<_, Infallible>(answer.body(Empty::<Bytes>::new()).unwrap())
+                });
+                let builder = hyper::server::conn::http1::Builder::new();
+                tokio::spawn(builder.serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        let asked = async |path: Option<&str>| {
+            let path = path.map(str::to_owned);
+            let action = HTTPGetAction { path, port: IntOrString::Int(port), ..HTTPGetAction::default() };
+            let asked = asking(|probe| probe.http_get = Some(action));
+            probe(&target(), &asked, Duration::from_secs(20)).await
+        };
+        // Without a slash it is below the root, as upstream has it.
+        for path in [None, Some(""), Some("/start"), Some("start"), Some("end")] {
+            assert_eq!(asked(path).await, Ok(None), "{path:?}");
+        }
+        assert_eq!(asked(Some("/sick")).await, Err("HTTP probe failed with statuscode: 404".to_owned()));
+        assert!(asked(Some("/away")).await.unwrap().unwrap().contains("http://192.0.2.1/"));
+        assert_eq!(asked(Some("/round")).await, Err("stopped after 10 redirects".to_owned()));
     }
 
     #[tokio::test]
@@ -369,7 +512,7 @@ mod tests {
             asking(|probe| probe.grpc = Some(action))
         };
         let limit = Duration::from_secs(20);
-        assert_eq!(probe(&target(), &ask("well"), limit).await, Ok(()));
+        assert_eq!(probe(&target(), &ask("well"), limit).await, Ok(None));
         assert!(probe(&target(), &ask("sick"), limit).await.is_err());
     }
 

@@ -196,6 +196,9 @@ struct NodeArgs {
     /// carry no multicast. May be given up to 16 times; who answers proves to be a member.
     #[arg(long = "peer", value_name = "HOST[:PORT]")]
     peers: Vec<PeerName>,
+    /// Give containers the capabilities NET_RAW and MKNOD too, unless their manifest drops them: as under other runtimes.
+    #[arg(long, env = "SKEIN_USUAL_CAPABILITIES")]
+    usual_capabilities: bool,
     /// How much the log on standard error tells: error, warn, info, debug, trace; or more exactly, as
     /// info,skein_net=debug. Unless given: warn on a terminal, info elsewhere.
     #[arg(long, env = "SKEIN_LOG", value_parser = run::log_filter, value_name = "LEVEL")]

@@ -359,6 +359,7 @@ fn run(
         peers: args.peers,
         cgroup: args.cgroup,
         share: args.share,
+        usual_capabilities: args.usual_capabilities,
         images: images::Config {
             limits: images::Limits { layer_bytes_max: args.image_layer_max, ..Default::default() },
             plain_http: images::PlainHttp(args.insecure_registry),

@@ -151,8 +151,8 @@ impl PodLife {
                 self.image(&container, pull, result, now.boot, effects)
             }
             Input::Container { name, attempt, state } => self.container(&name, attempt, state, now, effects),
-            Input::Probed { container, attempt, kind, ok } => {
-                self.probed(&container, attempt, kind, ok, now.boot, effects);
+            Input::Probed { container, attempt, kind, result } => {
+                self.probed(&container, attempt, kind, result, now.boot, effects);
             }
             Input::Hooked { container, attempt, hook, result } => {
                 self.hooked(&container, attempt, hook, result, now.boot, effects);
@@ -341,7 +341,7 @@ impl PodLife {
         container: &str,
         attempt: Attempt,
         kind: ProbeKind,
-        ok: bool,
+        result: Result<(), String>,
         now: Instant,
         effects: &mut Vec<Effect>,
     ) {
@@ -350,10 +350,13 @@ impl PodLife {
         if unit.attempt != attempt || !unit.is_running() {
             return;
         }
-        if !ok {
-            self.tales.push(tell::probe_failed(unit, kind));
+        let finding = unit.probes.answered(&unit.spec, kind, result.is_ok());
+        if let Err(reason) = result
+            && finding != Finding::TooEarly
+        {
+            self.tales.push(tell::probe_failed(unit, kind, &reason));
         }
-        if unit.probes.answered(&unit.spec, kind, ok) == Finding::Unhealthy {
+        if finding == Finding::Unhealthy {
             let probe =
                 if kind == ProbeKind::Startup { &unit.spec.startup_probe } else { &unit.spec.liveness_probe };
             let own = probe.as_ref().and_then(|probe| probe.termination_grace_period_seconds);

@@ -86,8 +86,8 @@ pub enum Input {
         attempt: Attempt,
         /// Which of its probes.
         kind: ProbeKind,
-        /// True if it succeeded. A probe that ran out of time has failed.
-        ok: bool,
+        /// Why it failed, if it did. A probe that ran out of time has failed.
+        result: Result<(), String>,
     },
     /// A hook asked for by [`Effect::RunHook`] is over.
     Hooked {

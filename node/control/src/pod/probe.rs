@@ -6,6 +6,9 @@ use std::time::Duration;
 use super::ProbeKind;
 use crate::time::Instant;
 
+/// How soon a probe that has never passed is asked again.
+const SOON: Duration = Duration::from_secs(1);
+
 /// All probes of one start of a container.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Probes {
@@ -20,8 +23,12 @@ struct Counts {
     asked: bool,
     last_asked: Option<Instant>,
     passed: bool,
+    /// It has passed once since the container was started.
+    has_passed: bool,
     successes: i32,
     failures: i32,
+    /// When the last failure that counts was asked for.
+    failed_at: Option<Instant>,
 }
 
 /// What an answer calls for.
@@ -29,6 +36,8 @@ struct Counts {
 pub(super) enum Finding {
     /// Nothing, or a change of readiness.
     Noted,
+    /// It failed, and does not count: it was asked only to see soon that it passes.
+    TooEarly,
     /// The container must be restarted.
     Unhealthy,
 }
@@ -82,7 +91,10 @@ impl Probes {
         let moment = |(kind, probe, counts, _): (ProbeKind, &'c Option<Probe>, &Counts, bool)| {
             let probe = probe.as_ref()?;
             let first = running_since.after(seconds(probe.initial_delay_seconds, 0));
-            let at = counts.last_asked.map_or(first, |last| last.after(period(probe)));
+            // Liveness has nothing to become.
+            let waits_for_first = !counts.has_passed && kind != ProbeKind::Liveness;
+            let pause = if waits_for_first { SOON.min(period(probe)) } else { period(probe) };
+            let at = counts.last_asked.map_or(first, |last| last.after(pause));
             Some((at, kind, probe))
         };
         waiting.filter_map(moment).collect()
@@ -102,8 +114,16 @@ impl Probes {
             counts.failures = 0;
             counts.successes = counts.successes.saturating_add(1);
             counts.passed |= counts.successes >= probe.success_threshold.unwrap_or(1);
+            counts.has_passed |= counts.passed;
             return Finding::Noted;
         }
+        // So many failures, so many periods: a startup probe gives a program that much time.
+        let counted = counts.failed_at.map(|at| at.after(period(probe)));
+        if !counts.has_passed && counted > counts.last_asked && kind != ProbeKind::Liveness {
+            counts.successes = 0;
+            return Finding::TooEarly;
+        }
+        counts.failed_at = counts.last_asked;
         counts.successes = 0;
         counts.failures = counts.failures.saturating_add(1);
         if counts.failures < probe.failure_threshold.unwrap_or(3) {

@@ -57,8 +57,8 @@ pub(super) fn waits_to_restart(unit: &Unit, pod: &Pod) -> Effect {
     tale(part(unit), true, "BackOff", text)
 }
 
-pub(super) fn probe_failed(unit: &Unit, kind: ProbeKind) -> Effect {
-    tale(part(unit), true, "Unhealthy", format!("{kind:?} probe failed"))
+pub(super) fn probe_failed(unit: &Unit, kind: ProbeKind, reason: &str) -> Effect {
+    tale(part(unit), true, "Unhealthy", format!("{kind:?} probe failed: {reason}"))
 }
 
 pub(super) fn killed_by_probe(unit: &Unit, kind: ProbeKind) -> Effect {

@@ -407,6 +407,38 @@ fn a_sidecar_starts_before_the_main_containers_and_stops_after_them() {
     assert_eq!(bench.phase(), "Succeeded");
 }
 
+fn probed(ok: bool) -> Result<(), String> {
+    if ok { Ok(()) } else { Err("it answered 503".to_owned()) }
+}
+
+/// A program that is up after three seconds is ready then, and not at the end of its probe's period.
+#[test]
+fn until_a_probe_has_passed_once_it_is_asked_every_second_and_that_costs_no_failure() {
+    let probe = json!({"tcpSocket": {"port": 80}, "periodSeconds": 10, "failureThreshold": 2});
+    for (field, kind) in [("startupProbe", ProbeKind::Startup), ("readinessProbe", ProbeKind::Readiness)] {
+        let mut bench = Bench::new(json!({"containers": [{"name": "a", field: probe}]}));
+        bench.desired();
+        bench.sandbox_up();
+        bench.has_image("a");
+        let asks = format!("probe a {kind:?}");
+        assert_eq!(bench.runs("a"), [asks.clone()]);
+        bench.told.clear();
+        let answer =
+            |ok| Input::Probed { container: "a".to_owned(), attempt: Attempt(0), kind, result: probed(ok) };
+        for _ in 0..9 {
+            assert!(bench.give(answer(false)).is_empty(), "nothing is stopped");
+            assert_eq!(bench.after(1), [asks.clone()]);
+        }
+        assert_eq!(bench.told.len(), 1, "what is asked in between is not told: {:?}", bench.told);
+        bench.give(answer(true));
+        assert!(bench.ready());
+        // From then on it has its period; a startup probe is over.
+        let next = if kind == ProbeKind::Readiness { vec![asks] } else { vec![] };
+        assert!(bench.after(9).is_empty());
+        assert_eq!(bench.after(1), next);
+    }
+}
+
 #[test]
 fn readiness_follows_its_probe_and_nothing_restarts_for_it() {
     let mut bench = Bench::new(json!({"containers": [
@@ -417,8 +449,12 @@ fn readiness_follows_its_probe_and_nothing_restarts_for_it() {
     bench.has_image("a");
     assert_eq!(bench.runs("a"), ["probe a Readiness"]);
     assert!(!bench.ready());
-    let answer =
-        |ok| Input::Probed { container: "a".to_owned(), attempt: Attempt(0), kind: ProbeKind::Readiness, ok };
+    let answer = |ok| Input::Probed {
+        container: "a".to_owned(),
+        attempt: Attempt(0),
+        kind: ProbeKind::Readiness,
+        result: probed(ok),
+    };
     assert!(bench.give(answer(true)).is_empty());
     assert!(bench.ready());
     assert!(bench.after(4).is_empty());
@@ -445,7 +481,7 @@ fn a_failed_liveness_probe_restarts_the_container() {
         container: "a".to_owned(),
         attempt: Attempt(0),
         kind: ProbeKind::Liveness,
-        ok: false,
+        result: probed(false),
     };
     assert_eq!(bench.give(failed), ["stop a 7"]);
     assert_eq!(bench.after(7), ["kill a"]);
@@ -462,8 +498,12 @@ fn no_other_probe_runs_before_the_startup_probe_has_passed() {
     bench.sandbox_up();
     bench.has_image("a");
     assert_eq!(bench.runs("a"), ["probe a Startup"]);
-    let passed =
-        Input::Probed { container: "a".to_owned(), attempt: Attempt(0), kind: ProbeKind::Startup, ok: true };
+    let passed = Input::Probed {
+        container: "a".to_owned(),
+        attempt: Attempt(0),
+        kind: ProbeKind::Startup,
+        result: Ok(()),
+    };
     assert_eq!(bench.give(passed), ["probe a Readiness", "probe a Liveness"]);
 }
 
@@ -694,14 +734,14 @@ fn an_unhealthy_container_is_told_about_before_it_is_stopped() {
             container: "a".to_owned(),
             attempt: Attempt(0),
             kind: ProbeKind::Liveness,
-            ok: false,
+            result: probed(false),
         });
     }
     assert_eq!(
         bench.told,
         [
-            "Unhealthy: Liveness probe failed",
-            "Unhealthy: Liveness probe failed",
+            "Unhealthy: Liveness probe failed: it answered 503",
+            "Unhealthy: Liveness probe failed: it answered 503",
             "Killing: Container a failed liveness probe, will be restarted",
         ]
     );

@@ -188,8 +188,10 @@ pub struct VolumeFile {
 /// What the pod's programs read to find others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkFiles {
-    /// Lines of `/etc/hosts` after those of the loopback: the pod's own addresses and its `hostAliases`.
+    /// Lines of `/etc/hosts` after those of the loopback: the pod's own addresses, if its network is its own.
     pub hosts: Vec<(IpAddr, Vec<String>)>,
+    /// Further lines: its `hostAliases`.
+    pub aliases: Vec<(IpAddr, Vec<String>)>,
     /// Name servers; with none, those of the machine.
     pub nameservers: Vec<IpAddr>,
     /// What the machine's `/etc/resolv.conf` says comes first.

@@ -23,6 +23,7 @@ use crate::engine::{
 };
 use crate::oci;
 use crate::record::{self, Durability};
+use crate::resolver;
 use crate::rootfs::overlay::Layers;
 use crate::rootfs::passwd::{Accounts, ID_MAX, Identity};
 use crate::sandbox;
@@ -101,7 +102,7 @@ impl Bundle {
         let capabilities = if spec.security.privileged {
             capability::all()
         } else {
-            capability::resolve(&spec.security.capabilities)?
+            capability::resolve(&spec.security.capabilities, inner.config.usual_capabilities)?
         };
         let mask = capability::mask(capabilities.iter().copied());
         let confined = spec.security.seccomp == Seccomp::RuntimeDefault && !spec.security.privileged;
@@ -136,12 +137,21 @@ impl Bundle {
             config,
             shim: places.shim_config(inner, sandbox, spec),
             filters: confined.then(|| Filters::runtime_default(mask)),
-            hosts: hosts(&spec.network_files, &hostname),
+            hosts: match sandbox.network {
+                Network::Pod => hosts(&spec.network_files),
+                Network::Machine => hosts_of_machine(
+                    &spec.network_files,
+                    &fs::read_to_string("/etc/hosts").unwrap_or_default(),
+                ),
+            },
             hostname: format!("{hostname}\n"),
-            resolv_conf: resolv_conf(
-                &spec.network_files,
-                &fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
-            ),
+            resolv_conf: {
+                let machine = match sandbox.network {
+                    Network::Pod => resolver::resolver().text,
+                    Network::Machine => fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+                };
+                resolv_conf(&spec.network_files, &machine)
+            },
             stop_signal,
         })
     }
@@ -249,12 +259,16 @@ fn check(spec: &ContainerSpec) -> Result<(), Error> {
         return Err(refused(format!("group {group}"), &format!("groups are numbered 0 to {ID_MAX}")));
     }
     for (name, value) in &spec.env {
-        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-            return Err(refused(
-                format!("environment variable {name:?}"),
-                "its name may not be empty or hold = or zero bytes",
-            ));
-        }
+        let why = match () {
+            () if name.is_empty() || name.contains(['=', '\0']) => {
+                "its name may not be empty or hold = or zero bytes"
+            }
+            () if value.contains('\0') => {
+                "its value holds a zero byte, which no program can be given; mount it as a file"
+            }
+            () => continue,
+        };
+        return Err(refused(format!("environment variable {name:?}"), why));
     }
     Ok(())
 }
@@ -467,15 +481,33 @@ fn hostname(sandbox: &SandboxSpec) -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
 }
 
-fn hosts(files: &NetworkFiles, hostname: &str) -> String {
-    let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
-    for (address, names) in &files.hosts {
-        let _ = writeln!(text, "{address}\t{}", names.join(" "));
+/// What comes first, in kubelet's words: programs look for them.
+const HOSTS: &str = "\
+# Kubernetes-managed hosts file.
+127.0.0.1\tlocalhost
+::1\tlocalhost ip6-localhost ip6-loopback
+fe00::0\tip6-localnet
+fe00::0\tip6-mcastprefix
+fe00::1\tip6-allnodes
+fe00::2\tip6-allrouters
+";
+
+fn hosts(files: &NetworkFiles) -> String {
+    let own = files.hosts.iter().map(|(address, names)| format!("{address}\t{}\n", names.join("\t")));
+    own.fold(HOSTS.to_owned(), |text, line| text + &line) + &aliases(files)
+}
+
+/// The same for who shares the machine's network, and so what it finds by name there.
+fn hosts_of_machine(files: &NetworkFiles, machine: &str) -> String {
+    format!("# Kubernetes-managed hosts file (host network).\n{machine}{}", aliases(files))
+}
+
+fn aliases(files: &NetworkFiles) -> String {
+    if files.aliases.is_empty() {
+        return String::new();
     }
-    if files.hosts.is_empty() && !hostname.is_empty() {
-        let _ = writeln!(text, "127.0.1.1\t{hostname}");
-    }
-    text
+    let lines = files.aliases.iter().map(|(address, names)| format!("{address}\t{}\n", names.join("\t")));
+    lines.fold("\n# Entries added by HostAliases.\n".to_owned(), |text, line| text + &line)
 }
 
 /// The resolver's file of a pod on a machine whose own says `machine`. Of two lines `search` only the last would
@@ -565,7 +597,14 @@ mod tests {
             options: vec!["ndots:5".to_owned()],
             ..NetworkFiles::default()
         };
-        assert!(hosts(&files, "web-0").ends_with("10.1.2.3\tweb-0 web\n"));
+        assert_eq!(hosts(&files), format!("{HOSTS}10.1.2.3\tweb-0\tweb\n"));
+        let aliased =
+            NetworkFiles { aliases: vec![(address, vec!["a".to_owned(), "b".to_owned()])], ..files.clone() };
+        let block = "\n# Entries added by HostAliases.\n10.1.2.3\ta\tb\n";
+        assert_eq!(hosts(&aliased), hosts(&files) + block);
+        let machine = "127.0.0.1 localhost\n192.0.2.9 printer\n";
+        let expect = format!("# Kubernetes-managed hosts file (host network).\n{machine}{block}");
+        assert_eq!(hosts_of_machine(&aliased, machine), expect);
         let expect = "nameserver 10.1.2.3\nsearch default.svc.cluster.local\noptions ndots:5\n";
         let machine = "# by hand\nnameserver 192.0.2.1\nsearch lan\noptions edns0";
         assert_eq!(resolv_conf(&files, machine), expect);

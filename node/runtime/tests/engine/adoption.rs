@@ -40,6 +40,7 @@ pub(crate) fn main_if_daemon() -> Option<ExitCode> {
         cgroup: PathBuf::from(cgroup),
         owner: Some(owner(dir)),
         cgroup_mount: PathBuf::from("/sys/fs/cgroup"),
+        usual_capabilities: false,
     };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {

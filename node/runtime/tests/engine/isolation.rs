@@ -242,8 +242,8 @@ fn rights(world: &World, name: &str, change: impl FnOnce(&mut ContainerSpec)) ->
 }
 
 fn the_default_rights_are_few_and_filtered(world: &World) {
-    // CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE SYS_CHROOT SETFCAP
-    const MASK: &str = "00000000800405fb";
+    // CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE SYS_CHROOT AUDIT_WRITE SETFCAP
+    const MASK: &str = "00000000a00405fb";
     assert_eq!(rights(world, "main", |_| {}), [MASK, MASK, "0", "2"]);
     let pod = world.pod("a");
     let text = world.output(world.container(&pod, "blocked", &["unshare"]));

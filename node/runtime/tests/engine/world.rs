@@ -177,6 +177,7 @@ pub(crate) fn config(dir: &Path) -> Config {
         cgroup: PathBuf::from(format!("skein-test/{}-{number}", std::process::id())),
         owner: None,
         cgroup_mount: PathBuf::from("/sys/fs/cgroup"),
+        usual_capabilities: false,
     }
 }
 

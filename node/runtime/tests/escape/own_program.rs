@@ -67,7 +67,7 @@ fn nobody_in_a_container_looks_into_a_helper(world: &World) -> Result<(), String
 }
 
 fn a_helper_is_seen_in_a_container_without_the_machines_rights(world: &World) -> Result<(), String> {
-    look(world, "rights: 00000000800405fb", |_| ())
+    look(world, "rights: 00000000a00405fb", |_| ())
 }
 
 /// How often a helper must be seen until all was seen of it.

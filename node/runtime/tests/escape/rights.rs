@@ -29,11 +29,11 @@ fn what_a_program_may_never_have_is_taken_from_it(world: &World) -> Result<(), S
     let pod = world.pod("a");
     let text =
         printed(outcome(world, world.container(&pod, "main", &words("status CapBnd ; status CapEff"))));
-    ensure(text == "00000000800405fb\n00000000800405fb\n", || text)
+    ensure(text == "00000000a00405fb\n00000000a00405fb\n", || text)
 }
 
 fn what_becomes_a_program_has_its_rights_before(world: &World) -> Result<(), String> {
-    look(world, "rights: 00000000800405fb", |_| ())
+    look(world, "rights: 00000000a00405fb", |_| ())
 }
 
 fn set_uid_bits_give_nothing_where_the_manifest_says_so(world: &World) -> Result<(), String> {
