@@ -354,13 +354,15 @@ impl ServerCertVerifier for MemberVerifier {
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        // Whether it is the node that was called, the caller compares ([`peer`]): another one of this cluster is good
-        // for something as well.
-        _server_name: &ServerName<'_>,
+        server_name: &ServerName<'_>,
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.judge(end_entity, intermediates, now).map(|_| ServerCertVerified::assertion())
+        let node = self.judge(end_entity, intermediates, now)?;
+        if called(server_name) != Some(node) {
+            return Err(CertificateError::NotValidForName.into());
+        }
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -475,6 +477,13 @@ impl ServerCertVerifier for PinVerifier {
 }
 
 /// The node that was called: the first label of the name, with or without the rest.
+fn called(name: &ServerName<'_>) -> Option<NodeId> {
+    match name {
+        ServerName::DnsName(name) => name.as_ref().split('.').next()?.parse().ok(),
+        _ => None,
+    }
+}
+
 fn only_tls13() -> rustls::Error {
     rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls13RequiredForQuic)
 }

@@ -16,7 +16,7 @@ use skein_raft_store::sim::SimRt;
 use skein_raft_store::{Metrics, Options, Outcome, VoterId};
 
 use crate::plan::Mutation;
-use crate::world::{Asked, Now, Site, World, node_name};
+use crate::world::{Asked, Now, Site, World, node_name, number_of};
 use crate::{authorities, gossip, joining, planner};
 
 /// How long a leader is waited for.
@@ -182,6 +182,25 @@ pub(crate) async fn follow(
     }
     // Who ends a process is not a part of it.
     let _ = site.world.outs.unbounded_send((site.number, site.id));
+}
+
+/// A node that was off until all others that it knew had gone is told nothing by anybody: somebody looks at it once all
+/// is mended, and starts its machine anew.
+pub(crate) async fn look_after_the_forgotten(world: Arc<World>) {
+    loop {
+        SimRt::sleep(Duration::from_secs(1)).await;
+        for number in 0..world.plan.nodes {
+            let Some(site) = world.site(number).filter(|_| world.is_healed() && !world.is_member(number))
+            else {
+                continue;
+            };
+            let is_there = |node: &NodeId| *node != site.id && world.id(number_of(*node)) == *node;
+            if !site.picture.roster().keys().any(is_there) {
+                world.count("nodes forgotten");
+                let _ = world.outs.unbounded_send((number, site.id));
+            }
+        }
+    }
 }
 
 /// Ends nodes that are out; their machines come back as new ones.

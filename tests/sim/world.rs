@@ -247,6 +247,7 @@ async fn live(plan: Plan) -> Outcomes {
     });
     drop(SimRt::spawn(carry(world.clone(), sent)));
     drop(SimRt::spawn(departures::see_out(world.clone(), are_out)));
+    drop(SimRt::spawn(departures::look_after_the_forgotten(world.clone())));
     drop(SimRt::spawn(truth::observe(world.clone())));
     // Whoever looks for one violation does not wait for more.
     let is_over = if plan.mutation.is_some() {
@@ -671,8 +672,7 @@ impl World {
         let Some(running) = slot.running.clone() else { return };
         drop(slot);
         let from = letter.from;
-        // Who is at an address may be another node than the one that was called, and judges the caller all the same.
-        if !self.admits(&running.site, from) || running.site.id != letter.to {
+        if running.site.id != letter.to || !self.admits(&running.site, from) {
             return;
         }
         // An inbox whose reader has just ended takes nothing.

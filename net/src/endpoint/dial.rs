@@ -22,7 +22,7 @@ impl Endpoint {
         if is_new {
             let endpoint = self.clone();
             self.spawn(async move {
-                match endpoint.reach(peer, class).await {
+                match endpoint.reach(peer).await {
                     Ok((connection, address)) => {
                         endpoint.book().worked(peer, address);
                         let link = Link::new(endpoint.node(), peer, connection, Some(class));
@@ -36,7 +36,7 @@ impl Endpoint {
     }
 
     /// Connects to `peer` at any of its addresses, also those that become known meanwhile.
-    async fn reach(&self, peer: NodeId, class: Class) -> Result<(quinn::Connection, SocketAddr), OpenError> {
+    async fn reach(&self, peer: NodeId) -> Result<(quinn::Connection, SocketAddr), OpenError> {
         let mut editions = self.book().editions();
         let mut tried = self.book().addresses(peer);
         if tried.is_empty() {
@@ -45,7 +45,7 @@ impl Endpoint {
         let mut reason = String::from("no answer at any known address");
         let attempt = async |nth: u32, address| {
             sleep(STAGGER * nth).await;
-            self.reach_at(peer, address, class).await.map(|connection| (connection, address))
+            self.reach_at(peer, address).await.map(|connection| (connection, address))
         };
         let mut attempts: FuturesUnordered<_> =
             (0..).zip(tried.clone()).map(|(nth, address)| attempt(nth, address)).collect();
@@ -73,12 +73,7 @@ impl Endpoint {
         }
     }
 
-    async fn reach_at(
-        &self,
-        peer: NodeId,
-        address: SocketAddr,
-        class: Class,
-    ) -> Result<quinn::Connection, String> {
+    async fn reach_at(&self, peer: NodeId, address: SocketAddr) -> Result<quinn::Connection, String> {
         let describe = |error: &dyn std::fmt::Display| format!("{address}: {error}");
         let connecting = self
             .0
@@ -91,15 +86,7 @@ impl Endpoint {
         })?;
         match tls::peer(&connection) {
             Some(found) if found == peer => Ok(connection),
-            Some(found) => {
-                // Another node of this cluster. When all that this one knew have gone it is the only one that can say
-                // what has become of the cluster, and of this node.
-                if found != self.node() {
-                    self.book().worked(found, address);
-                    accept::attend(self, Link::new(self.node(), found, connection, Some(class)));
-                }
-                Err(format!("{address}: node {found} is there now"))
-            }
+            Some(found) => Err(format!("{address}: node {found} is there now")),
             None => Err(format!("{address}: a certificate that names no node")),
         }
     }

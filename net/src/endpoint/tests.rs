@@ -298,31 +298,6 @@ async fn a_removed_member_that_comes_back_is_told_so_by_whoever_it_calls() {
     assert!(b.endpoint.dismissed().now_or_never().is_none());
 }
 
-/// While it was off all others left, or were made anew with other keys: nobody whom it knows is there to tell it.
-#[tokio::test]
-async fn a_removed_member_is_told_so_by_whoever_is_where_a_member_was() {
-    let ca = founded();
-    let (one, gone, two) = (Node::of(&ca), Node::of(&ca), Node::of(&ca));
-    let (a, b) = (up(&one), up(&two));
-    a.endpoint.book().worked(gone.id(), b.endpoint.local_address());
-    let refused = a.endpoint.open(gone.id(), 1).await.unwrap_err();
-    assert!(
-        matches!(&refused, OpenError::Unreachable { reason, .. } if reason.contains("is there now")),
-        "{refused}"
-    );
-    // Nobody minds this one: it is a member that has met another one.
-    until("the connection", || a.endpoint.connected() == [two.id()] && b.endpoint.connected() == [one.id()])
-        .await;
-    assert!(a.endpoint.dismissed().now_or_never().is_none());
-
-    let removed = Node::of(&ca);
-    two.trust.set(removed.id(), Standing::Removed);
-    let c = up(&removed);
-    c.endpoint.book().worked(gone.id(), b.endpoint.local_address());
-    c.endpoint.datagram(gone.id(), 1, Bytes::from_static(b"x"));
-    timeout(PATIENCE, c.endpoint.dismissed()).await.expect("it is told so");
-}
-
 #[tokio::test]
 async fn two_that_dial_each_other_at_once_understand_each_other() {
     let ca = founded();

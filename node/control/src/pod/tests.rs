@@ -421,13 +421,13 @@ fn until_a_probe_has_passed_once_it_is_asked_every_second_and_that_costs_no_fail
         bench.sandbox_up();
         bench.has_image("a");
         let asks = format!("probe a {kind:?}");
-        assert_eq!(bench.runs("a"), [asks.clone()]);
+        assert_eq!(bench.runs("a"), [&*asks]);
         bench.told.clear();
         let answer =
             |ok| Input::Probed { container: "a".to_owned(), attempt: Attempt(0), kind, result: probed(ok) };
         for _ in 0..9 {
             assert!(bench.give(answer(false)).is_empty(), "nothing is stopped");
-            assert_eq!(bench.after(1), [asks.clone()]);
+            assert_eq!(bench.after(1), [&*asks]);
         }
         assert_eq!(bench.told.len(), 1, "what is asked in between is not told: {:?}", bench.told);
         bench.give(answer(true));

@@ -255,7 +255,7 @@ fn peak() -> u64 {
 }
 
 fn the_daemon_does_not_grow_with_what_is_unpacked(world: &World) {
-    const BYTES: u64 = 256 << 20;
+    const BYTES: u64 = 48 << 20;
     const GROWTH_MAX: u64 = 8 << 20;
     let mut header = tar::Header::new_gnu();
     header.set_path("zeros").expect("a name");
